@@ -1,0 +1,289 @@
+"""Batches on the host, as a function of (seed, step) alone.
+
+The training stream is one endless list of places g = step·B + row. Place g belongs to epoch g // n and
+shows the example that the shuffle of that epoch, keyed by (seed, epoch), puts at g % n; its crop is drawn
+from a generator keyed by (seed, g). So no state is kept: any step is reached at no cost, and P processes,
+each reading rows [p·b, (p+1)·b) with b = B / P, see together what one process would. An epoch may end inside
+a batch.
+
+A batch is a dict of numpy arrays: image uint8 [b, S, S, 3], label int32 [b] (-1: unlabelled), index int64 [b]
+(of the example in the data set); evaluation adds valid bool [b]. Everything random after the crop (flips,
+colour) happens on the device (augment.py).
+
+Grain works through indexed sets in threads, a chunk of rows at a time: its cost for each element it
+handles (about 0.2 ms) would otherwise exceed that of a small image. Sets that can only be read in
+sequence (`Stream`) are decoded and cropped by the same code, under a thread pool.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import jax
+import numpy as np
+from absl import logging
+
+from dtm_jax.arrays import Batch
+from dtm_jax.image_decoding import CorruptImageError, EvalView, Pixels, TrainView, decode
+
+Example = dict[str, Any]
+"""image (encoded bytes or uint8 [H, W, 3]), label (int, -1: none), name (for messages); in a Stream also index."""
+
+ATTEMPTS = 10
+CHUNK = 32
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Examples by index; called from many threads at once."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+  """Examples in sequence only; the processes share them out disjointly."""
+
+  def num_local(self, process_index: int, process_count: int) -> int:
+    """How many examples this process reads in an epoch."""
+
+  def read(self, process_index: int, process_count: int, seed: int | None, skip: int) -> Iterator[Example]:
+    """One epoch without its first `skip` examples, shuffled by `seed` (None: in order)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A named set of images. `class_names` is None where there are no labels."""
+
+  name: str
+  num_examples: int
+  class_names: tuple[str, ...] | None
+  source: Source | Stream
+
+
+_corrupt = collections.Counter()
+
+
+def corrupt_count() -> int:
+  """How many times this process has met a corrupt image."""
+  return _corrupt.total()
+
+
+def train_batches(
+  dataset: Dataset,
+  *,
+  batch_size: int,
+  image_size: int,
+  seed: int,
+  start_step: int = 0,
+  crop: str = "random_resized",
+  scale: tuple[float, float] = (0.2, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  padding: int = 4,
+  interpolation: str = "bicubic",
+  antialias: bool = False,
+  num_threads: int = 16,
+  prefetch: int = 2,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Iterator[Batch]:
+  """This process's rows of the global batches `start_step`, `start_step` + 1, ..., without end.
+
+  `crop` and the options after it are those of `image_decoding.TrainView`. `prefetch` batches are made
+  ahead, by `num_threads` threads.
+
+  A corrupt image is named in the log and counted, and replaced by another example, drawn from (seed, g).
+  In a `Stream` the replacement comes from the same batch, the order holds for one number of processes, and
+  a start in mid-epoch reads past what came before it in that epoch.
+
+  Raises:
+    ValueError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
+    CorruptImageError: an image and all its replacements are corrupt.
+  """
+  rows = _Rows(dataset, batch_size, process_index, process_count)
+  view = TrainView(image_size, crop, scale, ratio, padding, interpolation, antialias)
+
+  def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
+    rng = np.random.Generator(np.random.Philox(key=[seed, place]))
+    pixels, example, index = _readable(read, index, count, rng)
+    return {"image": view(pixels, rng), "label": example["label"], "index": example.get("index", index)}
+
+  if isinstance(dataset.source, Stream):
+
+    def load_stream(local: list[Example], step: int, row: int) -> Batch:
+      return load(local.__getitem__, row, len(local), rows.place(step, row))
+
+    examples = _epochs(dataset.source, rows, seed, start_step)
+    return _pooled(examples, load_stream, rows.local_size, start_step, num_threads, prefetch)
+
+  def load_indexed(step: int, row: int) -> Batch:
+    place, n = rows.place(step, row), dataset.num_examples
+    return load(dataset.source.__getitem__, _shuffled(place, n, seed), n, place)
+
+  steps = range(start_step, sys.maxsize // 2**32)
+  return _chunked(steps, load_indexed, rows.local_size, num_threads, prefetch)
+
+
+def eval_batches(
+  dataset: Dataset,
+  *,
+  batch_size: int,
+  image_size: int,
+  resize: int | None = None,
+  interpolation: str = "bicubic",
+  antialias: bool = True,
+  num_threads: int = 16,
+  prefetch: int = 2,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Iterator[Batch]:
+  """Every example once, in order, in whole batches: the same number of batches on every process.
+
+  `resize` and the options after it are those of `image_decoding.EvalView`. Padding has valid=False and
+  index -1. A corrupt image has valid=False and its own index; it is named in the log and counted.
+
+  Raises:
+    ValueError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
+  """
+  rows = _Rows(dataset, batch_size, process_index, process_count)
+  view = EvalView(image_size, resize, interpolation, antialias)
+  blank = np.zeros((image_size, image_size, 3), np.uint8)
+  steps = range(-(-dataset.num_examples // batch_size))
+
+  def load(example: Example | None, index: int) -> Batch:
+    row = {"image": blank, "label": -1, "index": -1, "valid": False}
+    if example is not None:
+      row.update(label=example["label"], index=example.get("index", index))
+      try:
+        row.update(image=view(decode(example["image"])), valid=True)
+      except CorruptImageError as error:
+        _report(example["name"], error)
+    return row
+
+  if isinstance(dataset.source, Stream):
+    examples = dataset.source.read(rows.process_index, rows.process_count, None, 0)
+    total = len(steps) * rows.local_size
+    padded = itertools.islice(itertools.chain(examples, itertools.repeat(None)), total)
+
+    def load_stream(local: list[Example | None], step: int, row: int) -> Batch:
+      return load(local[row], -1)
+
+    return _pooled(padded, load_stream, rows.local_size, 0, num_threads, prefetch)
+
+  def load_indexed(step: int, row: int) -> Batch:
+    index = rows.place(step, row)
+    return load(dataset.source[index] if index < dataset.num_examples else None, index)
+
+  return _chunked(steps, load_indexed, rows.local_size, num_threads, prefetch)
+
+
+class _Rows:
+  """Which rows of the global batch this process reads."""
+
+  def __init__(self, dataset: Dataset, batch_size: int, index: int | None, count: int | None):
+    self.process_index = jax.process_index() if index is None else index
+    self.process_count = jax.process_count() if count is None else count
+    if dataset.num_examples == 0:
+      raise ValueError(f"Dataset {dataset.name!r} is empty.")
+    if batch_size % self.process_count:
+      raise ValueError(f"{batch_size=} is not a multiple of the {self.process_count} processes.")
+    self.batch_size = batch_size
+    self.local_size = batch_size // self.process_count
+
+  def place(self, step: int, row: int) -> int:
+    return step * self.batch_size + self.process_index * self.local_size + row
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_seed(seed: int, epoch: int) -> int:
+  return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _shuffled(place: int, n: int, seed: int) -> int:
+  """A permutation of 0..n-1 for each epoch, evaluated at one place without the others being made."""
+  epoch, place = divmod(place, n)
+  return grain.experimental.index_shuffle(place, max_index=n - 1, seed=_epoch_seed(seed, epoch), rounds=4)
+
+
+def _readable(
+  read: Callable[[int], Example], index: int, count: int, rng: np.random.Generator
+) -> tuple[Pixels, Example, int]:
+  """Pixels, example and index of `read(index)`; of another index drawn by `rng` while those are corrupt."""
+  names = []
+  for _ in range(1 + ATTEMPTS):
+    example = read(index)
+    try:
+      return decode(example["image"]), example, index
+    except CorruptImageError as error:
+      _report(example["name"], error)
+      names.append(example["name"])
+      index = int(rng.integers(count))
+  raise CorruptImageError(f"An image and its {ATTEMPTS} replacements are corrupt: {', '.join(names)}")
+
+
+def _report(name: str, error: CorruptImageError):
+  _corrupt[name] += 1
+  logging.warning("Corrupt image %s skipped (%d so far): %s", name, corrupt_count(), error)
+
+
+def _stack(rows: list[Batch]) -> Batch:
+  dtypes = {"image": np.uint8, "label": np.int32, "index": np.int64, "valid": np.bool_}
+  return {name: np.array([row[name] for row in rows], dtypes[name]) for name in rows[0]}
+
+
+def _concatenate(chunks: list[Batch]) -> Batch:
+  return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _chunked(
+  steps: range, load: Callable[[int, int], Batch], local_size: int, num_threads: int, prefetch: int
+) -> Iterator[Batch]:
+  """Batches of rows `load(step, row)`, at most CHUNK rows to one element of Grain."""
+  chunks = -(-local_size // CHUNK)
+
+  def load_chunk(place: int) -> Batch:
+    step, chunk = divmod(place, chunks)
+    first, last = (local_size * edge // chunks for edge in (chunk, chunk + 1))
+    return _stack([load(step, row) for row in range(first, last)])
+
+  ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, prefetch * chunks))
+  places = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
+  return iter(places.map(load_chunk).to_iter_dataset(ahead).batch(chunks, batch_fn=_concatenate))
+
+
+def _epochs(stream: Stream, rows: _Rows, seed: int, start_step: int) -> Iterator[Example]:
+  """This process's examples of an endless stream, from `start_step` on."""
+  process = rows.process_index, rows.process_count
+  epoch, skip = divmod(start_step * rows.local_size, stream.num_local(*process))
+  while True:
+    yield from stream.read(*process, _epoch_seed(seed, epoch), skip)
+    epoch, skip = epoch + 1, 0
+
+
+def _pooled(
+  examples: Iterator[Example | None],
+  load: Callable[[list, int, int], Batch],
+  local_size: int,
+  start_step: int,
+  num_threads: int,
+  prefetch: int,
+) -> Iterator[Batch]:
+  """Batches of `load(examples of the batch, step, row)`, `prefetch` batches ahead of the reader."""
+  examples, pending = iter(examples), collections.deque()
+  with ThreadPoolExecutor(num_threads) as pool:
+    for step in itertools.count(start_step):
+      local = list(itertools.islice(examples, local_size))
+      if local:
+        pending.append([pool.submit(load, local, step, row) for row in range(local_size)])
+      if len(pending) > prefetch or not local:
+        if not pending:
+          return
+        yield _stack([row.result() for row in pending.popleft()])

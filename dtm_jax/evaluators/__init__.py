@@ -1,0 +1,42 @@
+"""Evaluators: numbers about a state. One file each, with `class Evaluator`.
+
+`Evaluator(predict, mesh, **options)` is made once; `run(state)` yields (name, value). `predict` maps a
+name to `(state, batch on the device) -> array, the same on every process`.
+Every example counts exactly once: `data.eval_batches` pads, `valid` says what is padding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from dtm_jax import mesh as meshes
+from dtm_jax.arrays import Array, Batch, PyTree
+
+Predict = Mapping[str, Callable[[PyTree, Batch], Array]]
+
+
+def choose(predict: Predict, name: str) -> Callable[[PyTree, Batch], Array]:
+  """`predict[name]`; an unknown name's error lists what the task offers."""
+  if name not in predict:
+    raise ValueError(f"Unknown predict function {name!r}. The task offers: {', '.join(sorted(predict))}.")
+  return predict[name]
+
+
+def collect(
+  predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+  """Outputs and labels of all valid examples of all processes, in order, on every host."""
+  outputs, labels = [], []
+  for batch in batches:
+    on_device = meshes.to_device(batch, mesh)
+    output = np.asarray(predict(state, on_device))
+    everyone = batch
+    if jax.process_count() > 1:
+      local = {name: batch[name] for name in ("label", "valid")}
+      everyone = multihost_utils.process_allgather(local, tiled=True)
+    outputs.append(output[everyone["valid"]])
+    labels.append(everyone["label"][everyone["valid"]])
+  return np.concatenate(outputs), np.concatenate(labels)

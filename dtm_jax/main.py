@@ -1,0 +1,89 @@
+"""The one entry point: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...] [--config.x=y ...]`.
+
+On a pod every host runs the same command. Where JAX cannot find the cluster by itself, the environment names
+it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+"""
+
+import difflib
+import os
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where checkpoints and logs go, and from where a run resumes. Default: runs/<config's name>."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+  if argv[1:]:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Options are written --config.name=value.")
+  hide_accelerators_from_tensorflow()
+  start_distributed()
+  logging.info("Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices())
+  from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
+
+  name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
+  loop.train(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
+
+
+def hide_accelerators_from_tensorflow() -> None:
+  """CLU and TFDS import TensorFlow, which would take the accelerators' memory."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")
+  tf.config.set_visible_devices([], "TPU")
+
+
+def start_distributed() -> None:
+  """Joins the cluster that the environment names or JAX detects; a machine on its own joins none."""
+  if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    jax.distributed.initialize(
+      num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+    )
+    return
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:  # no cluster was detected
+    logging.info("Single process (%s).", error)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser; a mistyped `--config.x` ends with the nearest keys instead of a traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    known = known_keys()
+    asked = [arg.split("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+    for key in asked:
+      if key not in known:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        sys.exit(f"--config.{key}: there is no such key. Nearest: {', '.join(near) or ', '.join(known)}.")
+    sys.exit(f"Bad --config option: {error}")
+
+
+def known_keys() -> list[str]:
+  """All keys of the config, dotted; empty if the file itself failed."""
+  flag = flags.FLAGS["config"]
+  if flag.value is None:
+    return []
+  keys = []
+
+  def walk(section, prefix: str) -> None:
+    for name in section:
+      keys.append(prefix + name)
+      value = section.get_ref(name).get() if section.get_type(name) is None else section[name]
+      if hasattr(value, "items"):
+        walk(value, f"{prefix}{name}.")
+
+  walk(flag.value, "")
+  return keys
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,76 @@
+"""What the student and CLIP share: patches, the MLP, split heads.
+
+Parameters are float32; `dtype` is the type of the matrix products. The residual stream and what
+leaves a tower stay float32.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+
+from dtm_jax.arrays import Array, Float
+
+Initializer = nn.initializers.Initializer
+
+FLOAT32_NORM = partial(nn.LayerNorm, use_fast_variance=False, dtype="float32")
+
+
+def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
+  """(rows, columns) of patches in an image [..., H, W, 3].
+
+  Raises:
+    ValueError: the image is not a whole number of patches.
+  """
+  height, width = image_shape[-3:-1]
+  if height % patch_size or width % patch_size:
+    raise ValueError(f"Image size {height}x{width} is not divisible by patch size {patch_size}.")
+  return height // patch_size, width // patch_size
+
+
+class PatchEmbed(nn.Module):
+  """A linear map of every patch: the convolution whose stride is its kernel, as one matrix product."""
+
+  width: int
+  patch_size: int
+  use_bias: bool
+  kernel_init: Initializer
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    rows, columns = grid_of(image_BHW3.shape, self.patch_size)
+    pixels = rearrange(image_BHW3, "b (r y) (c x) rgb -> b (r c) (y x rgb)", r=rows, c=columns)
+    dense = nn.Dense(
+      self.width, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="proj"
+    )
+    return dense(pixels).astype(jnp.float32)
+
+
+class Mlp(nn.Module):
+  """fc2(activation(fc1(x)))."""
+
+  hidden: int
+  activation: Callable
+  fc1_init: Initializer
+  fc2_init: Initializer
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    hidden = nn.Dense(self.hidden, kernel_init=self.fc1_init, dtype=self.dtype, name="fc1")(x)
+    return nn.Dense(x.shape[-1], kernel_init=self.fc2_init, dtype=self.dtype, name="fc2")(
+      self.activation(hidden)
+    )
+
+
+def split_heads(x: Float[Array, "B T D"], num_heads: int) -> Float[Array, "B T A d"]:
+  """Consecutive channels form a head, as everywhere in the literature."""
+  return rearrange(x, "b t (a d) -> b t a d", a=num_heads)
+
+
+def merge_heads(x: Float[Array, "B T A d"]) -> Float[Array, "B T D"]:
+  """Inverse of `split_heads`."""
+  return rearrange(x, "b t a d -> b t (a d)")

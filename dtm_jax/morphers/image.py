@@ -1,0 +1,17 @@
+"""All tokens in one group: the loss is the image-level one, between the means of the tokens."""
+
+import jax.numpy as jnp
+
+from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.morphers import Assign
+
+
+def build() -> Assign:
+  """No options."""
+
+  def assign(
+    key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]
+  ) -> Int[Array, "B N"]:
+    return jnp.zeros(tokens_BNC.shape[:2], jnp.int32)
+
+  return assign

@@ -1,0 +1,161 @@
+"""What a run says of itself: metric writers, progress, profiles, compilations. The only importer of CLU."""
+
+import collections
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import numpy as np
+from absl import logging
+from clu import metric_writers, parameter_overview, periodic_actions
+
+from dtm_jax.arrays import PyTree
+
+
+class JsonLinesWriter(metric_writers.MetricWriter):
+  """Scalars as one JSON object a line: `{"step": 100, "loss": 0.12, ...}`, appended across resumes."""
+
+  def __init__(self, path: Path):
+    self._file = path.open("a", buffering=1)
+
+  def write_scalars(self, step, scalars):
+    line = {"step": int(step)} | {name: round(float(value), 6) for name, value in scalars.items()}
+    self._file.write(json.dumps(line) + "\n")
+
+  def _not_written(self, *args, **kwargs):
+    """Everything that is no scalar goes to TensorBoard alone."""
+
+  write_summaries = write_images = write_videos = write_audios = write_texts = _not_written
+  write_histograms = write_pointcloud = write_hparams = _not_written
+
+  def flush(self):
+    self._file.flush()
+
+  def close(self):
+    self._file.close()
+
+
+def make_writer(workdir: Path) -> metric_writers.MetricWriter:
+  """Log lines on every process; TensorBoard events and metrics.jsonl on the first alone."""
+  first = jax.process_index() == 0
+  writer = metric_writers.create_default_writer(workdir, just_logging=not first, asynchronous=False)
+  if not first:
+    return writer
+  return metric_writers.MultiWriter([writer, JsonLinesWriter(workdir / "metrics.jsonl")])
+
+
+def make_progress(total_steps: int, writer: metric_writers.MetricWriter) -> periodic_actions.ReportProgress:
+  """Steps a second, share done and ETA, once a minute."""
+  return periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
+
+
+def make_profile(
+  workdir: Path, first_step: int | None, num_steps: int = 5
+) -> Callable[[int], object]:
+  """A hook that profiles `num_steps` steps from `first_step` on; without a `first_step` it does nothing."""
+  if first_step is None:
+    return lambda step: None
+  return periodic_actions.Profile(
+    logdir=workdir,
+    first_profile=first_step,
+    num_profile_steps=num_steps,
+    profile_duration_ms=0,
+    every_secs=None,
+  )
+
+
+def log_parameters(params: PyTree) -> None:
+  """One table: name, shape, sharding and size of every parameter."""
+  parameter_overview.log_parameter_overview(params, include_stats="sharding", msg="Parameters:")
+
+
+class CompilationCounter:
+  """Counts XLA compilations inside its `with` blocks; a train step owes exactly one in the whole run."""
+
+  _event = "/jax/core/compile/backend_compile_duration"
+
+  def __init__(self):
+    self.count = 0
+    self._seen = 0
+    self._watching = False
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, duration: float, **_):
+    if self._watching and event == self._event:
+      self.count += 1
+
+  def __enter__(self) -> "CompilationCounter":
+    self._watching = True
+    return self
+
+  def __exit__(self, *_):
+    self._watching = False
+
+  def grew(self) -> bool:
+    """Whether there were new ones since the last call."""
+    self._seen, seen = self.count, self._seen
+    return self.count > seen
+
+  def close(self):
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+class Window:
+  """The steps since the last log line: measurements that wait on the device, and where the time went."""
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self.reset()
+
+  def reset(self) -> None:
+    self._measurements: list[Mapping[str, jax.Array]] = []
+    self._start = time.perf_counter()
+    self._input_wait = 0.0
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside as time in which the step waited for its batch."""
+    start = time.perf_counter()
+    yield
+    self._input_wait += time.perf_counter() - start
+
+  def add(self, measurements: Mapping[str, jax.Array]) -> None:
+    """Keeps a step's scalars; waits only for the step before, so that the host stays one step ahead."""
+    if self._measurements:
+      jax.block_until_ready(self._measurements[-1])
+    self._measurements.append(measurements)
+
+  def __len__(self) -> int:
+    return len(self._measurements)
+
+  def summary(self) -> dict[str, float]:
+    """Means over the window, images/s (of all processes) and the share of time spent waiting for input."""
+    values = collections.defaultdict(list)
+    for measurements in jax.device_get(self._measurements):
+      for name, value in measurements.items():
+        values[name].append(value)
+    seconds = time.perf_counter() - self._start
+    scalars = {name: float(np.mean(value)) for name, value in values.items()}
+    scalars["images_per_sec"] = len(self) * self._batch_size / seconds
+    scalars["input_wait"] = self._input_wait / seconds
+    return scalars
+
+
+def device_memory() -> dict[str, float]:
+  """Peak and present memory of the first local device in GiB; empty where the device does not report it."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  names = {"peak_bytes_in_use": "memory_peak_gib", "bytes_in_use": "memory_gib"}
+  return {ours: stats[theirs] / 2**30 for theirs, ours in names.items() if theirs in stats}
+
+
+def warn_of_recompilation(step: int, count: int) -> None:
+  logging.warning(
+    "The train step was compiled again at step %d (%d compilations so far): some shape or static value "
+    "changes between steps.",
+    step,
+    count,
+  )

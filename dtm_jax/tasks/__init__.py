@@ -1,0 +1,54 @@
+"""Tasks: what is learned from what. `build(config, run) -> Task`, one file each."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from dtm_jax import optim
+from dtm_jax.arrays import Array, Batch, PyTree, RandomKey
+
+State = dict[str, PyTree]
+"""{"params": ..., "opt_state": ..., "step": int32 scalar}: all that a checkpoint holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a task must know of the run, once data and durations are resolved."""
+
+  total_steps: int
+  steps_per_epoch: int
+  batch_size: int
+  class_names: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Pure functions over one `State`.
+
+  Attributes:
+    init: key -> State, traceable.
+    train_step: (state, frozen, batch) -> (state, scalars by name), traceable.
+    frozen: arrays that are read in every step, never trained and never saved.
+    predict: functions (params, frozen, batch) -> arrays, by name; evaluators choose among them.
+    tokenize: captions -> int32 [n, T], for tasks that know text.
+  """
+
+  init: Callable[[RandomKey], State]
+  train_step: Callable[[State, PyTree, Batch], tuple[State, dict[str, Array]]]
+  frozen: PyTree
+  predict: Mapping[str, Callable[[PyTree, PyTree, Batch], Array]]
+  tokenize: Callable | None = None
+
+
+def build_optimizer(options: Mapping, shapes: PyTree, run: Run):
+  """`optim.make_optimizer` from the config's section, its warm-up resolved to steps."""
+  durations = {"warmup_steps", "warmup_epochs", "warmup_examples"}
+  warmup_steps = optim.duration(
+    "warmup", options, steps_per_epoch=run.steps_per_epoch, batch_size=run.batch_size, default=0
+  )
+  return optim.make_optimizer(
+    shapes,
+    total_steps=run.total_steps,
+    warmup_steps=warmup_steps,
+    batch_size=run.batch_size,
+    **{name: value for name, value in options.items() if name not in durations},
+  )

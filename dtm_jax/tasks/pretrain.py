@@ -1,0 +1,113 @@
+"""Masked pre-training on a frozen teacher's morphed tokens (Dynamic Token Morphing, arXiv 2401.00254)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dtm_jax import masking, morphing, plugins, rngs
+from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
+from dtm_jax.augment import augment, normalization, normalize, to_float
+from dtm_jax.models import vit
+from dtm_jax.tasks import Run, State, Task, build_optimizer
+from dtm_jax.teachers import Teacher
+
+
+def build(config, run: Run) -> Task:
+  """Sections read: seed, data, augment, teacher, student, mask, morphers, loss, optim.
+
+  Raises:
+    ValueError: the student's patch grid is not the teacher's; the message has both.
+  """
+  image_size = config.data.image_size
+  teacher = plugins.build("teachers", config.teacher)
+  student = vit.build(**config.student, out_dim=teacher.width)
+  mean, std = normalization(config.augment.normalization)
+  grid = _shared_grid(student.patch_size, image_size, teacher)
+  labels = _labels(config.morphers, config.loss.schedules)
+  weights = {name: options.weight for name, options in config.morphers.items()}
+  distance = dict(distance=config.loss.distance, normalize_target=config.loss.normalize_target)
+
+  params_shape = jax.eval_shape(lambda key: vit.init(student, key, image_size), jax.random.key(0))
+  optimizer, learning_rate = build_optimizer(config.optim, params_shape, run)
+
+  def init(key: RandomKey) -> State:
+    params = vit.init(student, key, image_size)
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+
+  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+    """One update, in the order of the paper's figure."""
+    step, batch_size = state["step"], len(batch["image"])
+    each = lambda name: rngs.per_example(rngs.stream(config.seed, name, step), batch_size)
+    image = augment(
+      each("augment"), batch["image"], flip=config.augment.flip, color_jitter=config.augment.color_jitter
+    )
+
+    target_BNC = teacher.tokens(frozen, normalize(image, teacher.mean, teacher.std))
+    target_BNC = jax.lax.stop_gradient(target_BNC)
+    mask_BN = masking.masks(keys_B=each("mask"), grid=grid, **config.mask)
+    label_SBN = labels(rngs.stream(config.seed, "morph", step), target_BNC, image)
+
+    def loss_fn(params: PyTree) -> tuple[Array, dict[str, Array]]:
+      student_BNC = student.apply(
+        {"params": params}, normalize(image, mean, std), mask_BN, train=True,
+        rngs={"drop_path": rngs.stream(config.seed, "drop_path", step)},
+      )["prediction"]  # fmt: skip
+      losses = {
+        f"loss_{name}": morphing.dtm_loss(student_BNC, target_BNC, label, **distance)
+        for name, label in label_SBN.items()
+      }
+      return sum(weights[name] * losses[f"loss_{name}"] for name in label_SBN), losses
+
+    (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+
+    groups = {f"groups_{name}": morphing.num_groups(label).mean() for name, label in label_SBN.items()}
+    measurements = {
+      "loss": loss, **losses, **groups,
+      "learning_rate": learning_rate(step), "grad_norm": optax.tree.norm(grads),
+    }  # fmt: skip
+    return {"params": params, "opt_state": opt_state, "step": step + 1}, measurements
+
+  def student_features(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
+    """The mean of the student's final patch tokens; no patch is hidden."""
+    image = normalize(to_float(batch["image"]), mean, std)
+    return student.apply({"params": params}, image)["patches"].mean(axis=1)
+
+  def teacher_features(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
+    """The mean of the teacher's patch tokens."""
+    image = normalize(to_float(batch["image"]), teacher.mean, teacher.std)
+    return teacher.tokens(frozen, image).mean(axis=1)
+
+  predict = {"student": student_features, "teacher": teacher_features}
+  return Task(init=init, train_step=train_step, frozen=teacher.params, predict=predict)
+
+
+def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[int, int]:
+  grid = (image_size // patch_size,) * 2
+  if grid != teacher.grid:
+    raise ValueError(
+      f"The student's patch grid {grid} (image {image_size}, patch {patch_size}) is not that of teacher "
+      f"{teacher.name!r}: {teacher.grid} (image {teacher.image_size}, patch {teacher.patch_size}). Change "
+      "data.image_size, student.patch_size or the teacher."
+    )
+  return grid
+
+
+def _labels(morphers, num_schedules: int):
+  """(key, target, image) -> {name: label_SBN}: S label maps from every morpher of the config."""
+  assign = {
+    name: plugins.build("morphers", {k: v for k, v in options.items() if k != "weight"})
+    for name, options in morphers.items()
+  }
+
+  def labels(
+    key: RandomKey, target_BNC: Float[Array, "B N C"], image: Float[Array, "B H W 3"]
+  ) -> dict[str, Int[Array, "S B N"]]:
+    def draw(name: str) -> Int[Array, "S B N"]:
+      keys_S: Key[Array, "S"] = jax.random.split(rngs.substream(key, name), num_schedules)
+      return jax.vmap(assign[name], (0, None, None))(keys_S, target_BNC, image)
+
+    return {name: draw(name) for name in assign}
+
+  return labels

@@ -1,0 +1,84 @@
+"""CLIP's patch tokens as the target, from any checkpoint that `models.clip_weights` reads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.models import clip, clip_weights
+from dtm_jax.models.layers import grid_of
+from dtm_jax.teachers import Teacher
+
+OUTPUTS = {"projected": "patch_embeddings", "normalized": "patch_tokens"}
+
+Triple = tuple[float, float, float]
+NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
+  "clip": (clip.MEAN, clip.STD),
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def build(
+  path: str,
+  *,
+  revision: str | None = None,
+  tokens: str = "projected",
+  normalization: str | Sequence[Sequence[float]] = "clip",
+  dtype: str = "float32",
+  attention: str = "xla",
+  image_size: int | None = None,
+) -> Teacher:
+  """The image tower of a CLIP.
+
+  Args:
+    path: a folder, or a repository of the hub.
+    revision: of the repository.
+    tokens: "projected" (ln_post, then the projection to the space of the texts; nothing is
+      L2-normalised) or "normalized" (ln_post only, of the tower's width).
+    normalization: "clip" (what the checkpoint says of itself, or else CLIP's constants), "imagenet"
+      (the released code feeds CLIP so), "inception", or a pair (mean, std).
+    dtype: of the matrix products.
+    attention: "xla", or "cudnn" (GPUs, half precision).
+    image_size: pixels of a side; where it is not the checkpoint's, the position table is resized.
+
+  Raises:
+    ValueError: an unknown option, or projected tokens of a checkpoint without projection.
+  """
+  if tokens not in OUTPUTS:
+    raise ValueError(f"Unknown tokens {tokens!r}. Available: {', '.join(OUTPUTS)}.")
+  folder = clip_weights.find(path, revision=revision)
+  config, params = clip_weights.load(folder)
+  if tokens == "projected" and config.embed_dim is None:
+    raise ValueError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
+  tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
+  image_size = image_size or config.image.image_size
+  mean, std = _mean_and_std(normalization, folder)
+
+  def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+    return tower.apply({"params": params}, image_BHW3)[OUTPUTS[tokens]]
+
+  return Teacher(
+    name=f"clip {path}",
+    params=params["image"],
+    tokens=patch_tokens,
+    image_size=image_size,
+    patch_size=config.image.patch_size,
+    grid=grid_of((image_size, image_size, 3), config.image.patch_size),
+    width=config.embed_dim if tokens == "projected" else config.image.tower.width,
+    mean=mean,
+    std=std,
+  )
+
+
+def _mean_and_std(normalization: str | Sequence[Sequence[float]], folder: Path) -> tuple[Triple, Triple]:
+  if not isinstance(normalization, str):
+    mean, std = normalization
+    return tuple(mean), tuple(std)
+  if normalization not in NORMALIZATIONS:
+    raise ValueError(f"Unknown normalization {normalization!r}. Available: {', '.join(NORMALIZATIONS)}.")
+  own = folder / clip_weights.PREPROCESSOR
+  if normalization == "clip" and own.exists():
+    content = json.loads(own.read_text())
+    return tuple(content["image_mean"]), tuple(content["image_std"])
+  return NORMALIZATIONS[normalization]

@@ -1,0 +1,435 @@
+"""Dynamic token morphing: against a slow oracle, and the properties that the paper's equations imply."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_morphing as oracle
+import pytest
+
+from dtm_jax import morphing, rngs
+
+NUM_TOKENS = (1, 2, 7, 16, 49, 50, 64, 196, 197)
+DECIDABLE = 3e-7
+"""float32 has been seen to decide otherwise than float64 at similarities up to 2e-7 apart, never beyond."""
+
+match = jax.jit(
+  morphing.bipartite_match, static_argnames=("split", "protect_first", "merged_feature")
+)  # fmt: skip
+
+
+def clip_like_tokens(seed, batch_size, num_tokens, width=32):
+  """A direction common to all tokens, a few objects, noise; in every other image noise alone."""
+  rng = np.random.default_rng(seed)
+  objects = rng.normal(size=(batch_size, 6, width))[:, rng.integers(0, 6, num_tokens)]
+  structure = 1.5 * rng.normal(size=width) + objects
+  structure[1::2] = 0
+  return (structure + rng.normal(size=(batch_size, num_tokens, width))).astype(np.float32)
+
+
+def grid_of_schedules(num_tokens, max_rounds):
+  """Paper's (n̄, k) and the released (m, k), from nothing merged to more than can be."""
+  merges = [oracle.paper_merges(1, 1, num_tokens), oracle.paper_merges(num_tokens, max_rounds, num_tokens)]
+  for share in (0.0, 0.3, 0.7, 0.97):
+    for k in (1, 2, 5, max_rounds):
+      n = max(1, round(share * num_tokens))
+      merges += [oracle.paper_merges(n, k, num_tokens), oracle.released_merges(num_tokens - n, k, num_tokens)]
+  return np.stack([np.pad(m, (0, max_rounds - len(m))) for m in merges]).astype(np.int32)
+
+
+# Schedule ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 196])
+def test_merges_follow_both_rules(num_tokens):
+  max_rounds = 14
+  n, k = (x.ravel() for x in np.meshgrid(np.arange(1, num_tokens + 1), np.arange(1, max_rounds + 1)))
+  paper = jax.vmap(lambda n, k: morphing.paper_merges(n, k, num_tokens, max_rounds))(n, k)
+  released = jax.vmap(lambda m, k: morphing.released_merges(m, k, num_tokens, max_rounds))(n, k)
+  pad = lambda merges: np.pad(merges, (0, max_rounds - len(merges)))
+  np.testing.assert_array_equal(
+    paper, [pad(oracle.paper_merges(*nk, num_tokens)) for nk in zip(n, k, strict=True)]
+  )
+  np.testing.assert_array_equal(
+    released, [pad(oracle.released_merges(*mk, num_tokens)) for mk in zip(n, k, strict=True)]
+  )
+  np.testing.assert_array_equal(paper.sum(1), num_tokens - n)
+
+
+def test_released_merges_by_hand():
+  np.testing.assert_array_equal(morphing.released_merges(7, 3, 196, 5), [3, 3, 3, 0, 0])
+  np.testing.assert_array_equal(morphing.released_merges(195, 14, 196, 14), [14] * 14)  # 14 * 14 = 196
+  np.testing.assert_array_equal(morphing.released_merges(196, 13, 196, 14), [15] * 13 + [0])  # 16 * 13 > 196
+  np.testing.assert_array_equal(morphing.released_merges(0, 3, 196, 5), [0] * 5)
+
+
+def test_draws_cover_the_whole_range():
+  keys = jax.random.split(jax.random.key(0), 4000)
+  paper = np.array(jax.vmap(lambda key: morphing.paper_schedule(key, 20, 5, 4))(keys))
+  assert set(20 - paper.sum(1)) == set(range(5, 21))
+  rounds = np.array([np.flatnonzero(m)[-1] + 1 for m in paper if m.sum() >= 4])
+  assert np.bincount(rounds)[1:].min() > 0.2 * len(rounds)
+
+  released = np.array(jax.vmap(lambda key: morphing.released_schedule(key, 20, 12, 4))(keys))
+  possible = {
+    tuple(np.pad(oracle.released_merges(m, k, 12), (0, 4 - k))) for m in range(13) for k in range(1, 5)
+  }
+  assert set(map(tuple, released)) == possible
+
+
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda key: morphing.paper_schedule(key, 16, 0, 4),
+    lambda key: morphing.paper_schedule(key, 16, 17, 4),
+    lambda key: morphing.paper_schedule(key, 16, 1, 0),
+    lambda key: morphing.released_schedule(key, 16, 17, 4),
+  ],
+)
+def test_impossible_schedules_are_refused(draw):
+  with pytest.raises(ValueError, match="must be at least"):
+    draw(jax.random.key(0))
+
+
+# Matching ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protect_first", [False, True])
+@pytest.mark.parametrize("split", morphing.SPLITS)
+@pytest.mark.parametrize("num_tokens", NUM_TOKENS)
+def test_groups_equal_the_oracles(num_tokens, split, protect_first):
+  assert_groups_equal_the_oracles(num_tokens, split, protect_first, "size_weighted")
+
+
+@pytest.mark.parametrize("split", morphing.SPLITS)
+def test_mean_of_means_equals_the_oracles(split):
+  assert_groups_equal_the_oracles(50, split, False, "mean_of_means")
+
+
+def assert_groups_equal_the_oracles(num_tokens, split, protect_first, merged_feature):
+  merges_BK = grid_of_schedules(num_tokens, max_rounds=14)
+  target_BNC = clip_like_tokens(num_tokens, len(merges_BK), num_tokens)
+  key = jax.random.key(num_tokens)
+  options = {"protect_first": protect_first, "merged_feature": merged_feature}
+  label_BN = np.array(match(jnp.array(target_BNC), jnp.array(merges_BK), split=split, key=key, **options))
+  order_BKN = [None] * len(merges_BK)
+  if split == "random":
+    order_BKN = np.array(morphing.random_order(key, *merges_BK.shape, num_tokens))
+
+  decidable = 0
+  for b, (target_NC, merges_K) in enumerate(zip(target_BNC, merges_BK, strict=True)):
+    label_N, margin = oracle.match(target_NC, merges_K, order_BKN[b], **options)
+    count = oracle.num_groups(merges_K, num_tokens, protect_first)
+    assert len(np.unique(label_BN[b])) == len(np.unique(label_N)) == count
+    if margin > DECIDABLE:
+      decidable += 1
+      np.testing.assert_array_equal(label_BN[b], label_N, err_msg=f"{merges_K}")
+  assert decidable >= 0.8 * len(merges_BK)
+  assert label_BN.dtype == np.int32
+  assert_canonical(label_BN)
+  if protect_first and split == "alternate":
+    assert not (label_BN[:, 1:] == 0).any()
+
+
+def assert_canonical(label_BN):
+  """The id of every group is its smallest member."""
+  for label_N in label_BN:
+    for g in np.unique(label_N):
+      assert g == np.flatnonzero(label_N == g)[0]
+
+
+def test_released_rounds_by_hand():
+  """Angles on a circle; the first token protected. Round 1: {0, 2, 4, 6} seek among {1, 3, 5, 7}."""
+  angle = np.array([0, 1, 10, 12, 20, 41, 40, 90.0])
+  target_BNC = jnp.array(
+    np.stack([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))], -1)[None], jnp.float32
+  )
+  one_round = match(target_BNC, jnp.array([2]), protect_first=True)
+  np.testing.assert_array_equal(one_round, [[0, 1, 2, 2, 4, 5, 5, 7]])  # 6 with 5 and 2 with 3 are closest
+  # Live are now 0, 4, 1, {2, 3}, {5, 6}, 7: of 1 and {5, 6}, 1 is nearer to {2, 3} than {5, 6} to 4.
+  two_rounds = match(target_BNC, jnp.array([2, 1]), protect_first=True)
+  np.testing.assert_array_equal(two_rounds, [[0, 1, 1, 1, 4, 5, 5, 7]])
+
+
+def test_a_round_without_merges_changes_nothing():
+  target_BNC = jnp.array(clip_like_tokens(0, 4, 33))
+  for protect_first in (False, True):
+    plain = match(target_BNC, jnp.array([5, 6, 0, 0]), protect_first=protect_first)
+    gaps = match(target_BNC, jnp.array([0, 5, 0, 6]), protect_first=protect_first)
+    np.testing.assert_array_equal(plain, gaps)
+
+
+def test_ties_go_to_the_first_in_the_live_order():
+  same = jnp.ones((1, 6, 2))
+  np.testing.assert_array_equal(match(same, jnp.array([2])), [[0, 0, 0, 3, 4, 5]])
+  np.testing.assert_array_equal(match(same, jnp.array([2]), protect_first=True), [[0, 1, 1, 3, 1, 5]])
+
+
+def test_one_schedule_for_all_is_that_schedule_for_each():
+  target_BNC = jnp.array(clip_like_tokens(1, 4, 50))
+  merges_K = jnp.array([9, 4, 0])
+  np.testing.assert_array_equal(match(target_BNC, merges_K), match(target_BNC, jnp.tile(merges_K, (4, 1))))
+
+
+def test_random_split_differs_by_image_round_and_key():
+  target_BNC = jnp.tile(jnp.array(clip_like_tokens(2, 1, 64)), (3, 1, 1))
+  label_BN = np.array(match(target_BNC, jnp.array([20]), split="random", key=jax.random.key(0)))
+  other_BN = np.array(match(target_BNC, jnp.array([20]), split="random", key=jax.random.key(1)))
+  assert len({row.tobytes() for row in (*label_BN, *other_BN)}) == 6
+  order_BKN = np.array(morphing.random_order(jax.random.key(0), 3, 2, 64))
+  assert len(np.unique(order_BKN)) > 0.99 * order_BKN.size
+
+
+def test_random_split_pairs_any_two_tokens():
+  """With two tokens alike among 8, one round of one merge joins them whenever the split parts them: 4 in 7."""
+  target_NC = np.eye(8, dtype=np.float32)
+  target_NC[6] = target_NC[2]  # both in the first set if the split alternates
+  label_BN = match(
+    jnp.tile(target_NC[None], (2000, 1, 1)), jnp.array([1]), split="random", key=jax.random.key(3)
+  )  # fmt: skip
+  joined = np.mean(np.array(label_BN)[:, 6] == 2)
+  assert abs(joined - 4 / 7) < 5 * np.sqrt(4 / 7 * 3 / 7 / 2000)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("split", morphing.SPLITS)
+def test_a_token_without_direction_merges_last(bad, split):
+  num_tokens = 16
+  target_BNC = clip_like_tokens(4, 4, num_tokens)
+  target_BNC[:, [3, 8]] = bad
+  merges_BK = np.array([[5, 0, 0, 0], [8, 2, 0, 0], [8, 4, 1, 0], [15, 15, 15, 15]], np.int32)
+  label_BN = np.array(match(jnp.array(target_BNC), jnp.array(merges_BK), split=split, key=jax.random.key(0)))
+  assert_canonical(label_BN)
+  expected = [oracle.num_groups(merges_K, num_tokens, False) for merges_K in merges_BK]
+  np.testing.assert_array_equal(morphing.num_groups(jnp.array(label_BN)), expected)
+  sizes = np.array(morphing.group_sizes(jnp.array(label_BN)))
+  assert sizes[0, 3] == sizes[0, 8] == 1
+
+
+def test_a_bad_token_disturbs_no_other_image_and_no_other_token():
+  target_BNC = clip_like_tokens(5, 2, 50)
+  spoilt = target_BNC.copy()
+  spoilt[1, 20] = np.nan
+  merges = jnp.array([10])
+  label_BN, spoilt_BN = (
+    np.array(match(jnp.array(target_BNC), merges)),
+    np.array(match(jnp.array(spoilt), merges)),
+  )
+  np.testing.assert_array_equal(label_BN[0], spoilt_BN[0])
+  assert spoilt_BN[1, 20] == 20
+  assert len(np.unique(spoilt_BN[1])) == 40
+
+
+def test_half_precision_tokens_are_compared_in_float32():
+  target_BNC = jnp.array(clip_like_tokens(6, 4, 50)).astype(jnp.bfloat16)
+  merges = jnp.array([20, 10])
+  np.testing.assert_array_equal(match(target_BNC, merges), match(target_BNC.astype(jnp.float32), merges))
+
+
+# Partitions and morphing -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def partition():
+  """Tokens of 8 images and labels that leave 1 to 50 groups."""
+  target_BNC = jnp.array(clip_like_tokens(7, 8, 50))
+  merges_BK = jax.vmap(lambda n, k: morphing.paper_merges(n, k, 50, 14))(
+    jnp.array([1, 2, 5, 10, 25, 40, 49, 50]), jnp.array([14, 14, 5, 4, 2, 1, 1, 1])
+  )
+  return target_BNC, match(target_BNC, merges_BK, split="random", key=jax.random.key(0))
+
+
+def test_the_paper_schedule_leaves_the_groups_it_asks_for(partition):
+  np.testing.assert_array_equal(morphing.num_groups(partition[1])[2:], [5, 10, 25, 40, 49, 50])
+
+
+def test_group_sizes_partition_the_tokens(partition):
+  size_BN = np.array(morphing.group_sizes(partition[1]))
+  np.testing.assert_array_equal(size_BN.sum(1), [50] * 8)
+  for size_N, label_N in zip(size_BN, np.array(partition[1]), strict=True):
+    np.testing.assert_array_equal(size_N, np.bincount(label_N, minlength=50))
+
+
+def test_canonical_labels_name_any_labels_anew(partition):
+  names = jax.random.permutation(jax.random.key(1), 50)
+  np.testing.assert_array_equal(morphing.canonical_labels(names[partition[1]]), partition[1])
+
+
+def test_morphing_keeps_the_weighted_sum(partition):
+  tokens_BNC, label_BN = partition
+  morphed_BNC = morphing.morph(tokens_BNC, label_BN)
+  size_BN = morphing.group_sizes(label_BN)
+  weighted = jnp.einsum("bn,bnc->bc", size_BN.astype(jnp.float32), morphed_BNC)  # v̂_i stands at its id i
+  np.testing.assert_allclose(weighted, tokens_BNC.sum(1), rtol=1e-5, atol=1e-4)
+  np.testing.assert_allclose(morphed_BNC.sum(1), tokens_BNC.sum(1), rtol=1e-5, atol=1e-4)
+
+
+def test_morphing_twice_is_morphing_once(partition):
+  once = morphing.morph(*partition)
+  np.testing.assert_allclose(morphing.morph(once, partition[1]), once, rtol=1e-5, atol=1e-5)
+
+
+def test_morphing_equals_the_oracle(partition):
+  expected = [oracle.morph(*image) for image in zip(*map(np.array, partition), strict=True)]
+  np.testing.assert_allclose(morphing.morph(*partition), expected, rtol=1e-5, atol=1e-6)
+
+
+# Loss --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example():
+  rng = np.random.default_rng(8)
+  student_BNC = rng.normal(size=(3, 16, 12)).astype(np.float32)
+  target_BNC = 3 * rng.normal(size=(3, 16, 12)).astype(np.float32)
+  draw = lambda key: morphing.bipartite_match(
+    jnp.array(target_BNC), morphing.paper_schedule(key, 16, 1, 5), split="random", key=key
+  )
+  return jnp.array(student_BNC), jnp.array(target_BNC), jax.vmap(draw)(jax.random.split(jax.random.key(0), 4))
+
+
+@pytest.mark.parametrize("normalize_target", [False, True])
+@pytest.mark.parametrize("distance", morphing.DISTANCES)
+def test_loss_equals_the_oracle(example, distance, normalize_target):
+  value = morphing.dtm_loss(*example, distance=distance, normalize_target=normalize_target)
+  expected = oracle.loss(*map(np.array, example), distance, normalize_target)
+  np.testing.assert_allclose(value, expected, rtol=5e-6)
+
+
+def test_the_two_ends_are_the_token_wise_and_the_image_level_loss(example):
+  student, target, _ = example
+  each, one = jnp.tile(jnp.arange(16), (1, 3, 1)), jnp.zeros((1, 3, 16), int)
+  token_wise = morphing.smooth_l1(student, target).mean()
+  image_level = morphing.smooth_l1(student.mean(1), target.mean(1)).mean()
+  np.testing.assert_allclose(morphing.dtm_loss(student, target, each), token_wise, rtol=1e-5)
+  np.testing.assert_allclose(morphing.dtm_loss(student, target, one), image_level, rtol=1e-5)
+  assert abs(token_wise - image_level) > 0.1
+
+
+def test_loss_is_the_papers_sum_over_groups(example):
+  """(1/N) Σ_i w_i d(û_i, v̂_i), each group once, at its id."""
+  student, target, label_SBN = example
+  label_BN = label_SBN[0]
+  distance = morphing.smooth_l1(morphing.morph(student, label_BN), morphing.morph(target, label_BN))
+  expected = jnp.mean(jnp.sum(morphing.group_sizes(label_BN) * distance, axis=1) / 16)
+  np.testing.assert_allclose(morphing.dtm_loss(student, target, label_SBN[:1]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distance", morphing.DISTANCES)
+def test_gradient_equals_finite_differences(example, distance):
+  student, target, label_SBN = map(np.array, example)
+  loss = lambda u: morphing.dtm_loss(u, example[1], example[2], distance=distance)
+  gradient = np.array(jax.grad(loss)(example[0]), np.float64)
+  direction = np.random.default_rng(9).normal(size=student.shape)
+  student, step = student.astype(np.float64), 1e-6
+  ahead, behind = (
+    oracle.loss(student + sign * step * direction, target, label_SBN, distance, False) for sign in (1, -1)
+  )
+  np.testing.assert_allclose((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-4)
+
+
+def test_no_gradient_reaches_the_target(example):
+  student, target, label_SBN = example
+
+  def loss(target):
+    label_BN = morphing.bipartite_match(target, jnp.array([4, 2]))
+    return morphing.dtm_loss(student, target, jnp.concatenate([label_SBN, label_BN[None]]))
+
+  np.testing.assert_array_equal(jax.grad(loss)(target), jnp.zeros_like(target))
+
+
+def test_cosine_gradient_is_finite_at_zero(example):
+  student, target, label_SBN = example
+  gradient = jax.grad(morphing.dtm_loss)(jnp.zeros_like(student), target, label_SBN, distance="cosine")
+  assert np.isfinite(gradient).all()
+
+
+def test_half_precision_inputs_give_a_float32_loss(example):
+  student, target = (x.astype(jnp.bfloat16) for x in example[:2])
+  value = morphing.dtm_loss(student, target, example[2])
+  assert value.dtype == jnp.float32
+  expected = morphing.dtm_loss(student.astype(jnp.float32), target.astype(jnp.float32), example[2])
+  np.testing.assert_array_equal(value, expected)
+
+
+# All together ------------------------------------------------------------------------------------------
+
+
+def whole(key, student_BNC, target_BNC):
+  """Schedule, matching, morphing and loss, for two schedules."""
+  batch_size, num_tokens, _ = target_BNC.shape
+
+  def assign(key):
+    keys_B = rngs.per_example(key, batch_size)
+    merges_BK = jax.vmap(lambda key: morphing.paper_schedule(key, num_tokens, 1, 6))(keys_B)
+    return morphing.bipartite_match(target_BNC, merges_BK, split="random", key=key)
+
+  label_SBN = jax.vmap(assign)(jax.random.split(key, 2))
+  return morphing.dtm_loss(student_BNC, target_BNC, label_SBN), label_SBN
+
+
+def test_a_thousand_draws_are_traced_once():
+  traces = []
+
+  @jax.jit
+  def step(key, student_BNC, target_BNC):
+    traces.append(1)
+    return whole(key, student_BNC, target_BNC)
+
+  student_BNC, target_BNC = (jnp.array(clip_like_tokens(seed, 2, 16, 8)) for seed in (10, 11))
+  losses = [step(rngs.stream(0, "morph", i), student_BNC, target_BNC)[0] for i in range(1000)]
+  assert len(traces) == 1
+  assert step._cache_size() == 1
+  assert np.isfinite(losses).all()
+  assert len(np.unique(losses)) > 900
+
+
+def test_eight_devices_find_what_one_finds():
+  student_BNC, target_BNC = (clip_like_tokens(seed, 16, 49) for seed in (12, 13))
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  by_image = jax.NamedSharding(mesh, jax.P("data"))
+  step = jax.jit(whole)
+  loss, label_SBN = step(jax.random.key(0), jnp.array(student_BNC), jnp.array(target_BNC))
+  sharded = (jax.device_put(x, by_image) for x in (student_BNC, target_BNC))
+  loss_8, label_SBN_8 = step(jax.random.key(0), *sharded)
+  assert len(label_SBN_8.sharding.device_set) == 8
+  np.testing.assert_array_equal(label_SBN, label_SBN_8)
+  np.testing.assert_allclose(loss, loss_8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"split": "even"}, "Unknown split 'even'. Available: alternate, random"),
+    ({"merged_feature": "max"}, "Unknown merged_feature 'max'. Available: size_weighted, mean_of_means"),
+    ({"split": "random"}, "needs a key"),
+    ({"merges": jnp.ones((3, 4), int)}, r"merges \(3, 4\) .* target_BNC \(2, 16, 8\)"),
+    ({"merges": jnp.int32(3)}, r"merges \(\) must be"),
+  ],
+)
+def test_matching_refuses(options, message):
+  arguments = {"merges": jnp.array([3]), **options}
+  with pytest.raises(ValueError, match=message):
+    morphing.bipartite_match(jnp.ones((2, 16, 8)), **arguments)
+
+
+@pytest.mark.parametrize(
+  ("student", "target", "label", "message"),
+  [
+    ((2, 16, 8), (2, 16, 9), (1, 2, 16), r"\(2, 16, 8\) where target_BNC has \(2, 16, 9\)"),
+    ((2, 16, 8), (2, 16, 8), (1, 2, 15), r"\(2, 16\) where label_SBN has \(2, 15\)"),
+    ((2, 16, 8), (2, 16, 8), (2, 16), r"\(2, 16\) where label_SBN has \(16,\)"),
+  ],
+)
+def test_loss_refuses_shapes(student, target, label, message):
+  with pytest.raises(ValueError, match=message):
+    morphing.dtm_loss(jnp.ones(student), jnp.ones(target), jnp.zeros(label, int))
+
+
+def test_loss_refuses_an_unknown_distance(example):
+  with pytest.raises(ValueError, match="Unknown distance 'huber'. Available: smooth_l1, l1, l2, cosine"):
+    morphing.dtm_loss(*example, distance="huber")
+
+
+def test_morph_refuses_shapes():
+  with pytest.raises(ValueError, match=r"tokens_BND has \(2, 16\) where label_BN has \(2, 15\)"):
+    morphing.morph(jnp.ones((2, 16, 8)), jnp.zeros((2, 15), int))
