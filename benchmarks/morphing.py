@@ -2,10 +2,10 @@
 
     python -m benchmarks.morphing --batch_size=32
 
-product    the tokens move to their new slots by a one-hot product, every round compares them anew (morphing.py)
-scatter    the same, moved by a segment sum
-gram       one Gram matrix, computed once; its rows and columns merge
-early_exit product, stopping after the last round in which any image merges
+product     every round compares the tokens anew and moves them by a one-hot product (morphing.py)
+scatter     the same, moved by a segment sum
+gram        one Gram matrix, computed once; its rows and columns merge
+early_exit  product, stopping after the last round in which any image merges
 
 For each: milliseconds a call (median, and the quartiles between which half the calls fall), with a schedule
 for each image and with one for the batch; and in how many images the groups differ from float64's.
@@ -24,7 +24,7 @@ import numpy as np
 from dtm_jax import morphing
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import oracle_morphing as oracle  # noqa: E402
+import oracle_morphing as oracle
 
 
 def product(live, num_merges):

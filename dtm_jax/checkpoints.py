@@ -33,8 +33,8 @@ class CorruptCheckpointError(Exception):
 class Checkpoints:
   """The checkpoints of one run, in `folder`/<step>.
 
-  Saves at multiples of `every_steps` (never on its own if None) and on preemption. Keeps the newest `keep`,
-  and besides them those at multiples of `keep_every_steps`.
+  When to save is the loop's decision. Keeps the newest `keep`, and besides them those at multiples of
+  `keep_every_steps`.
 
   Preemption: under `jax.distributed` JAX's own service watches for SIGTERM and all processes agree on a
   step. In a lone process SIGTERM would simply kill, so a handler is installed until `close`; a second

@@ -46,6 +46,7 @@ def train(config, workdir: str | Path) -> State:
   task = plugins.load("tasks", config.task).build(config, run)
   checkpoints = Checkpoints(
     workdir / "checkpoints",
+    every_steps=None,
     keep=config.checkpoint.keep,
     keep_every_steps=steps("keep", config.checkpoint, default=0) or None,
   )
@@ -82,7 +83,7 @@ def train(config, workdir: str | Path) -> State:
       require_finite(scalars["loss"], step - len(window) + 1, step)  # before it is saved
       window.reset()
     if save:
-      checkpoints.save(step, state, {"seed": config.seed, "batch_size": config.batch_size})
+      checkpoints.save(step, state, {"seed": config.seed, "batch_size": config.batch_size}, force=True)
     if stop:
       logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
       break
@@ -137,8 +138,8 @@ def device_batches(config, dataset: data.Dataset, mesh: Mesh, start: int) -> Ite
     image_size=config.data.image_size,
     seed=config.seed,
     start_step=start,
-    crop=config.data.crop,
     num_threads=config.data.num_threads,
+    **config.data.view,
   )
   ahead = meshes.to_device(next(batches), mesh)
   while True:

@@ -66,6 +66,15 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
   return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
+def place(arrays: PyTree, shardings: PyTree) -> PyTree:
+  """Host arrays, the same on every process, laid out as `shardings` say."""
+  return jax.tree.map(
+    lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
+    arrays,
+    shardings,
+  )
+
+
 def param_shardings(
   mesh: Mesh,
   shapes: PyTree,

@@ -58,7 +58,7 @@ def match(target, merges, order=None, protect_first=False, merged_feature="size_
     features = [features[i] for i in left] + [
       mean([features[i] for i in into[j]], [len(groups[i]) for i in into[j]], merged_feature) for j in second
     ]
-    groups = [groups[i] for i in left] + [sum((groups[i] for i in into[j]), []) for j in second]
+    groups = [groups[i] for i in left] + [[m for i in into[j] for m in groups[i]] for j in second]
 
   label = np.zeros(len(target), np.int32)
   for members in groups:

@@ -1,5 +1,7 @@
 """CLIP's towers against transformers' PyTorch ones, stage by stage, and the position table against NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,15 @@ TEXT = [[2, 9, 41, 30, 3, 0, 0, 0, 0, 0], [2, 59, 3, 3, 3, 3, 3, 3, 3, 3], [2, 5
 
 def image(size, batch_size=2, seed=0):
   return jax.random.normal(jax.random.key(seed), (batch_size, size, size, 3))
+
+
+def initial(model, *inputs):
+  return jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+
+
+@pytest.fixture(scope="module")
+def tiny_params():
+  return initial(clip.CLIP(TINY), image(32), jnp.array(TEXT))
 
 
 def relative_difference(ours, theirs):
@@ -55,7 +66,8 @@ def torch_clip(**options):
 
 
 def tower_stages(tower, params, inputs):
-  outputs, state = tower.apply({"params": params}, inputs, mutable="intermediates")
+  apply = jax.jit(partial(tower.apply, mutable="intermediates"))
+  outputs, state = apply({"params": params}, inputs)
   return outputs, state["intermediates"]["blocks"]["output"][0]
 
 
@@ -125,11 +137,10 @@ def test_full_size_image_tower_is_that_of_transformers(tmp_path):
   check_image_tower(model, config, params, image(224, batch_size=1))
 
 
-def test_the_end_of_the_text_decides_and_padding_does_not():
+def test_the_end_of_the_text_decides_and_padding_does_not(tiny_params):
   model = clip.CLIP(TINY)
   text = jnp.array(TEXT)
-  params = model.init(jax.random.key(0), image(32), text)["params"]
-  embed = lambda text: model.apply({"params": params}, text, method="encode_text")
+  embed = jax.jit(lambda text: model.apply({"params": tiny_params}, text, method="encode_text"))
   np.testing.assert_array_equal(embed(text[:1]), embed(text.at[:, 5:].set(17)[:1]))
   assert np.abs(embed(text[:1]) - embed(text.at[:, 3].set(17)[:1])).max() > 1e-3
   np.testing.assert_array_equal(clip.end_of_text(text, 3), [4, 2, 9])
@@ -142,7 +153,7 @@ def test_initial_scales():
     clip.TextConfig(clip.Tower(192, 2, 3, 768), 500),
     128,
   )
-  params = clip.CLIP(config).init(jax.random.key(0), image(32), jnp.zeros((1, 77), int))["params"]
+  params = initial(clip.CLIP(config), image(32), jnp.zeros((1, 77), int))
   blocks = params["image"]["blocks"]
   spread = {
     256**-0.5: [blocks["attn"]["query"], params["image"]["projection"]],
@@ -193,9 +204,9 @@ def test_resized_positions_are_those_of_torch():
   np.testing.assert_allclose(resize_positions(table, (10, 12))[1:], theirs, atol=1e-5)
 
 
-def test_the_stored_grid_keeps_its_positions_and_others_run():
+def test_the_stored_grid_keeps_its_positions_and_others_run(tiny_params):
   tower = clip.ImageTower(TINY.image, TINY.embed_dim)
-  params = tower.init(jax.random.key(0), image(32))["params"]
+  params = tiny_params["image"]
   assert resize_positions(params["position_embedding"], (4, 4)) is params["position_embedding"]
   outputs = tower.apply({"params": params}, jnp.ones((2, 40, 24, 3)))
   assert outputs["patch_embeddings"].shape == (2, 15, 16)
@@ -203,9 +214,9 @@ def test_the_stored_grid_keeps_its_positions_and_others_run():
     tower.apply({"params": params}, image(30))
 
 
-def test_patch_dropout_keeps_a_random_subset_in_training_only():
+def test_patch_dropout_keeps_a_random_subset_in_training_only(tiny_params):
   tower = clip.ImageTower(TINY.image, TINY.embed_dim, patch_dropout=0.75)
-  params = tower.init(jax.random.key(0), image(32))["params"]
+  params = tiny_params["image"]
   whole = tower.apply({"params": params}, image(32))["pre"]
   kept = tower.apply({"params": params}, image(32), train=True, rngs={"patch_dropout": jax.random.key(1)})[
     "pre"
@@ -220,12 +231,11 @@ def test_patch_dropout_keeps_a_random_subset_in_training_only():
   assert set(places[0]) != set(places[1])
 
 
-def test_bfloat16_stays_near_float32():
+def test_bfloat16_stays_near_float32(tiny_params):
   text = jnp.array(TEXT)
-  params = clip.CLIP(TINY).init(jax.random.key(0), image(32), text)["params"]
   for inputs, method in ((image(32), "encode_image"), (text, "encode_text")):
     exact, rough = (
-      clip.CLIP(TINY, dtype=dtype).apply({"params": params}, inputs, method=method)
+      jax.jit(partial(clip.CLIP(TINY, dtype=dtype).apply, method=method))({"params": tiny_params}, inputs)
       for dtype in ("float32", "bfloat16")
     )
     assert rough.dtype == jnp.float32

@@ -22,12 +22,13 @@ TEXT = [[2, 9, 41, 30, 3, 0, 0, 0, 0, 0], [2, 5, 6, 7, 8, 9, 10, 11, 12, 3]]
 
 @pytest.fixture(scope="module")
 def params():
-  """Every parameter drawn from its own key, so that no two of a shape can be exchanged unseen."""
-  shapes = clip_weights._expected(CONFIG)
-  leaves, structure = jax.tree.flatten(shapes)
-  keys = jax.random.split(jax.random.key(0), len(leaves))
-  draw = lambda key, leaf: np.asarray(0.3 * jax.random.normal(key, leaf.shape))
-  return structure.unflatten([draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
+  """No two tensors of a shape alike, so that none can be exchanged unseen."""
+  rng = np.random.default_rng(0)
+  token = jnp.zeros((1, 10), int)
+  shapes = jax.eval_shape(clip.CLIP(CONFIG).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), token)[
+    "params"
+  ]
+  return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_transformers_reads_what_we_save(folder, params):
     theirs = model.eval()(
       input_ids=torch.tensor(TEXT), pixel_values=torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
     )
-  image, text, logit_scale = clip.CLIP(CONFIG).apply({"params": params}, pixels, jnp.array(TEXT))
+  image, text, logit_scale = jax.jit(clip.CLIP(CONFIG).apply)({"params": params}, pixels, jnp.array(TEXT))
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   np.testing.assert_allclose(unit(image), theirs.image_embeds, atol=1e-5)
   np.testing.assert_allclose(unit(text), theirs.text_embeds, atol=1e-5)
@@ -109,7 +110,8 @@ def test_vision_models_of_transformers(tmp_path, projection):
   config, params = clip_weights.load(tmp_path)
   assert config.embed_dim == (16 if projection else None)
   pixels = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-  outputs = clip.ImageTower(config.image, config.embed_dim).apply({"params": params["image"]}, pixels)
+  tower = clip.ImageTower(config.image, config.embed_dim)
+  outputs = jax.jit(tower.apply)({"params": params["image"]}, pixels)
   with torch.no_grad():
     theirs = model(pixel_values=torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2))
   post = model.vision_model.post_layernorm if projection else model.post_layernorm

@@ -1,6 +1,7 @@
 """k-nearest-neighbour accuracy of frozen features: cosine similarity, votes weighted by exp(sim / T)."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -19,7 +20,7 @@ class Evaluator:
     predict: the task's functions; `features` names those to compare, one accuracy each.
     dataset: options of the data set, `name` among them; `bank` and `queries` are its splits.
     k, temperature: neighbours that vote, and how sharply their votes fall with the distance.
-    max_bank, max_queries: only the first examples of the split, for quick looks.
+    max_bank, max_queries: only so many first examples of the split (in whole batches), for quick looks.
   """
 
   def __init__(
@@ -38,17 +39,21 @@ class Evaluator:
     batch_size: int = 500,
     max_bank: int | None = None,
     max_queries: int | None = None,
+    tokenize=None,
   ):
     self._predict = {name: evaluators.choose(predict, name) for name in features}
     self._mesh = mesh
     self._vote = functools.partial(knn_predict, k=k, temperature=temperature)
-    batches = functools.partial(
-      data.eval_batches, batch_size=batch_size, image_size=image_size, resize=resize
-    )
-    self._bank = lambda: batches(plugins.build("datasets", dataset, split=bank), num_examples=max_bank)
-    self._queries = lambda: batches(
-      plugins.build("datasets", dataset, split=queries), num_examples=max_queries
-    )
+
+    def batches(split: str, limit: int | None) -> Iterator[data.Batch]:
+      whole = data.eval_batches(
+        plugins.build("datasets", dataset, split=split),
+        batch_size=batch_size, image_size=image_size, resize=resize,
+      )  # fmt: skip
+      return itertools.islice(whole, None if limit is None else -(-limit // batch_size))
+
+    self._bank = functools.partial(batches, bank, max_bank)
+    self._queries = functools.partial(batches, queries, max_queries)
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
     """Yields ("<features>_accuracy", share of the queries whose class wins the vote)."""

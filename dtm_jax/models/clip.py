@@ -166,7 +166,7 @@ class ImageTower(nn.Module):
     stored = grid_of((self.config.image_size, self.config.image_size, 3), size)
     cls = self.param("class_embedding", small, (tower.width,))
     positions = self.param("position_embedding", small, (1 + math.prod(stored), tower.width))
-    positions = resize_positions(positions, grid_of(image_BHW3.shape, size))
+    positions = resize_positions(jnp.asarray(positions), grid_of(image_BHW3.shape, size))
 
     patches = PatchEmbed(
       tower.width, size, False, nn.initializers.normal(0.02), self.dtype, name="patch_embed"
@@ -207,7 +207,7 @@ class TextTower(nn.Module):
     normal = nn.initializers.normal
     words = self.param("token_embedding", normal(0.02), (config.vocab_size, tower.width))
     positions = self.param("position_embedding", normal(0.01), (config.context_length, tower.width))
-    pre = words[token_BT] + positions[None, : token_BT.shape[1]]
+    pre = jnp.take(words, token_BT, axis=0) + positions[None, : token_BT.shape[1]]
 
     blocks = _blocks(tower, causal=True, implementation="xla", dtype=self.dtype)
     tokens = FLOAT32_NORM(epsilon=tower.eps, name="ln_final")(blocks(pre, None)[0])

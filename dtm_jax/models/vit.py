@@ -200,7 +200,7 @@ class RelativePositionBias(nn.Module):
   def __call__(self) -> Float[Array, "1 A T T"]:
     index = relative_position_index(*self.grid)
     table = self.param("table", zeros, (1 + index.max(), self.num_heads))
-    return rearrange(table[index], "q k a -> 1 a q k")
+    return rearrange(jnp.take(table, index, axis=0), "q k a -> 1 a q k")
 
 
 @lru_cache

@@ -5,28 +5,28 @@ one class are therefore not each other's negatives; every image and caption of a
 are a positive pair (UniCL, arXiv 2204.03610).
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dtm_jax import rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, RandomKey
 from dtm_jax.augment import augment, normalization, normalize, to_float
 from dtm_jax.datasets import prompts
-from dtm_jax.models import clip, clip_weights
+from dtm_jax.models import clip
+from dtm_jax.models.clip_tokenizer import Tokenizer, special_ids, word_tokenizer
 from dtm_jax.tasks import Run, State, Task, build_optimizer
 
 
 def build(config, run: Run) -> Task:
   """Sections read: seed, data, augment, clip, text, optim."""
   captions_GP = prompts.captions(run.class_names, config.text.prompts)
-  tokenize = clip_weights.word_tokenizer(sum(captions_GP, []), config.text.context_length)
-  tokens_GPT = jnp.stack([tokenize(captions_P) for captions_P in captions_GP])
-  clip_config = small_clip(
-    **config.clip, image_size=config.data.image_size, vocab_size=tokenize.vocab_size,
-    context_length=config.text.context_length,
-  )  # fmt: skip
-  model = clip.CLIP(clip_config, dtype=config.dtype, patch_dropout=config.patch_dropout)
+  tokenize = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
+  tokens_GPT = np.stack([tokenize(captions_P) for captions_P in captions_GP])
+  model = clip.CLIP(clip_config(config, tokenize), dtype=config.clip.dtype, patch_dropout=config.clip.patch_dropout)
   mean, std = normalization(config.augment.normalization)
 
   def init_params(key: RandomKey) -> PyTree:
@@ -51,7 +51,7 @@ def build(config, run: Run) -> Task:
 
     def loss_fn(params: PyTree) -> tuple[Array, Array]:
       image_BP, text_BP, logit_scale = model.apply(
-        {"params": params}, normalize(image, mean, std), tokens_GPT[label_B, prompt_B], train=True,
+        {"params": params}, normalize(image, mean, std), jnp.asarray(tokens_GPT)[label_B, prompt_B], train=True,
         rngs={"patch_dropout": rngs.stream(config.seed, "patch_dropout", step)},
       )  # fmt: skip
       logits_BB = jnp.exp(logit_scale) * unit(image_BP) @ unit(text_BP).T
@@ -94,14 +94,10 @@ def unit(x: Float[Array, "B P"]) -> Float[Array, "B P"]:
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def small_clip(
-  *, image, text, embed_dim: int, image_size: int, vocab_size: int, context_length: int
-) -> clip.CLIPConfig:
-  """The architecture from the config's section; the words decide the vocabulary."""
-  patch_size = image.patch_size
-  tower = lambda section: clip.Tower(**{k: v for k, v in section.items() if k != "patch_size"})
+def clip_config(config, tokenize: Tokenizer) -> clip.CLIPConfig:
+  """The architecture from the config's sections; the captions' words decide the vocabulary."""
   return clip.CLIPConfig(
-    image=clip.ImageConfig(tower(image), image_size, patch_size),
-    text=clip.TextConfig(tower(text), vocab_size, context_length, **clip_weights.SPECIAL_TOKENS),
-    embed_dim=embed_dim,
+    image=clip.ImageConfig(clip.Tower(**config.clip.image), config.data.image_size, config.clip.patch_size),
+    text=clip.TextConfig(clip.Tower(**config.clip.text), **special_ids(tokenize)),
+    embed_dim=config.clip.embed_dim,
   )

@@ -1,0 +1,21 @@
+"""The whole pre-training path at toy size, for tests and for a first look: seconds on a laptop.
+
+    python -m dtm_jax.main --config=configs/debug.py --config.teacher.path=FOLDER_OF_A_SMALL_CLIP
+
+There is no number to expect: it only has to run.
+"""
+
+from configs import quickstart
+
+
+def get_config():
+  config = quickstart.get_config()
+  config.total_examples = None
+  config.total_steps = 6
+  config.batch_size = 16
+  config.student.update(width=32, depth=2, num_heads=2)
+  config.optim.warmup_steps = 2
+  config.checkpoint.save_steps = 3
+  config.log.log_steps = 2
+  config.evals.knn.update(max_bank=64, max_queries=32, batch_size=32, k=5, at_start=False)
+  return config

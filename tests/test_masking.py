@@ -1,0 +1,141 @@
+"""Masks: always the exact number, and block-wise masks distributed as a plain NumPy generator's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtm_jax import masking
+
+NUM_MASKS = 2000
+
+
+def oracle_block_mask(rng, grid, num_masked, min_patches, max_patches, min_aspect=0.3):
+  """The generator as a loop over single rectangles."""
+  rows, columns = grid
+  mask = np.zeros(grid, bool)
+  while mask.sum() < num_masked:
+    cap = min(num_masked - mask.sum(), max_patches)
+    for _ in range(10):
+      area = rng.uniform(min(min_patches, cap), max(min_patches, cap))
+      aspect = np.exp(rng.uniform(np.log(min_aspect), -np.log(min_aspect)))
+      height, width = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+      if width < columns and height < rows:
+        top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
+        box = mask[top : top + height, left : left + width]
+        if 0 < box.size - box.sum() <= cap:
+          box[:] = True
+          break
+    else:
+      break
+  unmasked = np.flatnonzero(~mask)
+  mask.flat[rng.choice(unmasked, num_masked - mask.sum(), replace=False)] = True
+  return mask
+
+
+CASES = {
+  "default": ((14, 14), 75, 16, None),
+  "capped blocks": ((14, 14), 75, 16, 25),
+  "small grid": ((8, 8), 25, 4, None),
+  "not square": ((6, 12), 30, 4, None),
+}
+
+
+@functools.cache
+def both(case):
+  """[mask, H, W] of ours and of the oracle's."""
+  grid, num_masked, min_patches, max_patches = CASES[case]
+  keys = jax.random.split(jax.random.key(0), NUM_MASKS)
+  draw = jax.jit(
+    lambda keys: masking.masks(
+      "block", keys, grid, num_masked, min_patches=min_patches, max_patches=max_patches
+    )
+  )
+  rng = np.random.default_rng(0)
+  theirs = [
+    oracle_block_mask(rng, grid, num_masked, min_patches, max_patches or num_masked) for _ in range(NUM_MASKS)
+  ]
+  return np.array(draw(keys)).reshape(-1, *grid), np.stack(theirs)
+
+
+def assert_same_mean(ours, theirs, bound=5.0):
+  """Two-sample z test of the means over masks; of some hundred statistics none should pass 5 deviations."""
+  deviation = np.sqrt((ours.var(0) + theirs.var(0)) / NUM_MASKS)
+  assert (np.abs(ours.mean(0) - theirs.mean(0)) <= bound * deviation + 1e-9).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_block_masks_hide_the_exact_number(case):
+  masks, _ = both(case)
+  assert masks.dtype == bool
+  assert (masks.sum((1, 2)) == CASES[case][1]).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_position_is_hidden_as_often_as_in_the_oracle(case):
+  ours, theirs = both(case)
+  assert_same_mean(ours.astype(float), theirs.astype(float))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_have_the_sizes_of_the_oracles(case):
+  """The edges between hidden and visible patches, by direction, tell size and aspect of the blocks; pairs of
+  patches hidden together at a distance tell how far the blocks reach."""
+  for statistic in (
+    lambda m: (m[:, 1:] != m[:, :-1]).sum((1, 2)),
+    lambda m: (m[:, :, 1:] != m[:, :, :-1]).sum((1, 2)),
+    lambda m: (m[:, 3:] & m[:, :-3]).sum((1, 2)),
+    lambda m: (m[:, :, 5:] & m[:, :, :-5]).sum((1, 2)),
+    lambda m: m.any(2).sum(1),
+    lambda m: m.any(1).sum(1),
+  ):
+    assert_same_mean(*(statistic(m) for m in both(case)))
+
+
+def test_corners_are_seldom_and_the_centre_often_hidden():
+  """The known figures of this generator: 0.04 and 0.72."""
+  frequency = both("default")[0].mean(0)
+  np.testing.assert_allclose(frequency[[0, 0, -1, -1], [0, -1, 0, -1]], 0.04, atol=0.02)
+  np.testing.assert_allclose(frequency[6:8, 6:8], 0.72, atol=0.04)
+
+
+def test_random_masks_are_uniform_and_exact():
+  masks = np.array(masking.masks("random", jax.random.split(jax.random.key(1), NUM_MASKS), (6, 12), 30))
+  assert (masks.sum(1) == 30).all()
+  share = 30 / 72
+  np.testing.assert_allclose(masks.mean(0), share, atol=5 * np.sqrt(share * (1 - share) / NUM_MASKS))
+
+
+@pytest.mark.parametrize("kind", masking.MASKS)
+@pytest.mark.parametrize(("grid", "num_masked"), [((14, 14), 0), ((14, 14), 196), ((1, 5), 3), ((1, 1), 1)])
+def test_extremes_are_exact(kind, grid, num_masked):
+  masks = masking.masks(kind, jax.random.split(jax.random.key(2), 8), grid, num_masked)
+  np.testing.assert_array_equal(masks.sum(1), [num_masked] * 8)
+
+
+@pytest.mark.parametrize("kind", masking.MASKS)
+def test_a_mask_is_a_function_of_its_key(kind):
+  keys = jax.random.split(jax.random.key(3), 5)
+  masks = np.array(masking.masks(kind, keys, (14, 14), 75))
+  assert len({mask.tobytes() for mask in masks}) == 5
+  np.testing.assert_array_equal(masks[3:4], masking.masks(kind, keys[3:4], (14, 14), 75))
+
+
+@pytest.mark.parametrize("kind", masking.MASKS)
+@pytest.mark.parametrize("num_masked", [-1, 65])
+def test_impossible_numbers_are_refused(kind, num_masked):
+  with pytest.raises(ValueError, match=rf"num_masked={num_masked} of the 64 patches of a \(8, 8\) grid"):
+    masking.MASKS[kind](jax.random.key(0), (8, 8), num_masked)
+
+
+@pytest.mark.parametrize("options", [{"min_patches": 0}, {"max_patches": -1}, {"min_aspect": 0.0}])
+def test_senseless_blocks_are_refused(options):
+  with pytest.raises(ValueError, match="Blocks need"):
+    masking.block_mask(jax.random.key(0), (8, 8), 25, **options)
+
+
+def test_an_unknown_kind_lists_the_choices():
+  with pytest.raises(ValueError, match=r"Unknown mask 'grid'\. Available: block, random"):
+    masking.masks("grid", jnp.stack([jax.random.key(0)]), (8, 8), 25)
