@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
@@ -33,7 +34,7 @@ from dtm_jax.arrays import Batch
 from dtm_jax.image_decoding import CorruptImageError, EvalView, Pixels, TrainView, decode
 
 Example = dict[str, Any]
-"""image (encoded bytes or uint8 [H, W, 3]), label (int, -1: none), name (for messages); in a Stream also index."""
+"""image: encoded bytes or uint8 [H, W, 3]; label: int, -1 for none; name: for messages; in a Stream also index."""
 
 ATTEMPTS = 10
 CHUNK = 32
@@ -70,6 +71,7 @@ class Dataset:
 
 
 _corrupt = collections.Counter()
+_corrupt_lock = threading.Lock()
 
 
 def corrupt_count() -> int:
@@ -230,8 +232,10 @@ def _readable(
 
 
 def _report(name: str, error: CorruptImageError):
-  _corrupt[name] += 1
-  logging.warning("Corrupt image %s skipped (%d so far): %s", name, corrupt_count(), error)
+  with _corrupt_lock:
+    _corrupt[name] += 1
+    count = corrupt_count()
+  logging.warning("Corrupt image %s skipped (%d so far): %s", name, count, error)
 
 
 def _stack(rows: list[Batch]) -> Batch:

@@ -6,11 +6,13 @@ it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 
 import difflib
 import os
+import runpy
 import sys
+from collections.abc import Iterator
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -58,31 +60,21 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError) as error:
-    known = known_keys()
-    asked = [arg.split("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
-    for key in asked:
+    options = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
+    known = list(dotted_keys(runpy.run_path(options["config"])["get_config"]()))
+    for key in (name.removeprefix("config.") for name in options if name.startswith("config.")):
       if key not in known:
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-        sys.exit(f"--config.{key}: there is no such key. Nearest: {', '.join(near) or ', '.join(known)}.")
-    sys.exit(f"Bad --config option: {error}")
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
+        sys.exit(f"--config.{key}: the config has no such key. Nearest: {', '.join(near)}.")
+    raise error
 
 
-def known_keys() -> list[str]:
-  """All keys of the config, dotted; empty if the file itself failed."""
-  flag = flags.FLAGS["config"]
-  if flag.value is None:
-    return []
-  keys = []
-
-  def walk(section, prefix: str) -> None:
-    for name in section:
-      keys.append(prefix + name)
-      value = section.get_ref(name).get() if section.get_type(name) is None else section[name]
-      if hasattr(value, "items"):
-        walk(value, f"{prefix}{name}.")
-
-  walk(flag.value, "")
-  return keys
+def dotted_keys(section: config_dict.ConfigDict, prefix: str = "") -> Iterator[str]:
+  """All keys of the config: "optim.lr"."""
+  for name in section:
+    yield prefix + name
+    if isinstance(section.get(name), config_dict.ConfigDict):
+      yield from dotted_keys(section[name], f"{prefix}{name}.")
 
 
 if __name__ == "__main__":

@@ -124,9 +124,9 @@ def bipartite_match(
     merges: [B, K], or [K] for all images alike: r_p, how many tokens to merge in round p.
     split: "alternate", by even and odd place in the live order, as released; or "random", by a permutation
       of the live tokens for each image and round, as in the paper's Algorithm 1.
-    protect_first: the first token stays a group of its own if the split is "alternate"; it is always in the
-      first set and never merged into another. The released code does this to the top left patch, since its
-      flag for a class token is on.
+    protect_first: the first token stays a group of its own: always in the first set, it is no counterpart, and
+      it merges into none. The released code does this to the top left patch, since its flag for a class token
+      is on although that token is gone.
     merged_feature: what the next round compares: "size_weighted", the mean of all tokens of a group; or
       "mean_of_means", the mean of what merged in the round, Algorithm 1's product of row-normalised M^p.
     key: of the random split; the permutations are `random_order(key, B, K, N)`.
@@ -179,7 +179,7 @@ def _match_one(
     to_N, count = _pair(sim_FS, live.count, num_merges, protect_first)
     return _merge(live, to_N, count, merged_feature), None
 
-  live = Live(target_NC, jnp.arange(num_tokens), jnp.int32(num_tokens))
+  live = Live(target_NC, jnp.arange(num_tokens), jnp.array(num_tokens))
   live, _ = jax.lax.scan(round_, live, (merges_K, order_KN))
   return live.slot_N
 
@@ -230,10 +230,11 @@ def _merge(live: Live, to_N: Array, count: Array, merged_feature: str) -> Live:
   """Moves every slot to `to_N`; slots that meet there merge.
 
   A product moves them and not a segment sum, that on a GPU adds in any order. A Gram matrix computed once and
-  merged by rows and columns was 1.5 times as fast on a CPU, but errs more often where all tokens are nearly
-  parallel (benchmarks/morphing.py); a scan over all K rounds loses little to one that stops early.
+  merged by rows and columns was 1.5 times as fast on a CPU, but departed from float64 in a third more images
+  where all tokens are nearly parallel (benchmarks/morphing.py). Every round is scanned: with a schedule for
+  each image, nearly always one of them takes all K.
   """
-  into_NN = jax.nn.one_hot(to_N, to_N.size, axis=0)
+  into_NN = jax.nn.one_hot(to_N, to_N.size, axis=0, dtype=jnp.float32)
   # A sum stands for the size-weighted mean: the cosine does not see its factor.
   feature_NC = jnp.einsum("ij,jc->ic", into_NN, live.feature_NC, precision=HIGHEST)
   if merged_feature == "mean_of_means":

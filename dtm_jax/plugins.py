@@ -6,7 +6,6 @@
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +34,7 @@ def load(socket: str, name: str) -> ModuleType:
   return importlib.import_module(f"dtm_jax.{socket}.{name}")
 
 
-def build(socket: str, options: Mapping[str, Any], **more: Any) -> Any:
-  """`load(socket, options["name"]).build(...)` with the other options and `more` as keyword arguments."""
+def build(socket: str, options: Any, **more: Any) -> Any:
+  """`load(socket, options["name"]).build(...)` with the other options (a section of the config) and `more`."""
   keywords = {name: value for name, value in options.items() if name != "name"}
   return load(socket, options["name"]).build(**keywords, **more)

@@ -83,7 +83,8 @@ def test_schedules_are_drawn_per(schedule, drawn_per, num_shards, draws):
 def test_min_groups_and_max_merged_bound_the_groups():
   tokens_BNC = jax.random.normal(jax.random.key(0), (200, 16, 8))
   for options in ({"min_groups": 9}, {"schedule": "released", "max_merged": 7}):
-    label_BN = bipartite.build(**options)(jax.random.key(1), tokens_BNC, jnp.zeros((200, 8, 8, 3)))
+    assign = jax.jit(bipartite.build(**options, max_rounds=4))
+    label_BN = assign(jax.random.key(1), tokens_BNC, jnp.zeros((200, 8, 8, 3)))
     counts = np.array(morphing.num_groups(label_BN))
     assert (counts.min(), counts.max()) == (9, 16)
 

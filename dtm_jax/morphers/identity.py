@@ -13,6 +13,6 @@ def build() -> Assign:
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]
   ) -> Int[Array, "B N"]:
     batch_size, num_tokens, _ = tokens_BNC.shape
-    return jnp.broadcast_to(jnp.arange(num_tokens), (batch_size, num_tokens))
+    return jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (batch_size, num_tokens))
 
   return assign

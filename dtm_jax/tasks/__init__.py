@@ -15,7 +15,7 @@ class Run:
   """What a task must know of the run, once data and durations are resolved."""
 
   total_steps: int
-  steps_per_epoch: int
+  steps_per_epoch: float
   batch_size: int
   class_names: tuple[str, ...] | None = None
 
@@ -39,7 +39,7 @@ class Task:
   tokenize: Callable | None = None
 
 
-def build_optimizer(options: Mapping, shapes: PyTree, run: Run):
+def build_optimizer(options, shapes: PyTree, run: Run):
   """`optim.make_optimizer` from the config's section, its warm-up resolved to steps."""
   durations = {"warmup_steps", "warmup_epochs", "warmup_examples"}
   warmup_steps = optim.duration(

@@ -4,19 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dtm_jax import augment
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.models import clip, clip_weights
 from dtm_jax.models.layers import grid_of
 from dtm_jax.teachers import Teacher
 
 OUTPUTS = {"projected": "patch_embeddings", "normalized": "patch_tokens"}
-
-Triple = tuple[float, float, float]
-NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
-  "clip": (clip.MEAN, clip.STD),
-  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-  "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
 
 
 def build(
@@ -71,14 +65,14 @@ def build(
   )
 
 
-def _mean_and_std(normalization: str | Sequence[Sequence[float]], folder: Path) -> tuple[Triple, Triple]:
+def _mean_and_std(
+  normalization: str | Sequence[Sequence[float]], folder: Path
+) -> tuple[augment.Triple, augment.Triple]:
   if not isinstance(normalization, str):
     mean, std = normalization
     return tuple(mean), tuple(std)
-  if normalization not in NORMALIZATIONS:
-    raise ValueError(f"Unknown normalization {normalization!r}. Available: {', '.join(NORMALIZATIONS)}.")
   own = folder / clip_weights.PREPROCESSOR
   if normalization == "clip" and own.exists():
     content = json.loads(own.read_text())
     return tuple(content["image_mean"]), tuple(content["image_std"])
-  return NORMALIZATIONS[normalization]
+  return augment.normalization(normalization)

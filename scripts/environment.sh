@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sourced: makes the virtual environment .venv from the given requirement files, and enters it.
+# The files' checksum is kept beside it, so that an unchanged environment is entered at once.
+python=""
+for candidate in python3.13 python3.12 python3.11 python3; do
+  if command -v "$candidate" >/dev/null && "$candidate" -c \
+    'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "Python 3.11, 3.12 or 3.13 with venv is needed; found: $(python3 --version 2>&1 || echo none)" >&2
+  exit 1
+fi
+requirements=("$@")
+stamp=.venv/requirements.sha256
+wanted=$(cat "${requirements[@]}" | sha256sum)
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+  echo "Making .venv with $("$python" --version) from ${requirements[*]}"
+  "$python" -m venv --clear .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
+  echo "$wanted" >"$stamp"
+fi
+source .venv/bin/activate

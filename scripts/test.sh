@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The tests, from a clean clone: environment, ruff, pytest. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh requirements.txt requirements-test.txt
+ruff check .
+ruff format --check .
+python -m pytest "$@"

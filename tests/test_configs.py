@@ -1,0 +1,80 @@
+"""Every config imports, names what exists, and its task traces at full size without being run."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtm_jax import plugins
+from dtm_jax.models import clip, clip_weights
+from dtm_jax.tasks import Run
+from dtm_jax.teachers import clip as clip_teacher
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+def abstract_weights(folder):
+  """A CLIP whose parameters are shapes only: B/16, or the quickstart's teacher by its folder's name."""
+  if "tiny" in str(folder):
+    image = clip.ImageConfig(clip.Tower(96, 4, 3, 384), image_size=32, patch_size=4)
+    config = clip.CLIPConfig(image=image, text=None, embed_dim=64)
+  else:
+    config = clip.CLIPConfig(text=None)
+  tower = clip.ImageTower(config.image, config.embed_dim)
+  image = jnp.zeros((1, config.image.image_size, config.image.image_size, 3))
+  return config, {"image": jax.eval_shape(tower.init, jax.random.key(0), image)["params"]}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_traces(name, monkeypatch):
+  monkeypatch.setattr(clip_weights, "find", lambda path, revision=None: Path(path))
+  monkeypatch.setattr(clip_teacher.clip_weights, "load", abstract_weights)
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.lock()
+  for section in config.evals.values():
+    plugins.load("datasets", section.dataset.name)
+  for evaluator, section in config.evals.items():
+    plugins.load("evaluators", section.get("name", evaluator))
+  plugins.load("datasets", config.data.dataset.name)
+  names = ("cat", "dog")
+  task = plugins.load("tasks", config.task).build(config, Run(100, 10.0, config.batch_size, names))
+
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  batch = {
+    "image": jax.ShapeDtypeStruct((8, config.data.image_size, config.data.image_size, 3), jnp.uint8),
+    "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+  }
+  after, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch)
+  same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), state, after)
+  assert all(jax.tree.leaves(same))
+  assert measurements["loss"].shape == ()
+
+
+@pytest.mark.parametrize(
+  ("override", "hint"),
+  [("--config.bach_size=8", "batch_size"), ("--config.loss.schedule=3", "loss.schedules")],
+)
+def test_a_mistyped_key_names_the_nearest(override, hint):
+  command = [sys.executable, "-m", "dtm_jax.main", "--config=configs/vitb16.py", override]
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+  )
+  assert done.returncode != 0
+  assert hint in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_schedules_of_time_do_not_freeze_other_numbers():
+  """What depends on another number is computed at run time: a changed batch size changes nothing else."""
+  config = importlib.import_module("configs.vitb16").get_config()
+  before = config.to_dict()
+  config.batch_size = 64
+  changed = {key for key, value in config.to_dict().items() if not np.array_equal(before[key], value)}
+  assert changed == {"batch_size"}

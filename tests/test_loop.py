@@ -1,0 +1,157 @@
+"""The loop over several steps, with hooks at different periods, interrupted and on several meshes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import portpicker
+import pytest
+import small_world
+
+from dtm_jax import checkpoints, loop
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  small_world.write_cifar10(folder / "cifar10")
+  small_world.write_clip(folder / "clip")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  return loop.train(small_world.debug_config(world, total_steps=7), workdir), workdir
+
+
+def assert_same(state, other):
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), state, other)
+
+
+def test_hooks_at_different_periods(world, tmp_path):
+  config = small_world.debug_config(
+    world, total_steps=7, log__log_steps=2, checkpoint__save_steps=3, evals__knn__every_steps=4,
+    evals__knn__at_start=True,
+  )  # fmt: skip
+  state = loop.train(config, tmp_path)
+  lines = small_world.metrics(tmp_path)
+  trained = [line for line in lines if "loss" in line]
+  assert [line["step"] for line in trained] == [2, 3, 4, 6, 7]  # a save ends a window too
+  assert [line["step"] for line in lines if "knn/student_accuracy" in line] == [0, 4, 7]
+  assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [6, 7]
+  assert int(state["step"]) == 7
+  for line in trained:
+    assert line["compilations"] == 1
+    assert line["images_per_sec"] > 0
+    assert 0 <= line["input_wait"] <= 1
+  # The teacher is frozen: what it gives does not change in training.
+  assert len({line["knn/teacher_accuracy"] for line in lines if "knn/teacher_accuracy" in line}) == 1
+
+
+def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
+  config = small_world.debug_config(world, total_steps=7)
+  monkeypatch.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 4)
+  assert int(loop.train(config, tmp_path)["step"]) == 4
+  monkeypatch.undo()
+  state = loop.train(config, tmp_path)
+  assert_same(state, uninterrupted[0])
+  # 80 examples in batches of 16: step 4 lies within the first epoch, step 7 in the second.
+  assert small_world.losses(tmp_path)[7] == small_world.losses(uninterrupted[1])[7]
+
+
+def command(world: Path, workdir: Path, *more: str) -> list[str]:
+  data_dir = world / "cifar10"
+  return [
+    sys.executable, "-m", "dtm_jax.main", "--config=configs/debug.py", f"--workdir={workdir}",
+    f"--config.teacher.path={world / 'clip'}", f"--config.data.dataset.data_dir={data_dir}",
+    f"--config.evals.knn.dataset.data_dir={data_dir}", *more,
+  ]  # fmt: skip
+
+
+def environment(devices: int, **more: str) -> dict[str, str]:
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  full = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+  return os.environ | full | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
+  """kill -9 of the real command once a checkpoint is there, then the same command again."""
+  run = command(world, tmp_path, "--config.total_steps=7", "--config.checkpoint.save_steps=2")
+  with (tmp_path / "log").open("w") as log:
+    process = subprocess.Popen(run, cwd=ROOT, env=environment(8), stdout=log, stderr=log)
+    deadline = time.time() + 180
+    while not (tmp_path / "checkpoints" / "2").exists() and time.time() < deadline:
+      assert process.poll() is None or (tmp_path / "checkpoints" / "2").exists(), (tmp_path / "log").read_text()
+      time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert (tmp_path / "checkpoints").exists()
+  state = loop.train(
+    small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), tmp_path
+  )
+  assert_same(state, uninterrupted[0])
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=["data8", "data4xfsdp2"])
+def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, shape):
+  """The fixture runs on data=8; parameters of this size are sharded once the threshold is lowered."""
+  config = small_world.debug_config(world, total_steps=4, mesh__data=shape[0], mesh__fsdp=shape[1])
+  config.optim.warmup_steps = 2
+  state = loop.train(config, tmp_path / "mesh")
+  one = small_world.debug_config(world, total_steps=4)
+  loop.train(one, tmp_path / "one")
+  ours, theirs = (small_world.losses(tmp_path / name) for name in ("mesh", "one"))
+  assert ours.keys() == theirs.keys()
+  np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+  kernel = state["params"]["blocks"]["mlp"]["fc1"]["kernel"]
+  assert ("fsdp" in str(kernel.sharding.spec)) == (shape[1] > 1)
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninterrupted):
+  port = portpicker.pick_unused_port()
+  run = command(world, tmp_path, "--config.total_steps=7")
+  processes = [
+    subprocess.Popen(
+      run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      env=environment(
+        4, JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index)
+      ),
+    )
+    for index in range(2)
+  ]  # fmt: skip
+  outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:]
+  ours, theirs = small_world.losses(tmp_path), small_world.losses(uninterrupted[1])
+  assert ours.keys() == theirs.keys()
+  np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+  last = [
+    [line for line in small_world.metrics(folder) if "knn/student_accuracy" in line][-1]
+    for folder in (tmp_path, uninterrupted[1])
+  ]
+  assert last[0]["knn/teacher_accuracy"] == last[1]["knn/teacher_accuracy"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, tmp_path):
+  config = small_world.debug_config(world, total_steps=6, optim__lr=1e30, optim__clip_norm=0.0)
+  config.optim.warmup_steps = 0
+  config.checkpoint.save_steps = 6
+  with pytest.raises(FloatingPointError, match=r"within steps \[\d, \d\]"):
+    loop.train(config, tmp_path)
+  assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+def test_zero_steps_only_evaluate(world, tmp_path):
+  loop.train(small_world.debug_config(world, total_steps=0), tmp_path)
+  lines = small_world.metrics(tmp_path)
+  assert {line["step"] for line in lines} == {0}
+  assert "knn/student_accuracy" in lines[-1]

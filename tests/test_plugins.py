@@ -1,0 +1,34 @@
+"""Sockets load by name, and a wrong name is answered with the choices."""
+
+import jax
+import numpy as np
+import pytest
+
+from dtm_jax import plugins, rngs
+
+
+@pytest.mark.parametrize("socket", plugins.SOCKETS)
+def test_every_module_of_every_socket_loads(socket):
+  assert plugins.available(socket)
+  for name in plugins.available(socket):
+    assert plugins.load(socket, name).__name__ == f"dtm_jax.{socket}.{name}"
+
+
+def test_unknown_names_list_the_choices():
+  with pytest.raises(ValueError, match="'bipartit' in morphers. Did you mean 'bipartite'.*identity, image"):
+    plugins.load("morphers", "bipartit")
+  with pytest.raises(ValueError, match="Unknown socket 'losses'.*teachers"):
+    plugins.available("losses")
+
+
+def test_streams_are_functions_of_seed_name_and_step():
+  draw = lambda *args: np.asarray(jax.random.key_data(rngs.stream(*args)))
+  np.testing.assert_array_equal(draw(0, "mask", 3), draw(0, "mask", 3))
+  different = {tuple(draw(*args)) for args in [(0, "mask", 3), (1, "mask", 3), (0, "flip", 3), (0, "mask", 4)]}
+  assert len(different) == 4
+
+
+def test_keys_of_examples_do_not_depend_on_the_batch():
+  key = rngs.stream(0, "mask", 3)
+  eight, four = (jax.random.key_data(rngs.per_example(key, size)) for size in (8, 4))
+  np.testing.assert_array_equal(eight[:4], four)
