@@ -81,12 +81,12 @@ VARIANTS = {
 }
 
 
-def tokens(batch_size, num_tokens, width):
+def tokens(batch_size, num_tokens, width, common):
   """Tokens like CLIP's: a direction common to all, a few objects, noise."""
   rng = np.random.default_rng(0)
   objects = rng.normal(size=(batch_size, 12, width))[:, rng.integers(0, 12, num_tokens)]
   noise = rng.normal(size=(batch_size, num_tokens, width))
-  return (1.5 * rng.normal(size=width) + objects + noise).astype(np.float32)
+  return (common * rng.normal(size=width) + objects + noise).astype(np.float32)
 
 
 def milliseconds(match, target_BNC, schedules, repeats):
@@ -105,11 +105,12 @@ def main():
   for name, default in (("batch_size", 32), ("num_tokens", 196), ("width", 512), ("max_rounds", 14)):
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--repeats", type=int, default=16)
+  parser.add_argument("--common", type=float, default=1.5, help="10 makes all tokens nearly parallel")
   args = parser.parse_args()
   print(f"{platform.machine()} {jax.devices()[0].device_kind}, Python {platform.python_version()}", end=", ")
   print(f"JAX {jax.__version__}; {vars(args)}")
 
-  target_BNC = tokens(args.batch_size, args.num_tokens, args.width)
+  target_BNC = tokens(args.batch_size, args.num_tokens, args.width, args.common)
   draw = lambda key: morphing.paper_schedule(key, args.num_tokens, 1, args.max_rounds)
   per_image = [jax.vmap(draw)(jax.random.split(jax.random.key(i), args.batch_size)) for i in range(8)]
   per_step = [jnp.broadcast_to(merges_BK[:1], merges_BK.shape) for merges_BK in per_image]

@@ -1,15 +1,15 @@
-"""What happens to an image on the device: flip, colour jitter, normalisation.
+"""Random changes to a batch of images on the device: flips and colours, then normalisation.
 
-Images come as uint8 and are float32 in [0, 1] until they are normalised. Every image has its own key, so
-that its fate does not depend on how the batch is sharded.
+The host sends uint8 crops; all else happens here, inside the jitted step, in float32 with values in [0, 1].
+Each image has a key of its own (`rngs.per_example`), so sharding never changes the result.
 """
 
-from collections.abc import Sequence
-
+import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dtm_jax.arrays import Array, Float, Key, RandomKey, Shaped, UInt8
+from dtm_jax.arrays import Array, Float, Key, UInt8
 
 Triple = tuple[float, float, float]
 
@@ -34,57 +34,67 @@ def normalization(name: str) -> tuple[Triple, Triple]:
   return NORMALIZATIONS[name]
 
 
+def augment(
+  keys_B: Key[Array, "B"],
+  image: UInt8[Array | np.ndarray, "B H W 3"],
+  *,
+  flip: float = 0.5,
+  color_jitter: float = 0.0,
+) -> Float[Array, "B H W 3"]:
+  """Colour jitter of strength `color_jitter` (brightness, contrast and saturation alike), then a flip with
+  probability `flip`. Values in [0, 1], not normalised."""
+  jitter_keys_B, flip_keys_B = jnp.unstack(jax.vmap(jax.random.split)(keys_B), axis=1)
+  result = to_float(image)
+  if color_jitter:
+    result = jitter_colors(jitter_keys_B, result, color_jitter, color_jitter, color_jitter)
+  return random_flip(flip_keys_B, result, flip)
+
+
+def to_float(image: UInt8[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """image / 255 in float32."""
+  return jnp.asarray(image, jnp.float32) / 255
+
+
 def normalize(
-  image: Float[Array, "B H W 3"], mean: Sequence[float], std: Sequence[float]
+  image: Float[Array, "B H W 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Array, "B H W 3"]:
   """(image - mean) / std, channel by channel."""
   mean, std = (jnp.asarray(value, jnp.float32)[None, None, None, :] for value in (mean, std))
   return (image - mean) / std
 
 
-def to_float(image: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-  """0..255 to [0, 1]."""
-  return image.astype(jnp.float32) / 255
-
-
-def augment(
-  keys: Key[Array, "B"], image: UInt8[Array, "B H W 3"], *, flip: float = 0.5, color_jitter: float = 0.0
-) -> Float[Array, "B H W 3"]:
-  """A horizontal flip with probability `flip`; brightness, contrast and saturation jittered by `color_jitter`."""
-  flip_keys, jitter_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-  flipped = random_flip(flip_keys, to_float(image), flip)
-  return random_color(jitter_keys, flipped, color_jitter) if color_jitter else flipped
-
-
 def random_flip(
-  keys: Key[Array, "B"], image: Shaped[Array, "B H W 3"], probability: float
-) -> Shaped[Array, "B H W 3"]:
-  """Left and right exchanged in each image with this probability."""
-  flips = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
-  return jnp.where(flips[:, None, None, None], image[:, :, ::-1], image)
-
-
-def random_color(
-  keys: Key[Array, "B"], image: Float[Array, "B H W 3"], strength: float
+  keys_B: Key[Array, "B"], image: Float[Array, "B H W 3"], prob: float = 0.5
 ) -> Float[Array, "B H W 3"]:
-  """Brightness, contrast and saturation by factors ~ U[1-s, 1+s] in random order, as torchvision does.
+  """Each image mirrored left to right with probability `prob`."""
+  flip_B = jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys_B)
+  return jnp.where(einops.rearrange(flip_B, "B -> B 1 1 1"), image[:, :, ::-1], image)
 
-  Each mixes the image with another: black, its mean luminance, its luminance. Results are clipped to [0, 1]
-  after every step; unlike Pillow, nothing is rounded to grey levels in between.
+
+def jitter_colors(
+  keys_B: Key[Array, "B"],
+  image: Float[Array, "B H W 3"],
+  brightness: float,
+  contrast: float,
+  saturation: float,
+) -> Float[Array, "B H W 3"]:
+  """torchvision's ColorJitter without hue.
+
+  Three operations in an order drawn for each image; each is clip(f·x + (1-f)·base, 0, 1) with
+  f ~ U[max(0, 1-s), 1+s] for its strength s, and base = 0 (brightness), the mean over pixels of the luminance
+  of x (contrast), or that luminance pixel by pixel (saturation). Pillow rounds to whole grey levels after
+  each; we do not.
   """
-  return jax.vmap(lambda key, image: _jitter(key, image, strength))(keys, image)
+  strengths = jnp.asarray((brightness, contrast, saturation), jnp.float32)
 
+  def jitter(key: Key[Array, ""], x: Float[Array, "H W 3"]) -> Float[Array, "H W 3"]:
+    factor_key, order_key = jax.random.split(key)
+    low = jnp.maximum(0.0, 1 - strengths)
+    factors = low + (1 + strengths - low) * jax.random.uniform(factor_key, (3,))
+    for operation in jax.random.permutation(order_key, 3):
+      luminance = jnp.einsum("hwc,c->hw", x, jnp.asarray(LUMINANCE), precision="highest")[:, :, None]
+      base = jnp.where(operation == 0, 0.0, jnp.where(operation == 1, luminance.mean(), luminance))
+      x = jnp.clip(factors[operation] * x + (1 - factors[operation]) * base, 0.0, 1.0)
+    return x
 
-def _jitter(key: RandomKey, image: Float[Array, "H W 3"], strength: float) -> Float[Array, "H W 3"]:
-  order_key, factor_key = jax.random.split(key)
-  factors = jax.random.uniform(factor_key, (3,), minval=1 - strength, maxval=1 + strength)
-  grey = lambda image: jnp.einsum("hwc,c->hw", image, jnp.asarray(LUMINANCE))
-  others = (
-    jnp.zeros_like,
-    lambda image: jnp.full_like(image, grey(image).mean()),
-    lambda image: jnp.broadcast_to(grey(image)[:, :, None], image.shape),
-  )
-  for place in jax.random.permutation(order_key, 3):
-    other = jax.lax.switch(place, others, image)
-    image = jnp.clip(other + factors[place] * (image - other), 0.0, 1.0)
-  return image
+  return jax.vmap(jitter)(keys_B, image)

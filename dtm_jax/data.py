@@ -34,7 +34,7 @@ from dtm_jax.arrays import Batch
 from dtm_jax.image_decoding import CorruptImageError, EvalView, Pixels, TrainView, decode
 
 Example = dict[str, Any]
-"""image: encoded bytes or uint8 [H, W, 3]; label: int, -1 for none; name: for messages; in a Stream also index."""
+"""image: encoded bytes or uint8 [H, W, 3]; label: int (-1: none); name: for messages. A Stream adds index."""
 
 ATTEMPTS = 10
 CHUNK = 32

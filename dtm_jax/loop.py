@@ -8,11 +8,11 @@ of (seed, step).
 import functools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from dtm_jax import data, optim, plugins, reporting, rngs
@@ -22,7 +22,7 @@ from dtm_jax.checkpoints import Checkpoints
 from dtm_jax.tasks import Run, State, Task
 
 
-def train(config, workdir: str | Path) -> State:
+def train(config, workdir: str) -> State:
   """Trains as `config` says and returns the last state; with zero steps it only evaluates.
 
   `workdir` receives config.json, metrics.jsonl, TensorBoard events and checkpoints/.
@@ -30,7 +30,7 @@ def train(config, workdir: str | Path) -> State:
   Raises:
     FloatingPointError: the loss is not finite; the message has the window of steps.
   """
-  workdir = Path(workdir).absolute()
+  workdir = epath.Path(workdir).absolute()  # may be a bucket
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
@@ -45,7 +45,7 @@ def train(config, workdir: str | Path) -> State:
   run = Run(total_steps, dataset.num_examples / config.batch_size, config.batch_size, dataset.class_names)
   task = plugins.load("tasks", config.task).build(config, run)
   checkpoints = Checkpoints(
-    workdir / "checkpoints",
+    str(workdir / "checkpoints"),
     every_steps=None,
     keep=config.checkpoint.keep,
     keep_every_steps=steps("keep", config.checkpoint, default=0) or None,

@@ -124,9 +124,9 @@ def bipartite_match(
     merges: [B, K], or [K] for all images alike: r_p, how many tokens to merge in round p.
     split: "alternate", by even and odd place in the live order, as released; or "random", by a permutation
       of the live tokens for each image and round, as in the paper's Algorithm 1.
-    protect_first: the first token stays a group of its own: always in the first set, it is no counterpart, and
-      it merges into none. The released code does this to the top left patch, since its flag for a class token
-      is on although that token is gone.
+    protect_first: the first token stays a group of its own: always in the first set, it is no counterpart,
+      and it merges into none. The released code does this to the top left patch, since its flag for a class
+      token is on although that token is gone.
     merged_feature: what the next round compares: "size_weighted", the mean of all tokens of a group; or
       "mean_of_means", the mean of what merged in the round, Algorithm 1's product of row-normalised M^p.
     key: of the random split; the permutations are `random_order(key, B, K, N)`.
@@ -229,10 +229,10 @@ def _pair(sim_FS: Array, count: Array, num_merges: Array, protect_first: bool) -
 def _merge(live: Live, to_N: Array, count: Array, merged_feature: str) -> Live:
   """Moves every slot to `to_N`; slots that meet there merge.
 
-  A product moves them and not a segment sum, that on a GPU adds in any order. A Gram matrix computed once and
-  merged by rows and columns was 1.5 times as fast on a CPU, but departed from float64 in a third more images
-  where all tokens are nearly parallel (benchmarks/morphing.py). Every round is scanned: with a schedule for
-  each image, nearly always one of them takes all K.
+  A product moves them and not a segment sum, that was faster on a CPU but on a GPU adds in any order. A Gram
+  matrix computed once and merged by rows and columns is no more exact; on a CPU it took two thirds of the
+  time at C = 512, and three times as long at C = 64 (benchmarks/morphing.py). Every round is scanned: with a
+  schedule for each image, nearly always one of them takes all K.
   """
   into_NN = jax.nn.one_hot(to_N, to_N.size, axis=0, dtype=jnp.float32)
   # A sum stands for the size-weighted mean: the cosine does not see its factor.

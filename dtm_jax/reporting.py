@@ -5,13 +5,13 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 import jax.monitoring
 import numpy as np
 from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
+from etils import epath
 
 from dtm_jax.arrays import PyTree
 
@@ -19,12 +19,13 @@ from dtm_jax.arrays import PyTree
 class JsonLinesWriter(metric_writers.MetricWriter):
   """Scalars as one JSON object a line: `{"step": 100, "loss": 0.12, ...}`, appended across resumes."""
 
-  def __init__(self, path: Path):
-    self._file = path.open("a", buffering=1)
+  def __init__(self, path: epath.Path):
+    self._file = path.open("a")
 
   def write_scalars(self, step, scalars):
     line = {"step": int(step)} | {name: round(float(value), 6) for name, value in scalars.items()}
     self._file.write(json.dumps(line) + "\n")
+    self._file.flush()
 
   def _not_written(self, *args, **kwargs):
     """Everything that is no scalar goes to TensorBoard alone."""
@@ -39,7 +40,7 @@ class JsonLinesWriter(metric_writers.MetricWriter):
     self._file.close()
 
 
-def make_writer(workdir: Path) -> metric_writers.MetricWriter:
+def make_writer(workdir: epath.Path) -> metric_writers.MetricWriter:
   """Log lines on every process; TensorBoard events and metrics.jsonl on the first alone."""
   first = jax.process_index() == 0
   writer = metric_writers.create_default_writer(workdir, just_logging=not first, asynchronous=False)
@@ -54,7 +55,7 @@ def make_progress(total_steps: int, writer: metric_writers.MetricWriter) -> peri
 
 
 def make_profile(
-  workdir: Path, first_step: int | None, num_steps: int = 5
+  workdir: epath.Path, first_step: int | None, num_steps: int = 5
 ) -> Callable[[int], object]:
   """A hook that profiles `num_steps` steps from `first_step` on; without a `first_step` it does nothing."""
   if first_step is None:

@@ -13,14 +13,14 @@ from dtm_jax.models import clip, clip_weights
 NUM_TRAIN = 80
 
 
-def write_cifar10(folder: Path) -> Path:
-  """Arrays where `datasets.cifar10` looks for them."""
+def write_cifar10(folder: Path) -> None:
+  """Arrays where `datasets.cifar10` looks for them below the data_dir `folder`."""
   rng = np.random.default_rng(0)
+  folder = folder / "cifar10" / "arrays"
   folder.mkdir(parents=True)
   for split, size in (("train", NUM_TRAIN), ("test", 32)):
     np.save(folder / f"{split}_images.npy", rng.integers(0, 256, (size, 32, 32, 3), np.uint8))
     np.save(folder / f"{split}_labels.npy", np.arange(size, dtype=np.int32) % 10)
-  return folder
 
 
 def write_clip(folder: Path) -> Path:
@@ -38,7 +38,7 @@ def debug_config(world: Path, **changes):
   """configs/debug.py on this world; `changes` are top-level keys or dotted ones with __ for the dot."""
   config = importlib.import_module("configs.debug").get_config()
   config.teacher.path = str(world / "clip")
-  config.data.dataset.data_dir = config.evals.knn.dataset.data_dir = str(world / "cifar10")
+  config.data.dataset.data_dir = config.evals.knn.dataset.data_dir = str(world)
   for name, value in changes.items():
     *sections, key = name.split("__")
     section = config

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
   folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder / "cifar10")
+  small_world.write_cifar10(folder)
   small_world.write_clip(folder / "clip")
   return folder
 
@@ -29,7 +29,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(world, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("uninterrupted")
-  return loop.train(small_world.debug_config(world, total_steps=7), workdir), workdir
+  return loop.train(small_world.debug_config(world, total_steps=7), str(workdir)), workdir
 
 
 def assert_same(state, other):
@@ -41,7 +41,7 @@ def test_hooks_at_different_periods(world, tmp_path):
     world, total_steps=7, log__log_steps=2, checkpoint__save_steps=3, evals__knn__every_steps=4,
     evals__knn__at_start=True,
   )  # fmt: skip
-  state = loop.train(config, tmp_path)
+  state = loop.train(config, str(tmp_path))
   lines = small_world.metrics(tmp_path)
   trained = [line for line in lines if "loss" in line]
   assert [line["step"] for line in trained] == [2, 3, 4, 6, 7]  # a save ends a window too
@@ -59,20 +59,19 @@ def test_hooks_at_different_periods(world, tmp_path):
 def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
   config = small_world.debug_config(world, total_steps=7)
   monkeypatch.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 4)
-  assert int(loop.train(config, tmp_path)["step"]) == 4
+  assert int(loop.train(config, str(tmp_path))["step"]) == 4
   monkeypatch.undo()
-  state = loop.train(config, tmp_path)
+  state = loop.train(config, str(tmp_path))
   assert_same(state, uninterrupted[0])
   # 80 examples in batches of 16: step 4 lies within the first epoch, step 7 in the second.
   assert small_world.losses(tmp_path)[7] == small_world.losses(uninterrupted[1])[7]
 
 
 def command(world: Path, workdir: Path, *more: str) -> list[str]:
-  data_dir = world / "cifar10"
   return [
     sys.executable, "-m", "dtm_jax.main", "--config=configs/debug.py", f"--workdir={workdir}",
-    f"--config.teacher.path={world / 'clip'}", f"--config.data.dataset.data_dir={data_dir}",
-    f"--config.evals.knn.dataset.data_dir={data_dir}", *more,
+    f"--config.teacher.path={world / 'clip'}", f"--config.data.dataset.data_dir={world}",
+    f"--config.evals.knn.dataset.data_dir={world}", *more,
   ]  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
     process.wait()
   assert (tmp_path / "checkpoints").exists()
   state = loop.train(
-    small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), tmp_path
+    small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), str(tmp_path)
   )
   assert_same(state, uninterrupted[0])
 
@@ -106,9 +105,9 @@ def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, sha
   """The fixture runs on data=8; parameters of this size are sharded once the threshold is lowered."""
   config = small_world.debug_config(world, total_steps=4, mesh__data=shape[0], mesh__fsdp=shape[1])
   config.optim.warmup_steps = 2
-  state = loop.train(config, tmp_path / "mesh")
+  state = loop.train(config, str(tmp_path / "mesh"))
   one = small_world.debug_config(world, total_steps=4)
-  loop.train(one, tmp_path / "one")
+  loop.train(one, str(tmp_path / "one"))
   ours, theirs = (small_world.losses(tmp_path / name) for name in ("mesh", "one"))
   assert ours.keys() == theirs.keys()
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
@@ -146,12 +145,12 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, tmp_path):
   config.optim.warmup_steps = 0
   config.checkpoint.save_steps = 6
   with pytest.raises(FloatingPointError, match=r"within steps \[\d, \d\]"):
-    loop.train(config, tmp_path)
+    loop.train(config, str(tmp_path))
   assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
 def test_zero_steps_only_evaluate(world, tmp_path):
-  loop.train(small_world.debug_config(world, total_steps=0), tmp_path)
+  loop.train(small_world.debug_config(world, total_steps=0), str(tmp_path))
   lines = small_world.metrics(tmp_path)
   assert {line["step"] for line in lines} == {0}
   assert "knn/student_accuracy" in lines[-1]

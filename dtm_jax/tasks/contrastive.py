@@ -30,7 +30,7 @@ def build(config, run: Run) -> Task:
 
   def init_params(key: RandomKey) -> PyTree:
     image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
-    return model.init(key, image, tokens_GPT[0, :1])["params"]
+    return model.init(key, image, jnp.asarray(tokens_GPT[0, :1]))["params"]
 
   shapes = jax.eval_shape(init_params, jax.random.key(0))
   optimizer, learning_rate = build_optimizer(config.optim, shapes, run)

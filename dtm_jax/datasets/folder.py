@@ -1,0 +1,63 @@
+"""Any tree of image files: one class to a sub-folder, or no classes at all."""
+
+import os
+import pathlib
+
+from dtm_jax.data import Dataset, Example
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "val", "validation", "test")
+
+
+class _Files:
+  """Image files, read when they are asked for."""
+
+  def __init__(self, paths: list[str], labels: list[int]):
+    self._paths, self._labels = paths, labels
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self._paths[index]
+    with open(path, "rb") as file:
+      return {"image": file.read(), "label": self._labels[index], "name": path}
+
+
+def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Dataset:
+  """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
+
+  The class of an image is the first folder below that root, numbered in sorted order; images straight in the
+  root, and all images with `labels=False`, have label -1. Sub-folders are searched to any depth, in
+  sorted order, following links.
+
+  Raises:
+    FileNotFoundError: no such folder.
+    ValueError: the root holds no images, or `data_dir` has splits but not this one.
+  """
+  root = _root(pathlib.Path(data_dir).expanduser(), split)
+  paths = _images(root)
+  if not paths:
+    raise ValueError(f"No images in {root}. The extensions read are: {' '.join(EXTENSIONS)}.")
+  folders = [os.path.relpath(path, root).split(os.sep)[:-1] for path in paths]
+  class_names = tuple(sorted({parts[0] for parts in folders if parts})) if labels else ()
+  ids = {name: label for label, name in enumerate(class_names)}
+  label_of = [ids.get(parts[0], -1) if parts else -1 for parts in folders]
+  return Dataset(str(root), len(paths), class_names or None, _Files(paths, label_of))
+
+
+def _root(folder: pathlib.Path, split: str) -> pathlib.Path:
+  if not folder.is_dir():
+    raise FileNotFoundError(f"No such folder of images: {folder}")
+  present = [name for name in dict.fromkeys((split, *SPLITS)) if (folder / name).is_dir()]
+  if split in present or not present:
+    return folder / split if present else folder
+  raise ValueError(f"No split {split!r} in {folder}. Available: {', '.join(present)}.")
+
+
+def _images(root: pathlib.Path) -> list[str]:
+  paths = []
+  for parent, folders, names in os.walk(root, followlinks=True):
+    folders.sort()  # os.walk goes down in this order
+    paths += [os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
+  return paths

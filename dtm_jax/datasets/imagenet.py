@@ -1,0 +1,49 @@
+"""ImageNet-1k (ILSVRC 2012): 1,281,167 training and 50,000 validation photos in 1,000 classes."""
+
+import pathlib
+
+import tensorflow_datasets
+
+from dtm_jax.data import Dataset
+from dtm_jax.datasets import folder, tfds
+
+NUM_CLASSES = 1000
+TFDS_NAME = "imagenet2012"
+TFDS_SPLITS = {"train": "train", "val": "validation"}
+
+
+def build(split: str = "train", *, data_dir: str | None = None) -> Dataset:
+  """The "train" or "val" images, from whichever of these `data_dir` is:
+
+  - a folder with `train/<class>/*.JPEG` and `val/<class>/*.JPEG`;
+  - a TFDS folder in which `imagenet2012` is prepared, in either file format (default: that of TFDS). There,
+    parts such as "train[:99%]" are understood too.
+
+  Raises:
+    ValueError: neither is there (the message says where it looked and how to get the data), or the number
+      of classes is not 1,000.
+  """
+  if data_dir is not None and (pathlib.Path(data_dir).expanduser() / "train").is_dir():
+    dataset = folder.build(split, data_dir=data_dir)
+  else:
+    dataset = _prepared(split, data_dir)
+  if len(dataset.class_names or ()) != NUM_CLASSES:
+    found = len(dataset.class_names or ())
+    raise ValueError(f"{dataset.name} has {found} classes; ImageNet-1k has {NUM_CLASSES}.")
+  return dataset
+
+
+def _prepared(split: str, data_dir: str | None) -> Dataset:
+  base, bracket, part = split.partition("[")
+  builder = tensorflow_datasets.builder(TFDS_NAME, data_dir=data_dir)
+  if not builder.is_prepared():
+    looked = [] if data_dir is None else [f"{data_dir}/train (a folder for each class)"]
+    looked.append(f"{builder.data_path} (TFDS)")
+    raise ValueError(
+      f"ImageNet-1k is not here. Looked in: {'; '.join(looked)}. Get ILSVRC2012_img_train.tar and "
+      "ILSVRC2012_img_val.tar from https://image-net.org/download (registration needed). Then either unpack "
+      "them to <data_dir>/train/<class>/ and <data_dir>/val/<class>/, or place them in "
+      "<data_dir>/downloads/manual/ and run tensorflow_datasets.builder('imagenet2012', "
+      "data_dir=<data_dir>, file_format='array_record').download_and_prepare()."
+    )
+  return tfds.build(TFDS_SPLITS.get(base, base) + bracket + part, name=TFDS_NAME, data_dir=data_dir)

@@ -1,0 +1,121 @@
+"""Any image data set that TensorFlow Datasets has prepared on disk.
+
+Prepared as `array_record`, it is read by index, without TensorFlow. Prepared as `tfrecord` (the default of
+TFDS until now), it can only be read in sequence, by tf.data; `scripts/tfrecord_to_array_record.py` converts
+it. Either way the images stay encoded until data.py decodes them.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from dtm_jax.data import Dataset, Example
+
+
+def build(
+  split: str = "train",
+  *,
+  name: str,
+  data_dir: str | None = None,
+  image: str = "image",
+  label: str = "label",
+  shuffle_buffer: int = 4096,
+) -> Dataset:
+  """The split (also "train[:90%]") of the prepared data set `name` (also "name/config:version").
+
+  `image` and `label` name its features; without a `label` feature all labels are -1. `data_dir` is that of
+  TFDS (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets). `shuffle_buffer` encoded images are held
+  to shuffle a `tfrecord` set, besides the shuffling of its files.
+
+  Raises:
+    ValueError: the data set is unknown, not prepared, or has no such split.
+  """
+  builder = tfds.builder(name, data_dir=data_dir)
+  if not builder.is_prepared():
+    raise ValueError(
+      f"Data set {name!r} is not prepared in {builder.data_path}. "
+      f"Prepare it there with tfds.builder({name!r}, file_format='array_record').download_and_prepare()."
+    )
+  num_examples = builder.info.splits[split].num_examples
+  label = label if label in builder.info.features else None
+  class_names = tuple(getattr(builder.info.features[label], "names", ())) if label else ()
+  if "array_record" in builder.info.file_format.value:
+    source = _Indexed(builder, split, image, label)
+  else:
+    source = _Streamed(builder, split, image, label, shuffle_buffer)
+  return Dataset(builder.info.full_name, num_examples, class_names or None, source)
+
+
+class _Indexed:
+  """Random access to an `array_record` set."""
+
+  def __init__(self, builder: Any, split: str, image: str, label: str | None):
+    decoders = {image: tfds.decode.SkipDecoding()}
+    self._records = builder.as_data_source(split=split, decoders=decoders)
+    self._name, self._image, self._label = f"{builder.info.full_name}/{split}", image, label
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Example:
+    record = self._records[index]
+    label = int(record[self._label]) if self._label else -1
+    return {"image": record[self._image], "label": label, "name": f"{self._name}/{index}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Streamed:
+  """A `tfrecord` set, in sequence. Each process reads its even part of the split."""
+
+  builder: Any
+  split: str
+  image: str
+  label: str | None
+  shuffle_buffer: int
+
+  def num_local(self, process_index: int, process_count: int) -> int:
+    return self.builder.info.splits[self._part(process_index, process_count)].num_examples
+
+  def read(self, process_index: int, process_count: int, seed: int | None, skip: int) -> Iterator[Example]:
+    tf = _tensorflow()
+    options = tf.data.Options()
+    options.deterministic = True
+    config = tfds.ReadConfig(
+      options=options, shuffle_seed=seed, add_tfds_id=True, try_autocache=False, skip_prefetch=True
+    )
+    if seed is None:
+      config.interleave_cycle_length = 1
+    records = self.builder.as_dataset(
+      split=self._part(process_index, process_count),
+      decoders={self.image: tfds.decode.SkipDecoding()},
+      shuffle_files=seed is not None,
+      read_config=config,
+    )
+    if seed is not None:
+      records = records.shuffle(self.shuffle_buffer, seed=seed, reshuffle_each_iteration=False)
+    starts = self._shard_starts()
+    for record in records.skip(skip).prefetch(64).as_numpy_iterator():
+      name = record["tfds_id"].decode()  # "<file>-<shard>-of-<shards>__<place in the shard>"
+      file, place = name.rsplit("__", 1)
+      index = starts[int(file.rsplit("-of-", 1)[0].rsplit("-", 1)[1])] + int(place)
+      label = int(record[self.label]) if self.label else -1
+      yield {"image": record[self.image], "label": label, "name": name, "index": index}
+
+  def _part(self, process_index: int, process_count: int) -> Any:
+    return tfds.even_splits(self.split, process_count, drop_remainder=False)[process_index]
+
+  def _shard_starts(self) -> list[int]:
+    lengths = self.builder.info.splits[self.split.split("[")[0]].shard_lengths
+    return list(itertools.accumulate(lengths, initial=0))
+
+
+def _tensorflow() -> Any:
+  """TensorFlow, kept off the accelerators, which JAX owns."""
+  import tensorflow as tf
+
+  for kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], kind)
+  return tf

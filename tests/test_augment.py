@@ -1,0 +1,102 @@
+"""Flips, colours and normalisation against NumPy."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from dtm_jax import augment, rngs
+
+BATCH = 64
+
+
+def _keys(stream: str = "augment"):
+  return rngs.per_example(rngs.stream(0, stream, 3), BATCH)
+
+
+def _images(seed: int = 0):
+  return np.random.default_rng(seed).integers(0, 256, (BATCH, 6, 5, 3)).astype(np.uint8)
+
+
+def test_a_flip_mirrors_whole_images_with_the_given_probability():
+  image = augment.to_float(_images())
+  flipped = np.asarray(augment.random_flip(_keys(), image, 0.25))
+  mirrored = [np.array_equal(new, old[:, ::-1]) for new, old in zip(flipped, np.asarray(image), strict=True)]
+  same = [np.array_equal(new, old) for new, old in zip(flipped, np.asarray(image), strict=True)]
+  assert np.all(np.array(mirrored) ^ np.array(same))
+  keys = rngs.per_example(rngs.stream(1, "flip"), 4000)
+  ramp = augment.to_float(np.broadcast_to(np.arange(2, dtype=np.uint8)[None, None, :, None], (4000, 1, 2, 3)))
+  share = float((augment.random_flip(keys, ramp, 0.25)[:, 0, 0, 0] > 0).mean())
+  assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
+
+
+def test_normalisation_and_scaling():
+  image = _images()
+  expected = (image / 255 - np.array(augment.CLIP_MEAN)) / np.array(augment.CLIP_STD)
+  got = augment.normalize(augment.to_float(image), augment.CLIP_MEAN, augment.CLIP_STD)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def _jitter_oracle(x, factors, order):
+  for operation in order:
+    grey = x @ np.array([0.299, 0.587, 0.114])
+    base = (0.0, grey.mean(), grey[..., None])[operation]
+    x = np.clip(factors[operation] * x + (1 - factors[operation]) * base, 0, 1)
+  return x
+
+
+def test_colour_jitter_follows_the_equations_for_the_factors_and_the_order_of_its_key():
+  keys, strengths = _keys(), np.array([0.4, 0.3, 0.6])
+  image = augment.to_float(_images())
+  got = augment.jitter_colors(keys, image, *map(float, strengths))
+  orders = set()
+  for key, x, result in zip(keys, np.asarray(image, np.float64), got, strict=True):
+    factor_key, order_key = jax.random.split(key)
+    factors = 1 + strengths * (2 * np.asarray(jax.random.uniform(factor_key, (3,)), np.float64) - 1)
+    order = tuple(np.asarray(jax.random.permutation(order_key, 3)).tolist())
+    orders.add(order)
+    np.testing.assert_allclose(result, _jitter_oracle(x, factors, order), atol=1e-5)
+  assert orders == set(itertools.permutations(range(3)))
+
+
+@pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation"])
+def test_one_operation_alone_agrees_with_pillow_up_to_its_rounding(operation):
+  enhance = pytest.importorskip("PIL.ImageEnhance")
+  from PIL import Image
+
+  images = _images()
+  strengths = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, operation: 0.4}
+  got = np.asarray(augment.jitter_colors(_keys(), augment.to_float(images), **strengths)) * 255
+  kind = {"brightness": enhance.Brightness, "contrast": enhance.Contrast, "saturation": enhance.Color}[
+    operation
+  ]
+  place = list(strengths).index(operation)
+  for key, before, after in zip(_keys(), images, got, strict=True):
+    factor = 0.6 + 0.8 * float(jax.random.uniform(jax.random.split(key)[0], (3,))[place])
+    expected = np.asarray(kind(Image.fromarray(before)).enhance(factor), np.float32)
+    assert np.abs(after - expected).max() <= 1.5
+
+
+def test_an_image_is_changed_by_its_own_key_alone_and_compiles_once():
+  traces = []
+
+  @jax.jit
+  def change(keys, image):
+    traces.append(1)
+    return augment.augment(keys, image, flip=0.5, color_jitter=0.4)
+
+  keys, image = _keys(), _images()
+  whole = np.asarray(change(keys, image))
+  np.testing.assert_array_equal(change(_keys(), image), whole)
+  order = np.random.default_rng(1).permutation(BATCH)
+  np.testing.assert_allclose(change(keys[order], image[order]), whole[order], atol=1e-6)
+  assert not np.array_equal(change(_keys("other"), image), whole)
+  assert len(traces) == 1
+  assert whole.dtype == np.float32
+  assert whole.min() >= 0
+  assert whole.max() <= 1
+
+
+def test_without_jitter_and_flip_nothing_changes():
+  np.testing.assert_array_equal(augment.augment(_keys(), _images(), flip=0.0), augment.to_float(_images()))
