@@ -1,6 +1,6 @@
 """Five minutes of DTM on CIFAR-10, on two CPU cores, with the tiny CLIP of this repository as teacher.
 
-    bash scripts/quickstart.sh       or       python -m dtm_jax.main --config=configs/quickstart.py
+bash scripts/quickstart.sh       or       python -m dtm_jax.main --config=configs/quickstart.py
 """
 
 from ml_collections import config_dict

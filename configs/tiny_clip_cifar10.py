@@ -40,7 +40,13 @@ def get_config():
   )
   config.text = dict(prompts="cifar10", context_length=16)
   config.optim = dict(
-    name="muon", lr=4e-3, lr_scaling="none", final_lr=0.0, warmup_steps=100, betas=(0.9, 0.98), weight_decay=0.05
+    name="muon",
+    lr=4e-3,
+    lr_scaling="none",
+    final_lr=0.0,
+    warmup_steps=100,
+    betas=(0.9, 0.98),
+    weight_decay=0.05,
   )
   config.mesh = base.mesh
   config.checkpoint = base.checkpoint

@@ -36,7 +36,8 @@ CROPS = ("random_resized", "pad", "none")
 Box = tuple[int, int, int, int]
 """(top, left, height, width), in pixels of the source image."""
 
-Pixels = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+"""RGB, of any height and width."""
 Encoded = bytes | Pixels
 """What a data set stores: an encoded file, or the pixels themselves."""
 

@@ -14,9 +14,13 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "What to run: a file of configs/.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where checkpoints and logs go, and from where a run resumes. Default: runs/<config's name>."
+  "workdir",
+  None,
+  "Where checkpoints and logs go, and from where a run resumes. Default: runs/<config's name>.",
 )
 flags.mark_flag_as_required("config")
 

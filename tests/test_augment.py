@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from dtm_jax import augment, rngs
 
@@ -33,9 +34,11 @@ def test_a_flip_mirrors_whole_images_with_the_given_probability():
 
 def test_normalisation_and_scaling():
   image = _images()
-  expected = (image / 255 - np.array(augment.CLIP_MEAN)) / np.array(augment.CLIP_STD)
-  got = augment.normalize(augment.to_float(image), augment.CLIP_MEAN, augment.CLIP_STD)
-  np.testing.assert_allclose(got, expected, atol=1e-5)
+  mean, std = augment.normalization("clip")
+  expected = (image / 255 - np.array(mean)) / np.array(std)
+  np.testing.assert_allclose(augment.normalize(augment.to_float(image), mean, std), expected, atol=1e-5)
+  with pytest.raises(ValueError, match=r"'clop'.*imagenet, clip, inception"):
+    augment.normalization("clop")
 
 
 def _jitter_oracle(x, factors, order):
@@ -50,21 +53,20 @@ def test_colour_jitter_follows_the_equations_for_the_factors_and_the_order_of_it
   keys, strengths = _keys(), np.array([0.4, 0.3, 0.6])
   image = augment.to_float(_images())
   got = augment.jitter_colors(keys, image, *map(float, strengths))
-  orders = set()
-  for key, x, result in zip(keys, np.asarray(image, np.float64), got, strict=True):
-    factor_key, order_key = jax.random.split(key)
-    factors = 1 + strengths * (2 * np.asarray(jax.random.uniform(factor_key, (3,)), np.float64) - 1)
-    order = tuple(np.asarray(jax.random.permutation(order_key, 3)).tolist())
-    orders.add(order)
-    np.testing.assert_allclose(result, _jitter_oracle(x, factors, order), atol=1e-5)
-  assert orders == set(itertools.permutations(range(3)))
+  factors, orders = jax.vmap(_draws)(keys)
+  factors = 1 + strengths * (2 * np.asarray(factors, np.float64) - 1)
+  for values in zip(np.asarray(image, np.float64), factors, np.asarray(orders), got, strict=True):
+    np.testing.assert_allclose(values[-1], _jitter_oracle(*values[:-1]), atol=1e-5)
+  assert set(map(tuple, orders.tolist())) == set(itertools.permutations(range(3)))
+
+
+def _draws(key):
+  factor_key, order_key = jax.random.split(key)
+  return jax.random.uniform(factor_key, (3,)), jax.random.permutation(order_key, 3)
 
 
 @pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation"])
 def test_one_operation_alone_agrees_with_pillow_up_to_its_rounding(operation):
-  enhance = pytest.importorskip("PIL.ImageEnhance")
-  from PIL import Image
-
   images = _images()
   strengths = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, operation: 0.4}
   got = np.asarray(augment.jitter_colors(_keys(), augment.to_float(images), **strengths)) * 255

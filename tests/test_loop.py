@@ -89,14 +89,14 @@ def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
     process = subprocess.Popen(run, cwd=ROOT, env=environment(8), stdout=log, stderr=log)
     deadline = time.time() + 180
     while not (tmp_path / "checkpoints" / "2").exists() and time.time() < deadline:
-      assert process.poll() is None or (tmp_path / "checkpoints" / "2").exists(), (tmp_path / "log").read_text()
+      assert process.poll() is None or (tmp_path / "checkpoints" / "2").exists(), (
+        tmp_path / "log"
+      ).read_text()
       time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
   assert (tmp_path / "checkpoints").exists()
-  state = loop.train(
-    small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), str(tmp_path)
-  )
+  state = loop.train(small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), str(tmp_path))
   assert_same(state, uninterrupted[0])
 
 

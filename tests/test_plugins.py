@@ -15,16 +15,18 @@ def test_every_module_of_every_socket_loads(socket):
 
 
 def test_unknown_names_list_the_choices():
-  with pytest.raises(ValueError, match="'bipartit' in morphers. Did you mean 'bipartite'.*identity, image"):
+  with pytest.raises(ValueError, match=r"'bipartit' in morphers. Did you mean 'bipartite'.*identity, image"):
     plugins.load("morphers", "bipartit")
-  with pytest.raises(ValueError, match="Unknown socket 'losses'.*teachers"):
+  with pytest.raises(ValueError, match=r"Unknown socket 'losses'.*teachers"):
     plugins.available("losses")
 
 
 def test_streams_are_functions_of_seed_name_and_step():
   draw = lambda *args: np.asarray(jax.random.key_data(rngs.stream(*args)))
   np.testing.assert_array_equal(draw(0, "mask", 3), draw(0, "mask", 3))
-  different = {tuple(draw(*args)) for args in [(0, "mask", 3), (1, "mask", 3), (0, "flip", 3), (0, "mask", 4)]}
+  different = {
+    tuple(draw(*args)) for args in [(0, "mask", 3), (1, "mask", 3), (0, "flip", 3), (0, "mask", 4)]
+  }
   assert len(different) == 4
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators, plugins
-from dtm_jax.arrays import PyTree
 from dtm_jax import prompts as prompt_sets
+from dtm_jax.arrays import PyTree
 
 
 class Evaluator:

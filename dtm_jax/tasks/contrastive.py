@@ -25,7 +25,9 @@ def build(config, run: Run) -> Task:
   captions_GP = prompts.captions(run.class_names, config.text.prompts)
   tokenize = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
   tokens_GPT = np.stack([tokenize(captions_P) for captions_P in captions_GP])
-  model = clip.CLIP(clip_config(config, tokenize), dtype=config.clip.dtype, patch_dropout=config.clip.patch_dropout)
+  model = clip.CLIP(
+    clip_config(config, tokenize), dtype=config.clip.dtype, patch_dropout=config.clip.patch_dropout
+  )
   mean, std = normalization(config.augment.normalization)
 
   def init_params(key: RandomKey) -> PyTree:

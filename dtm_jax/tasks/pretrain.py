@@ -62,7 +62,9 @@ def build(config, run: Run) -> Task:
     updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
 
-    groups = {f"groups_{name}": jax.vmap(morphing.num_groups)(label).mean() for name, label in label_SBN.items()}
+    groups = {
+      f"groups_{name}": jax.vmap(morphing.num_groups)(label).mean() for name, label in label_SBN.items()
+    }
     measurements = {
       "loss": loss, **losses, **groups,
       "learning_rate": learning_rate(step), "grad_norm": optax.tree.norm(grads),

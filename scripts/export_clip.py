@@ -1,0 +1,44 @@
+"""Writes the CLIP that `tasks/contrastive.py` trained as a folder that `teachers/clip.py` and transformers read.
+
+    python scripts/export_clip.py --config=configs/tiny_clip_cifar10.py --workdir=runs/tiny_clip_cifar10 \
+      --to=assets/tiny_clip_cifar10
+
+Besides weights, config and tokenizer it copies the training log and writes a checksum of the weights.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from dtm_jax import checkpoints, plugins, prompts
+from dtm_jax.augment import normalization
+from dtm_jax.models import clip_weights
+from dtm_jax.models.clip_tokenizer import word_tokenizer
+from dtm_jax.tasks import contrastive
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the run was trained with.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
+_TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)
+
+
+def main(_) -> None:
+  config, workdir, folder = _CONFIG.value, Path(_WORKDIR.value), Path(_TO.value)
+  dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
+  captions_GP = prompts.captions(dataset.class_names, config.text.prompts)
+  tokenizer = word_tokenizer(sum(captions_GP, []), config.text.context_length)
+  params = checkpoints.load_params(str(workdir / "checkpoints"))
+  mean, std = normalization(config.augment.normalization)
+  clip_weights.save(
+    folder, contrastive.clip_config(config, tokenizer), params, dtype="float16", mean=mean, std=std
+  )
+  tokenizer.save(folder)
+  shutil.copy(workdir / "metrics.jsonl", folder / "metrics.jsonl")
+  digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+  (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
+
+
+if __name__ == "__main__":
+  app.run(main)
