@@ -1,4 +1,4 @@
-"""The one entry point: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...] [--config.x=y ...]`.
+"""The one entry point: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...]`.
 
 On a pod every host runs the same command. Where JAX cannot find the cluster by itself, the environment names
 it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.

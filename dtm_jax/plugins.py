@@ -35,6 +35,6 @@ def load(socket: str, name: str) -> ModuleType:
 
 
 def build(socket: str, options: Any, **more: Any) -> Any:
-  """`load(socket, options["name"]).build(...)` with the other options (a section of the config) and `more`."""
+  """`load(socket, options["name"]).build(...)` with the other options and `more`."""
   keywords = {name: value for name, value in options.items() if name != "name"}
   return load(socket, options["name"]).build(**keywords, **more)

@@ -1,7 +1,7 @@
 """Sets of caption templates, for zero-shot classification and for captions made of class names."""
 
 TEMPLATES = {
-  # The 18 templates that OpenAI's CLIP (MIT licence) uses for CIFAR-10, as clip-benchmark 1.6.2 (MIT) has them.
+  # The 18 templates that OpenAI's CLIP (MIT licence) uses for CIFAR-10, by way of clip-benchmark 1.6.2 (MIT).
   "cifar10": tuple(
     template.format(article=article, c="{c}")
     for article in ("a", "the")

@@ -1,4 +1,4 @@
-"""Writes the CLIP that `tasks/contrastive.py` trained as a folder that `teachers/clip.py` and transformers read.
+"""Writes the CLIP of a contrastive run as a folder that `teachers/clip.py` and transformers read.
 
     python scripts/export_clip.py --config=configs/tiny_clip_cifar10.py --workdir=runs/tiny_clip_cifar10 \
       --to=assets/tiny_clip_cifar10
@@ -7,6 +7,7 @@ Besides weights, config and tokenizer it copies the training log and writes a ch
 """
 
 import hashlib
+import itertools
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main(_) -> None:
   config, workdir, folder = _CONFIG.value, Path(_WORKDIR.value), Path(_TO.value)
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   captions_GP = prompts.captions(dataset.class_names, config.text.prompts)
-  tokenizer = word_tokenizer(sum(captions_GP, []), config.text.context_length)
+  tokenizer = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
   params = checkpoints.load_params(str(workdir / "checkpoints"))
   mean, std = normalization(config.augment.normalization)
   clip_weights.save(

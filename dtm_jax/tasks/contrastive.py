@@ -50,9 +50,11 @@ def build(config, run: Run) -> Task:
       rngs.stream(config.seed, "prompt", step), (batch_size,), 0, tokens_GPT.shape[1]
     )
 
+    tokens_BT = jnp.asarray(tokens_GPT)[label_B, prompt_B]
+
     def loss_fn(params: PyTree) -> tuple[Array, Array]:
       image_BP, text_BP, logit_scale = model.apply(
-        {"params": params}, normalize(image, mean, std), jnp.asarray(tokens_GPT)[label_B, prompt_B], train=True,
+        {"params": params}, normalize(image, mean, std), tokens_BT, train=True,
         rngs={"patch_dropout": rngs.stream(config.seed, "patch_dropout", step)},
       )  # fmt: skip
       logits_BB = jnp.exp(logit_scale) * unit(image_BP) @ unit(text_BP).T
