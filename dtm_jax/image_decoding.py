@@ -1,9 +1,8 @@
 """From encoded bytes to uint8 pixels on the host: decode, choose a box, crop, resize.
 
-JPEG goes through simplejpeg (libjpeg-turbo) and is resized by OpenCV, which is two to four times
-what tf.data does per core. Everything else, and any JPEG that simplejpeg refuses (CMYK, recoverable
-damage), goes through Pillow, which alone decides whether an image is corrupt. EXIF orientation is
-ignored, as torchvision does.
+JPEG goes through simplejpeg (libjpeg-turbo) and is resized by OpenCV, which is two to four times what
+tf.data does per core. Everything else, and any JPEG that simplejpeg refuses, goes through Pillow, which alone
+decides whether an image is corrupt. EXIF orientation is ignored, as torchvision does.
 """
 
 import dataclasses
