@@ -23,3 +23,4 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   echo "$wanted" >"$stamp"
 fi
 source .venv/bin/activate
+export PYTHONPATH=$PWD
