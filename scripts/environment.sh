@@ -2,7 +2,7 @@
 # Sourced: makes the virtual environment .venv from the given requirement files, and enters it.
 # The files' checksum is kept beside it, so that an unchanged environment is entered at once.
 python=""
-for candidate in python3.13 python3.12 python3.11 python3; do
+for candidate in python3.11 python3.12 python3.13 python3; do
   if command -v "$candidate" >/dev/null && "$candidate" -c \
     'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
     python=$candidate
