@@ -12,7 +12,7 @@ def get_config():
   config = vitb16.get_config()
   config.batch_size = 128
   config.total_epochs = None
-  config.total_steps = 400
+  config.total_steps = 300
   config.data = dict(
     dataset=dict(name="cifar10", data_dir=config_dict.placeholder(str)),
     split="train",
