@@ -10,28 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtm_jax.arrays import Array, Float, Key, UInt8
-
-Triple = tuple[float, float, float]
-
-NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
-  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-  "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-  "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""Mean and standard deviation of the channels, by name."""
+from dtm_jax.normalizations import Triple
 
 LUMINANCE = (0.299, 0.587, 0.114)
-
-
-def normalization(name: str) -> tuple[Triple, Triple]:
-  """(mean, std) by name.
-
-  Raises:
-    ValueError: an unknown name.
-  """
-  if name not in NORMALIZATIONS:
-    raise ValueError(f"Unknown normalization {name!r}. Available: {', '.join(NORMALIZATIONS)}.")
-  return NORMALIZATIONS[name]
 
 
 def augment(
@@ -55,9 +36,7 @@ def to_float(image: UInt8[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B H W
   return jnp.asarray(image, jnp.float32) / 255
 
 
-def normalize(
-  image: Float[Array, "B H W 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float[Array, "B H W 3"]:
+def normalize(image: Float[Array, "B H W 3"], mean: Triple, std: Triple) -> Float[Array, "B H W 3"]:
   """(image - mean) / std, channel by channel."""
   mean, std = (jnp.asarray(value, jnp.float32)[None, None, None, :] for value in (mean, std))
   return (image - mean) / std

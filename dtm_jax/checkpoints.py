@@ -41,12 +41,7 @@ class Checkpoints:
   SIGTERM kills as ever.
   """
 
-  def __init__(
-    self, folder: str, *, every_steps: int | None, keep: int = 2, keep_every_steps: int | None = None
-  ):
-    save = [policies.PreemptionCheckpointingPolicy()]
-    if every_steps:
-      save.append(policies.FixedIntervalPolicy(every_steps))
+  def __init__(self, folder: str, *, keep: int = 2, keep_every_steps: int | None = None):
     preserve = [policies.LatestN(keep)]
     if keep_every_steps:
       preserve.append(policies.EveryNSteps(keep_every_steps))
@@ -55,7 +50,6 @@ class Checkpoints:
       self._folder,
       item_names=("state", "meta"),
       options=ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.AnySavePolicy(save),
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         cleanup_tmp_directories=True,
       ),
@@ -80,19 +74,18 @@ class Checkpoints:
     """Whether to save now and leave. Every process must ask at every step; all get the same answer."""
     return self._terminated.is_set() or self._manager.reached_preemption(step)
 
-  def save(self, step: int, state: PyTree, meta: dict[str, Any], *, force: bool = False) -> bool:
-    """Saves in the background if `step` is due, preempted or forced; returns whether it did.
+  def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> bool:
+    """Saves in the background; returns False where `step` is there already, which is left as it is.
 
     `meta` is small and JSON. The arrays are copied to the host before this returns, so the caller may donate
-    them. A step that is already there is left as it is.
+    them.
     """
-    due = force or self._terminated.is_set() or self._manager.should_save(step)
-    if not due or step in self._manager.all_steps():
+    if step in self._manager.all_steps():
       return False
     contents = json.loads(json.dumps({"meta": meta, "arrays": _describe(state)}))  # as it will be read
     return self._manager.save(
       step,
-      force=True,  # decided above
+      force=True,  # when to save is the caller's decision
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         meta=ocp.args.JsonSave(contents | {"crc32": _crc32(contents)}),
@@ -109,7 +102,8 @@ class Checkpoints:
       ValueError: a checkpoint is sound but holds other arrays than `abstract_state`. It stays where it is.
     """
     _check_shardings(abstract_state)
-    steps = sorted(self._manager.all_steps(read=True), reverse=True)
+    self._manager.reload()  # another process may have written since
+    steps = sorted(self.all_steps, reverse=True)
     for step in steps:
       try:
         state, meta = self._read(step, abstract_state)

@@ -46,7 +46,6 @@ def train(config, workdir: str) -> State:
   task = plugins.load("tasks", config.task).build(config, run)
   checkpoints = Checkpoints(
     str(workdir / "checkpoints"),
-    every_steps=None,
     keep=config.checkpoint.keep,
     keep_every_steps=steps("keep", config.checkpoint, default=0) or None,
   )
@@ -78,12 +77,20 @@ def train(config, workdir: str) -> State:
     stop = checkpoints.reached_preemption(step)
     save = stop or step == total_steps or step % save_every == 0
     if save or step % log_every == 0:
-      scalars = window.summary() | {"compilations": compilations.count} | reporting.device_memory()
-      writer.write_scalars(step, scalars | {"epoch": step * config.batch_size / dataset.num_examples})
+      scalars = (
+        window.summary()
+        | reporting.device_memory()
+        | {
+          "epoch": step * config.batch_size / dataset.num_examples,
+          "compilations": compilations.count,
+          "corrupt_images": data.corrupt_count(),
+        }
+      )
+      writer.write_scalars(step, scalars)
       require_finite(scalars["loss"], step - len(window) + 1, step)  # before it is saved
       window.reset()
     if save:
-      checkpoints.save(step, state, {"seed": config.seed, "batch_size": config.batch_size}, force=True)
+      checkpoints.save(step, state, {"seed": config.seed, "batch_size": config.batch_size})
     if stop:
       logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
       break

@@ -5,6 +5,7 @@ it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 """
 
 import difflib
+import logging as python_logging
 import os
 import runpy
 import sys
@@ -28,6 +29,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Options are written --config.name=value.")
+  quiet_orbax()
   hide_accelerators_from_tensorflow()
   start_distributed()
   logging.info("Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices())
@@ -35,6 +37,12 @@ def main(argv: list[str]) -> None:
 
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
   loop.train(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
+
+
+def quiet_orbax() -> None:
+  """Orbax tells a dozen lines for every checkpoint; what is no warning would drown the losses."""
+  own = lambda record: record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
+  logging.get_absl_handler().addFilter(own)
 
 
 def hide_accelerators_from_tensorflow() -> None:

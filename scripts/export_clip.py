@@ -15,9 +15,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dtm_jax import checkpoints, plugins, prompts
-from dtm_jax.augment import normalization
 from dtm_jax.models import clip_weights
 from dtm_jax.models.clip_tokenizer import word_tokenizer
+from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import contrastive
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the run was trained with.")
@@ -31,7 +31,7 @@ def main(_) -> None:
   captions_GP = prompts.captions(dataset.class_names, config.text.prompts)
   tokenizer = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
   params = checkpoints.load_params(str(workdir / "checkpoints"))
-  mean, std = normalization(config.augment.normalization)
+  mean, std = mean_and_std(config.augment.normalization)
   clip_weights.save(
     folder, contrastive.clip_config(config, tokenizer), params, dtype="float16", mean=mean, std=std
   )

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from dtm_jax import augment, rngs
+from dtm_jax.normalizations import mean_and_std
 
 BATCH = 64
 
@@ -34,11 +35,11 @@ def test_a_flip_mirrors_whole_images_with_the_given_probability():
 
 def test_normalisation_and_scaling():
   image = _images()
-  mean, std = augment.normalization("clip")
+  mean, std = mean_and_std("clip")
   expected = (image / 255 - np.array(mean)) / np.array(std)
   np.testing.assert_allclose(augment.normalize(augment.to_float(image), mean, std), expected, atol=1e-5)
   with pytest.raises(ValueError, match=r"'clop'.*imagenet, clip, inception"):
-    augment.normalization("clop")
+    mean_and_std("clop")
 
 
 def _jitter_oracle(x, factors, order):

@@ -54,15 +54,14 @@ def sharded_state(mesh, seed=0):
 
 
 def save_steps(folder, mesh, steps, **options):
-  with_defaults = {"every_steps": 1, "keep": 10} | options
-  manager = Checkpoints(str(folder), **with_defaults)
+  manager = Checkpoints(str(folder), **({"keep": 10} | options))
   for step in steps:
     manager.save(step, sharded_state(mesh, step), {"images_seen": 10 * step})
   manager.close()
 
 
 def restore(folder, mesh):
-  manager = Checkpoints(str(folder), every_steps=1)
+  manager = Checkpoints(str(folder))
   try:
     return manager.restore(abstract(mesh))
   finally:
@@ -100,7 +99,7 @@ def test_nothing_to_restore(tmp_path, mesh):
 
 
 def test_the_saved_state_may_be_donated_at_once(tmp_path, mesh):
-  manager = Checkpoints(str(tmp_path), every_steps=1)
+  manager = Checkpoints(str(tmp_path))
   state = sharded_state(mesh, 1)
   manager.save(1, state, {})
   ruin = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
@@ -124,25 +123,13 @@ def test_restores_onto_another_mesh(tmp_path, mesh, sizes, spec):
   assert_same(restore(tmp_path / "back", mesh)[0], make_state(2))
 
 
-def test_saves_when_due_over_restarts(tmp_path, mesh):
-  folder, saved = str(tmp_path), []
-  for start, stop in ((1, 5), (5, 12)):
-    manager = Checkpoints(folder, every_steps=3)
-    for step in range(start, stop):
-      if manager.save(step, sharded_state(mesh, step), {}):
-        saved.append(step)
-    assert manager.save(stop, sharded_state(mesh, stop), {}, force=True) is True
-    assert manager.save(stop, sharded_state(mesh, stop), {}, force=True) is False
-    saved.append(stop)
-    manager.close()
-  assert saved == [3, 5, 6, 9, 12]
-
-
-def test_checksums_are_computed_only_when_due(tmp_path, mesh, monkeypatch):
-  manager = Checkpoints(str(tmp_path), every_steps=10)
-  monkeypatch.setattr(checkpoints, "_describe", lambda state: pytest.fail("not due"))
-  assert manager.save(9, sharded_state(mesh), {}) is False
+def test_a_step_that_is_there_is_left_as_it_is(tmp_path, mesh):
+  save_steps(tmp_path, mesh, [5])
+  manager = Checkpoints(str(tmp_path))
+  assert manager.save(5, sharded_state(mesh, 9), {}) is False
+  assert manager.save(6, sharded_state(mesh, 6), {}) is True
   manager.close()
+  assert_same(checkpoints.load_params(str(tmp_path), step=5), make_state(5)["params"])
 
 
 def test_keeps_the_newest_and_the_milestones(tmp_path, mesh):
@@ -220,7 +207,7 @@ def test_damaged_step_falls_back(tmp_path, mesh, damage, caplog):
     contents = json.loads(meta.read_text())
     contents["arrays"]["params/half"]["shape"] = [24, 9]
     meta.write_text(json.dumps(contents))
-  manager = Checkpoints(str(tmp_path), every_steps=1)
+  manager = Checkpoints(str(tmp_path))
   state, _, step = manager.restore(abstract(mesh))
   bad, good = ("3", 2) if damage == "empty" else ("2", 1)
   assert step == good
@@ -253,7 +240,7 @@ def test_another_state_is_an_error_not_corruption(tmp_path, mesh):
   save_steps(tmp_path, mesh, [1])
   wider = abstract(mesh, lambda: make_state(width=48))
   wider["params"]["new"] = wider["params"].pop("scalar")
-  manager = Checkpoints(str(tmp_path), every_steps=1)
+  manager = Checkpoints(str(tmp_path))
   with pytest.raises(ValueError, match="holds another state") as error:
     manager.restore(wider)
   manager.close()
@@ -302,7 +289,7 @@ def test_checksum_is_the_same_on_every_mesh_and_in_numpy(mesh):
 CHILD = """
 import sys, jax, jax.numpy as jnp
 from dtm_jax.checkpoints import Checkpoints
-manager = Checkpoints(sys.argv[1], every_steps=1)
+manager = Checkpoints(sys.argv[1])
 state = lambda step: {"params": {"w": jnp.full((2**22,), step, jnp.float32)}}
 manager.save(1, state(1), {})
 manager.wait()
@@ -333,7 +320,7 @@ def start(program, folder):
 
 
 def newest(folder):
-  manager = Checkpoints(str(folder), every_steps=1)
+  manager = Checkpoints(str(folder))
   result = manager.restore({"params": {"w": jax.ShapeDtypeStruct((2**22,), jnp.float32)}})
   manager.close()
   assert not list(folder.glob("*tmp*"))

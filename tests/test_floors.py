@@ -14,7 +14,7 @@ FLOORS = {
   **dict.fromkeys(("morphers", "teachers", "datasets", "optim", "mesh", "checkpoints", "reporting"), 3),
   **dict.fromkeys(("models", "data", "augment"), 2),
   **dict.fromkeys(("morphing", "masking", "image_decoding"), 1),
-  **dict.fromkeys(("rngs", "plugins", "prompts"), 0),
+  **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations"), 0),
   "arrays": -1,  # the letters, which the ground floor itself spells with
 }
 MODULES = sorted((ROOT / "dtm_jax").rglob("*.py"))

@@ -21,9 +21,6 @@ from dtm_jax.arrays import Array, Float, Int
 from dtm_jax.models.layers import FLOAT32_NORM, Mlp, PatchEmbed, grid_of, merge_heads, split_heads
 from dtm_jax.models.positions import resize_positions
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
   "gelu": partial(nn.gelu, approximate=False),

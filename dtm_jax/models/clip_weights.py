@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from dtm_jax.arrays import PyTree
 from dtm_jax.models import clip, clip_config
+from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
 READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {"model.safetensors": load_file}
@@ -104,8 +105,8 @@ def save(
   params: PyTree,
   *,
   dtype: str = "float32",
-  mean: tuple[float, float, float] = clip.MEAN,
-  std: tuple[float, float, float] = clip.STD,
+  mean: Triple = NORMALIZATIONS["clip"][0],
+  std: Triple = NORMALIZATIONS["clip"][1],
 ) -> None:
   """Writes config.json, model.safetensors and preprocessor_config.json for `load` and `transformers`.
 

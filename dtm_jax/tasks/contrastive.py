@@ -14,9 +14,10 @@ import optax
 
 from dtm_jax import prompts, rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, RandomKey
-from dtm_jax.augment import augment, normalization, normalize, to_float
+from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.models import clip
 from dtm_jax.models.clip_tokenizer import Tokenizer, special_ids, word_tokenizer
+from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Run, State, Task, build_optimizer
 
 
@@ -28,7 +29,7 @@ def build(config, run: Run) -> Task:
   model = clip.CLIP(
     clip_config(config, tokenize), dtype=config.clip.dtype, patch_dropout=config.clip.patch_dropout
   )
-  mean, std = normalization(config.augment.normalization)
+  mean, std = mean_and_std(config.augment.normalization)
 
   def init_params(key: RandomKey) -> PyTree:
     image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))

@@ -6,8 +6,9 @@ import optax
 
 from dtm_jax import masking, morphing, plugins, rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
-from dtm_jax.augment import augment, normalization, normalize, to_float
+from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.models import vit
+from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Run, State, Task, build_optimizer
 from dtm_jax.teachers import Teacher
 
@@ -21,7 +22,7 @@ def build(config, run: Run) -> Task:
   image_size = config.data.image_size
   teacher = plugins.build("teachers", config.teacher)
   student = vit.build(**config.student, out_dim=teacher.width)
-  mean, std = normalization(config.augment.normalization)
+  mean, std = mean_and_std(config.augment.normalization)
   grid = _shared_grid(student.patch_size, image_size, teacher)
   labels = _labels(config.morphers, config.loss.schedules)
   weights = {name: options.weight for name, options in config.morphers.items()}

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtm_jax import augment
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.models import clip, clip_weights
 from dtm_jax.models.layers import grid_of
+from dtm_jax.normalizations import Triple, mean_and_std
 from dtm_jax.teachers import Teacher
 
 OUTPUTS = {"projected": "patch_embeddings", "normalized": "patch_tokens"}
@@ -65,9 +65,7 @@ def build(
   )
 
 
-def _mean_and_std(
-  normalization: str | Sequence[Sequence[float]], folder: Path
-) -> tuple[augment.Triple, augment.Triple]:
+def _mean_and_std(normalization: str | Sequence[Sequence[float]], folder: Path) -> tuple[Triple, Triple]:
   if not isinstance(normalization, str):
     mean, std = normalization
     return tuple(mean), tuple(std)
@@ -75,4 +73,4 @@ def _mean_and_std(
   if normalization == "clip" and own.exists():
     content = json.loads(own.read_text())
     return tuple(content["image_mean"]), tuple(content["image_std"])
-  return augment.normalization(normalization)
+  return mean_and_std(normalization)

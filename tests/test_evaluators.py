@@ -1,0 +1,103 @@
+"""kNN and zero-shot against answers that are known, whatever padding and devices do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtm_jax import mesh as meshes
+from dtm_jax.evaluators import choose, knn, zeroshot
+
+RNG = np.random.default_rng(0)
+
+
+def slow_knn(bank, bank_labels, queries, num_classes, k, temperature):
+  """The definition: each query, each neighbour, one vote after another."""
+  unit = lambda x: x / np.linalg.norm(x)
+  predicted = []
+  for query in queries:
+    cosine = np.array([unit(query) @ unit(example) for example in bank])
+    votes = np.zeros(num_classes)
+    for nearest in np.argsort(-cosine)[:k]:
+      votes[bank_labels[nearest]] += np.exp(cosine[nearest] / temperature)
+    predicted.append(votes.argmax())
+  return predicted
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 1.0)])
+def test_knn_is_its_definition(k, temperature):
+  bank, queries = (RNG.normal(size=(size, 6)).astype(np.float32) for size in (40, 13))
+  labels = RNG.integers(0, 4, 40)
+  options = dict(num_classes=4, k=k, temperature=temperature)
+  expected = slow_knn(bank, labels, queries, **options)
+  # 13 queries in blocks of 5: the last one is padded.
+  np.testing.assert_array_equal(knn.knn_predict(bank, labels, queries, block=5, **options), expected)
+  scaled = knn.knn_predict(3 * bank, labels, 0.1 * queries, **options)
+  np.testing.assert_array_equal(scaled, expected)  # only directions count
+
+
+def test_knn_needs_k_examples():
+  bank = np.ones((3, 2), np.float32)
+  with pytest.raises(ValueError, match=r"k = 5 .* has 3"):
+    knn.knn_predict(bank, np.zeros(3, int), bank, num_classes=1, k=5, temperature=0.07)
+
+
+def test_an_unknown_predict_function_names_the_choices():
+  with pytest.raises(ValueError, match=r"'studnt'.*student, teacher"):
+    choose({"teacher": mean_colour, "student": mean_colour}, "studnt")
+
+
+@pytest.fixture
+def colours(tmp_path):
+  """A data set of 32x32 images whose mean colour says the class, a fifth of them labelled wrongly."""
+  label = np.arange(50) % 3
+  image = np.zeros((50, 32, 32, 3), np.uint8)
+  image[np.arange(50), :, :, label] = RNG.integers(100, 255, (50, 1, 1))
+  said = np.where(np.arange(50) % 5 == 0, (label + 1) % 3, label).astype(np.int32)
+  folder = tmp_path / "cifar10" / "arrays"
+  folder.mkdir(parents=True)
+  for split in ("train", "test"):
+    np.save(folder / f"{split}_images.npy", image)
+    np.save(folder / f"{split}_labels.npy", label.astype(np.int32) if split == "train" else said)
+  return {"name": "cifar10", "data_dir": str(tmp_path)}
+
+
+def mean_colour(state, batch):
+  return jnp.asarray(batch["image"], jnp.float32).mean((1, 2)) / 255
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 56])
+def test_knn_counts_every_query_once(colours, batch_size):
+  mesh = meshes.make_mesh(8, 1)
+  evaluator = knn.Evaluator(
+    {"student": mean_colour}, mesh, dataset=colours, k=3, image_size=32, batch_size=batch_size
+  )
+  assert dict(evaluator.run({})) == {"student_accuracy": pytest.approx(40 / 50, abs=1e-9)}
+
+
+@pytest.mark.parametrize("batch_size", [8, 16])
+def test_zeroshot_counts_every_image_once(colours, batch_size):
+  """The text of class g is the colour g, whatever the template says of it."""
+  names = ("airplane", "automobile", "bird")
+  tokenize = lambda captions: np.array(
+    [[next((i for i, name in enumerate(names) if name in caption), 3)] for caption in captions]
+  )
+  predict = {
+    "image": mean_colour,
+    "text": lambda state, batch: jnp.eye(4, 3)[batch["tokens"][:, 0]] + jnp.array([[0.0, 0.0, 1e-3]]),
+  }
+  evaluator = zeroshot.Evaluator(
+    predict, meshes.make_mesh(8, 1), tokenize=tokenize, dataset=colours, prompts="cifar10",
+    image_size=32, batch_size=batch_size,
+  )  # fmt: skip
+  assert dict(evaluator.run({})) == {"accuracy": pytest.approx(40 / 50, abs=1e-9)}
+
+
+def test_the_same_accuracy_on_one_device_and_on_eight(colours):
+  one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+  options = dict(dataset=colours, k=3, image_size=32, batch_size=8)
+  results = [
+    dict(knn.Evaluator({"student": mean_colour}, mesh, **options).run({}))
+    for mesh in (one, meshes.make_mesh(8, 1))
+  ]
+  assert results[0] == results[1]

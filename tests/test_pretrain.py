@@ -1,0 +1,129 @@
+"""The pre-training step: the paper's figure put together by hand, and one compilation for all draws."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_world
+
+from dtm_jax import masking, plugins, rngs
+from dtm_jax.augment import augment, normalize
+from dtm_jax.models import vit
+from dtm_jax.normalizations import NORMALIZATIONS
+from dtm_jax.tasks import Run, pretrain
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  small_world.write_clip(folder / "clip")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def batch():
+  return {"image": np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), np.uint8)}
+
+
+def make_task(world, **changes):
+  config = small_world.debug_config(world, batch_size=BATCH, **changes)
+  return pretrain.build(config, Run(2000, 20.0, BATCH)), config
+
+
+def test_a_thousand_steps_are_traced_once(world, batch):
+  """The jitted step draws n̄ and k anew each time, through one trace and one compilation."""
+  task, _ = make_task(world, student__depth=1, student__width=16, student__num_heads=1)
+  traces = []
+
+  def train_step(*arguments):
+    traces.append(1)
+    return task.train_step(*arguments)
+
+  step = jax.jit(train_step, donate_argnums=0)
+  state, frozen = jax.jit(task.init)(jax.random.key(0)), jax.device_put(task.frozen)
+  groups = []
+  for _ in range(1000):
+    state, measurements = step(state, frozen, batch)
+    groups.append(measurements["groups_dtm"])
+  assert len(traces) == 1
+  assert step._cache_size() == 1
+  groups = np.array(groups)
+  assert len(np.unique(groups)) > 100  # the mean over 8 draws a step, out of 1..64
+  assert 30 < groups.mean() < 40
+
+
+@pytest.mark.parametrize("normalize_target", [False, True])
+def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
+  """Teacher, mask, student, labels and loss called one after the other give what the step measures."""
+  task, config = make_task(world, loss__normalize_target=normalize_target)
+  state = jax.jit(task.init)(jax.random.key(0))
+  _, measurements = jax.jit(task.train_step)(state, task.frozen, batch)
+
+  each = lambda name: rngs.per_example(rngs.stream(config.seed, name, 0), BATCH)
+  image = augment(each("augment"), batch["image"], flip=0.5, color_jitter=0.0)
+  teacher = plugins.build("teachers", config.teacher)
+  target_BNC = jax.jit(teacher.tokens)(teacher.params, normalize(image, teacher.mean, teacher.std))
+  mask_BN = jax.jit(partial(masking.masks, grid=(8, 8), **config.mask))(keys_B=each("mask"))
+  student = vit.build(**config.student, out_dim=teacher.width)
+  seen = normalize(image, *NORMALIZATIONS["imagenet"])
+  student_BNC = jax.jit(student.apply)({"params": state["params"]}, seen, mask_BN)["prediction"]
+
+  keys_S = jax.random.split(rngs.substream(rngs.stream(config.seed, "morph", 0), "dtm"), 2)
+  options = {k: v for k, v in config.morphers.dtm.items() if k not in ("name", "weight")}
+  assign = jax.jit(plugins.load("morphers", "bipartite").build(**options))
+  losses = []
+  for key in keys_S:
+    label_BN = assign(key, target_BNC, image)
+    for b in range(BATCH):
+      for group in np.unique(label_BN[b]):
+        members = np.asarray(label_BN[b]) == group
+        u, v = (np.asarray(x[b], np.float64)[members].mean(0) for x in (student_BNC, target_BNC))
+        if normalize_target:
+          v = (v - v.mean()) / np.sqrt(v.var(ddof=1) + 1e-6)
+        error = np.abs(u - v)
+        distance = np.where(error < 2, error**2 / 4, error - 1).mean()
+        losses.append(members.sum() / 64 * distance / BATCH / 2)
+  np.testing.assert_allclose(measurements["loss"], sum(losses), rtol=1e-5)
+
+
+def test_only_the_student_learns(world, batch):
+  task, _ = make_task(world)
+  state = jax.jit(task.init)(jax.random.key(0))
+  assert set(state["params"]) == {
+    "blocks", "cls_token", "head", "mask_token", "norm", "patch_embed", "rel_pos_bias",
+  }  # fmt: skip
+
+  def loss(frozen):
+    return task.train_step(state, frozen, batch)[1]["loss"]
+
+  grads = jax.jit(jax.grad(loss))(jax.device_put(task.frozen))
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+def test_several_morphers_add_up_with_their_weights(world, batch):
+  config = small_world.debug_config(world, batch_size=BATCH)
+  config.morphers.tokens = dict(name="identity", weight=0.5)
+  task = pretrain.build(config, Run(20, 5.0, BATCH))
+  _, measured = jax.jit(task.train_step)(jax.jit(task.init)(jax.random.key(0)), task.frozen, batch)
+  total = measured["loss_dtm"] + 0.5 * measured["loss_tokens"]
+  np.testing.assert_allclose(measured["loss"], total, rtol=1e-6)
+  assert measured["groups_tokens"] == 64
+
+
+def test_a_grid_that_is_not_the_teachers_is_refused(world):
+  with pytest.raises(ValueError, match=r"\(4, 4\).*patch 8.*\(8, 8\).*patch 4"):
+    make_task(world, student__patch_size=8)
+
+
+def test_predictions_hide_nothing(world, batch):
+  task, config = make_task(world)
+  state = jax.jit(task.init)(jax.random.key(0))
+  student = vit.build(**config.student, out_dim=32)
+  pixels = normalize(jnp.asarray(batch["image"], jnp.float32) / 255, *NORMALIZATIONS["imagenet"])
+  expected = jax.jit(student.apply)({"params": state["params"]}, pixels)["patches"].mean(axis=1)
+  features = task.predict["student"](state["params"], task.frozen, batch)
+  np.testing.assert_allclose(features, expected, atol=1e-5)
