@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dtm_jax.models import clip, clip_config, clip_tokenizer, clip_weights
+from dtm_jax.models import clip, clip_config, clip_tokenizer, clip_weights, weight_files
 
 CONFIG = clip.CLIPConfig(
   clip.ImageConfig(clip.Tower(32, 3, 4, 64), image_size=32, patch_size=8),
@@ -165,8 +165,8 @@ def test_what_is_neither_folder_nor_repository(tmp_path):
 
 @pytest.fixture
 def offline_hub(tmp_path, monkeypatch):
-  monkeypatch.setattr(clip_weights.constants, "HF_HUB_OFFLINE", True)
-  monkeypatch.setattr(clip_weights.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  monkeypatch.setattr(weight_files.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(weight_files.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
   repository = tmp_path / "hub" / "models--owner--tiny-clip"
   (repository / "refs").mkdir(parents=True)
   (repository / "refs" / "main").write_text("a" * 40)
@@ -175,9 +175,9 @@ def offline_hub(tmp_path, monkeypatch):
 
 def test_the_hub_cache_serves_without_network(offline_hub, params, monkeypatch):
   clip_weights.save(offline_hub, CONFIG, params)
-  download = clip_weights.snapshot_download
+  download = weight_files.snapshot_download
   cache = str(offline_hub.parents[2])
-  monkeypatch.setattr(clip_weights, "snapshot_download", lambda *a, **k: download(*a, cache_dir=cache, **k))
+  monkeypatch.setattr(weight_files, "snapshot_download", lambda *a, **k: download(*a, cache_dir=cache, **k))
   config, loaded = clip_weights.load("owner/tiny-clip")
   assert config == CONFIG
   assert_same(loaded, params)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dtm_jax import plugins
-from dtm_jax.models import clip, clip_weights
+from dtm_jax.models import clip, weight_files
 from dtm_jax.tasks import Run
 from dtm_jax.teachers import clip as clip_teacher
 
@@ -34,7 +34,7 @@ def abstract_weights(folder):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_traces(name, monkeypatch):
-  monkeypatch.setattr(clip_weights, "find", lambda path, revision=None: Path(path))
+  monkeypatch.setattr(weight_files, "find", lambda path, revision=None: Path(path))
   monkeypatch.setattr(clip_teacher.clip_weights, "load", abstract_weights)
   config = importlib.import_module(f"configs.{name}").get_config()
   config.lock()

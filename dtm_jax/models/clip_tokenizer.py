@@ -38,7 +38,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-  """The tokenizer of a folder with config.json and tokenizer.json (`clip_weights.find` gives one).
+  """The tokenizer of a folder with config.json and tokenizer.json (`weight_files.find` gives one).
 
   Raises:
     FileNotFoundError: there is no tokenizer.json.

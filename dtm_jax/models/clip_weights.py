@@ -4,49 +4,24 @@
     save(folder, config, params)                              # transformers.CLIPModel reads it
 
 Reading is strict: every tensor of the file has its place and every parameter its tensor, or one
-error lists all that do not. Torch is never imported. `find` says where the files are, `READERS` how
-one becomes {name: array}, `RULES` which name is which parameter.
+error lists all that do not. `RULES` says which name is which parameter.
 """
 
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.models import clip, clip_config
+from dtm_jax.models import clip, clip_config, weight_files, weight_names
+from dtm_jax.models.weight_files import CONFIG, PREPROCESSOR
+from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Rules, layers
 from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
-CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
-READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {"model.safetensors": load_file}
-
-
-class Layout(NamedTuple):
-  """How a tensor of theirs becomes one of ours, and back."""
-
-  to_ours: Callable
-  to_theirs: Callable
-
-
-SAME = Layout(lambda tensor: tensor, lambda tensor: tensor)
-TRANSPOSED = Layout(lambda weight: weight.T, lambda kernel: kernel.T)
-CONVOLUTION = Layout(
-  lambda weight: rearrange(weight, "d rgb y x -> (y x rgb) d"),
-  lambda kernel: rearrange(kernel, "(y x rgb) d -> d rgb y x", rgb=3, y=math.isqrt(kernel.shape[0] // 3)),
-)
-
-LINEAR = {"kernel": ("weight", TRANSPOSED), "bias": ("bias", SAME)}
-NORM = {"scale": ("weight", SAME), "bias": ("bias", SAME)}
 BLOCK = {
   "ln1": ("layer_norm1", NORM),
   "attn/query": ("self_attn.q_proj", LINEAR),
@@ -59,29 +34,20 @@ BLOCK = {
 }
 
 
-def _layers(ours: str, theirs: str, layers: dict) -> dict[str, tuple[str, Layout]]:
-  return {
-    f"{ours}/{layer}/{leaf}": (f"{theirs}.{name}.{their_leaf}", layout)
-    for layer, (name, leaves) in layers.items()
-    for leaf, (their_leaf, layout) in leaves.items()
-  }
-
-
-RULES: dict[str, tuple[str, Layout]] = {
+RULES: Rules = {
   "image/class_embedding": ("vision_model.embeddings.class_embedding", SAME),
   "image/patch_embed/proj/kernel": ("vision_model.embeddings.patch_embedding.weight", CONVOLUTION),
   "image/position_embedding": ("vision_model.embeddings.position_embedding.weight", SAME),
-  **_layers("image", "vision_model", {"ln_pre": ("pre_layrnorm", NORM), "ln_post": ("post_layernorm", NORM)}),
-  **_layers("image/blocks", "vision_model.encoder.layers.{layer}", BLOCK),
+  **layers("image", "vision_model", {"ln_pre": ("pre_layrnorm", NORM), "ln_post": ("post_layernorm", NORM)}),
+  **layers("image/blocks", "vision_model.encoder.layers.{layer}", BLOCK),
   "image/projection/kernel": ("visual_projection.weight", TRANSPOSED),
   "text/token_embedding": ("text_model.embeddings.token_embedding.weight", SAME),
   "text/position_embedding": ("text_model.embeddings.position_embedding.weight", SAME),
-  **_layers("text", "text_model", {"ln_final": ("final_layer_norm", NORM)}),
-  **_layers("text/blocks", "text_model.encoder.layers.{layer}", BLOCK),
+  **layers("text", "text_model", {"ln_final": ("final_layer_norm", NORM)}),
+  **layers("text/blocks", "text_model.encoder.layers.{layer}", BLOCK),
   "text/projection/kernel": ("text_projection.weight", TRANSPOSED),
   "logit_scale": ("logit_scale", SAME),
 }
-"""Our path -> their name and the layout of its tensor; `{layer}` where ours is stacked [L, ...]."""
 
 
 def load(path_or_repo: str | Path, *, revision: str | None = None) -> tuple[clip.CLIPConfig, PyTree]:
@@ -93,10 +59,10 @@ def load(path_or_repo: str | Path, *, revision: str | None = None) -> tuple[clip
     FileNotFoundError: a file is not there; says which, where it was looked for and how to get it.
     ValueError: names or shapes do not match; lists all of them.
   """
-  folder = find(path_or_repo, revision=revision)
+  folder = weight_files.find(path_or_repo, revision=revision)
   config = clip_config.read(folder / CONFIG)
-  weights = next(folder / name for name in READERS if (folder / name).exists())
-  return config, from_theirs(config, READERS[weights.name](weights), source=str(weights))
+  tensors, file = weight_files.read(folder)
+  return config, from_theirs(config, tensors, source=str(file))
 
 
 def save(
@@ -140,39 +106,12 @@ def from_theirs(config: clip.CLIPConfig, tensors: dict[str, np.ndarray], *, sour
     ValueError: lists every missing, unexpected and mis-shaped name; `source` says of what.
   """
   tensors = {_full_name(name): tensor for name, tensor in tensors.items() if "position_ids" not in name}
-  ours = _expected(config)
-  theirs = jax.eval_shape(to_theirs, ours)
-  problems = [f"missing: {name} {tensor.shape}" for name, tensor in theirs.items() if name not in tensors]
-  problems += [f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in theirs]
-  problems += [
-    f"shape of {name}: {tensors[name].shape}, expected {tensor.shape}"
-    for name, tensor in theirs.items()
-    if name in tensors and tensors[name].shape != tensor.shape
-  ]
-  if problems:
-    raise ValueError(f"{source} does not match its configuration:\n  " + "\n  ".join(problems))
-
-  def ours_of(path, shape):
-    name, layout = RULES[path]
-    read = lambda name: layout.to_ours(np.asarray(tensors[name], np.float32))
-    return (
-      np.stack([read(name.format(layer=i)) for i in range(shape[0])]) if "{layer}" in name else read(name)
-    )
-
-  flat = {path: ours_of(path, leaf.shape) for path, leaf in flatten_dict(ours, sep="/").items()}
-  return unflatten_dict(flat, sep="/")
+  return weight_names.to_ours(tensors, _expected(config), RULES, source=source)
 
 
 def to_theirs(params: PyTree) -> dict[str, Any]:
   """Their named tensors from our parameters; the inverse of `from_theirs`."""
-  tensors = {}
-  for path, leaf in flatten_dict(params, sep="/").items():
-    name, layout = RULES[path]
-    if "{layer}" in name:
-      tensors |= {name.format(layer=i): layout.to_theirs(leaf[i]) for i in range(leaf.shape[0])}
-    else:
-      tensors[name] = layout.to_theirs(leaf)
-  return tensors
+  return weight_names.to_theirs(params, RULES)
 
 
 def _full_name(name: str) -> str:
@@ -190,51 +129,3 @@ def _expected(config: clip.CLIPConfig) -> PyTree:
     return {"image": jax.eval_shape(tower.init, key, image)["params"]}
   token = jax.ShapeDtypeStruct((1, config.text.context_length), jnp.int32)
   return jax.eval_shape(clip.CLIP(config).init, key, image, token)["params"]
-
-
-def find(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
-  """The folder that holds the files: the given one, or the snapshot of a repository in the hub's cache.
-
-  The network is asked only for what the cache lacks, and never where HF_HUB_OFFLINE is set.
-
-  Raises:
-    FileNotFoundError: the configuration or the weights are not there.
-  """
-  folder = Path(path_or_repo).expanduser()
-  if folder.is_dir():
-    if missing := _missing(folder):
-      raise FileNotFoundError(f"No {missing} in the folder {folder}. {_HOW_TO_GET.format(repo='OWNER/NAME')}")
-    return folder
-  repo = str(path_or_repo)
-  if repo.startswith(("/", "~", ".")) or repo.count("/") != 1:
-    raise FileNotFoundError(f"There is no folder {folder}, and {repo!r} is not a repository 'owner/name'.")
-
-  def snapshot(local_files_only: bool) -> Path:
-    files = [*READERS, CONFIG, PREPROCESSOR, TOKENIZER]
-    options = {"revision": revision, "allow_patterns": files, "local_files_only": local_files_only}
-    return Path(snapshot_download(repo, **options))
-
-  missing, reason = " and no ".join([CONFIG, *READERS]), None
-  for local_files_only in (True,) if constants.HF_HUB_OFFLINE else (True, False):
-    try:
-      folder = snapshot(local_files_only)
-      missing = _missing(folder)
-      if not missing:
-        return folder
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-      reason = error
-  looked = f"{repo!r} (revision {revision or 'main'}) in the hub's cache {constants.HF_HUB_CACHE}"
-  hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub did not give it"
-  raise FileNotFoundError(f"No {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}") from reason
-
-
-_HOW_TO_GET = (
-  "On a machine with network, run `hf download {repo}`, or, with torch, where it has no safetensors, "
-  "`transformers.CLIPModel.from_pretrained('{repo}').save_pretrained(folder)`; then copy the folder."
-)
-
-
-def _missing(folder: Path) -> str:
-  weights = any((folder / name).exists() for name in READERS)
-  names = ([] if (folder / CONFIG).exists() else [CONFIG]) + ([] if weights else [" or ".join(READERS)])
-  return " and no ".join(names)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtm_jax.arrays import Array, Float, PyTree
-from dtm_jax.models import clip, clip_weights
+from dtm_jax.models import clip, clip_weights, weight_files
 from dtm_jax.models.layers import grid_of
 from dtm_jax.normalizations import Triple, mean_and_std
 from dtm_jax.teachers import Teacher
@@ -41,7 +41,7 @@ def build(
   """
   if tokens not in OUTPUTS:
     raise ValueError(f"Unknown tokens {tokens!r}. Available: {', '.join(OUTPUTS)}.")
-  folder = clip_weights.find(path, revision=revision)
+  folder = weight_files.find(path, revision=revision)
   config, params = clip_weights.load(folder)
   if tokens == "projected" and config.embed_dim is None:
     raise ValueError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
@@ -69,7 +69,7 @@ def _mean_and_std(normalization: str | Sequence[Sequence[float]], folder: Path) 
   if not isinstance(normalization, str):
     mean, std = normalization
     return tuple(mean), tuple(std)
-  own = folder / clip_weights.PREPROCESSOR
+  own = folder / weight_files.PREPROCESSOR
   if normalization == "clip" and own.exists():
     content = json.loads(own.read_text())
     return tuple(content["image_mean"]), tuple(content["image_std"])
