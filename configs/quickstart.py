@@ -27,6 +27,7 @@ def get_config():
   )
   config.mask = dict(kind="block", num_masked=25, min_patches=4)
   config.morphers.dtm.max_rounds = 6
+  config.morphers.tokens = dict(name="identity", weight=0.0)  # measured beside, not learned
   config.optim.update(lr=1.5e-3, lr_scaling="none", warmup_steps=50, clip_norm=3.0)
   config.checkpoint.save_steps = 200
   config.log.log_steps = 50

@@ -1,9 +1,11 @@
 """A tiny CLIP on CIFAR-10: the teacher of the quickstart. Captions are the class names in 18 templates.
 
     python -m dtm_jax.main --config=configs/tiny_clip_cifar10.py
+    # stopped (SIGTERM) at step 2551, then for the rest with all patches:
+    python -m dtm_jax.main --config=configs/tiny_clip_cifar10.py --config.clip.patch_dropout=0.0
 
-That is label supervision in text form; the weights in assets/tiny_clip_cifar10 are what this gave, and
-README.md there has time and accuracy.
+That is label supervision in text form. The weights in assets/tiny_clip_cifar10 are what these two commands
+gave in half an hour on two CPU cores: 75.3 % zero-shot on the 10,000 test images.
 """
 
 from ml_collections import config_dict
@@ -19,9 +21,9 @@ def get_config():
   config.task = "contrastive"
   config.seed = 0
   config.batch_size = 128
-  config.total_steps = placeholder(int)
+  config.total_steps = 3000
   config.total_examples = placeholder(int)
-  config.total_epochs = 12.0
+  config.total_epochs = placeholder(float)
   config.data = dict(
     dataset=dict(name="cifar10", data_dir=placeholder(str)),
     split="train",
@@ -35,13 +37,13 @@ def get_config():
     image=dict(width=96, depth=4, num_heads=3, mlp_width=384),
     text=dict(width=32, depth=2, num_heads=2, mlp_width=64),
     embed_dim=64,
-    patch_dropout=0.0,
+    patch_dropout=0.5,
     dtype="float32",
   )
   config.text = dict(prompts="cifar10", context_length=16)
   config.optim = dict(
     name="muon",
-    lr=4e-3,
+    lr=5e-3,
     lr_scaling="none",
     final_lr=0.0,
     warmup_steps=100,

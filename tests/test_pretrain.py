@@ -105,9 +105,7 @@ def test_only_the_student_learns(world, batch):
 
 
 def test_several_morphers_add_up_with_their_weights(world, batch):
-  config = small_world.debug_config(world, batch_size=BATCH)
-  config.morphers.tokens = dict(name="identity", weight=0.5)
-  task = pretrain.build(config, Run(20, 5.0, BATCH))
+  task, _ = make_task(world, morphers__tokens__weight=0.5)
   _, measured = jax.jit(task.train_step)(jax.jit(task.init)(jax.random.key(0)), task.frozen, batch)
   total = measured["loss_dtm"] + 0.5 * measured["loss_tokens"]
   np.testing.assert_allclose(measured["loss"], total, rtol=1e-6)
