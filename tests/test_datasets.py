@@ -54,6 +54,14 @@ class TestFolder:
     ]
     assert found == [("3.png", 0), ("1.jpg", 1), ("2.JPEG", 1)]
 
+  def test_a_class_that_a_split_lacks_shifts_no_other(self, tmp_path):
+    for name in ("train/a/1.jpg", "train/c/1.jpg", "val/b/1.jpg", "val/c/1.jpg", "val/.trash/1.jpg"):
+      _write(tmp_path / name, _jpeg(0))
+    train, val = (folder.build(split, data_dir=str(tmp_path)) for split in ("train", "val"))
+    assert train.class_names == val.class_names == ("a", "b", "c")
+    assert [[each.source[i]["label"] for i in range(2)] for each in (train, val)] == [[0, 2], [1, 2]]
+    assert val.num_examples == 2
+
   @pytest.mark.parametrize(("place", "labels"), [("", True), ("a", False)])
   def test_without_classes_labels_are_minus_one(self, tmp_path, place, labels):
     _write(tmp_path / place / "1.jpg", _jpeg(50))

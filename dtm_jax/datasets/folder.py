@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 from dtm_jax.data import Dataset, Example
 
@@ -27,20 +28,22 @@ class _Files:
 def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Dataset:
   """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
 
-  The class of an image is the first folder below that root, numbered in sorted order; images straight in the
-  root, and all images with `labels=False`, have label -1. Sub-folders are searched to any depth, in
-  sorted order, following links.
+  The class of an image is the first folder below that root. Classes are numbered in the sorted order of
+  those of all splits, so that one missing in a split does not shift the others; images straight in the
+  root, and all images with `labels=False`, have label -1. Sub-folders are searched to any depth, in sorted
+  order, following links; hidden ones are passed over.
 
   Raises:
     FileNotFoundError: no such folder.
     ValueError: the root holds no images, or `data_dir` has splits but not this one.
   """
-  root = _root(pathlib.Path(data_dir).expanduser(), split)
-  paths = _images(root)
+  folder = pathlib.Path(data_dir).expanduser()
+  root = _root(folder, split)
+  paths = list(_images(root))
   if not paths:
     raise ValueError(f"No images in {root}. The extensions read are: {' '.join(EXTENSIONS)}.")
   folders = [os.path.relpath(path, root).split(os.sep)[:-1] for path in paths]
-  class_names = tuple(sorted({parts[0] for parts in folders if parts})) if labels else ()
+  class_names = _classes(folder, root) if labels else ()
   ids = {name: label for label, name in enumerate(class_names)}
   label_of = [ids.get(parts[0], -1) if parts else -1 for parts in folders]
   return Dataset(str(root), len(paths), class_names or None, _Files(paths, label_of))
@@ -55,9 +58,14 @@ def _root(folder: pathlib.Path, split: str) -> pathlib.Path:
   raise ValueError(f"No split {split!r} in {folder}. Available: {', '.join(present)}.")
 
 
-def _images(root: pathlib.Path) -> list[str]:
-  paths = []
+def _classes(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
+  """The folders with images below `root`, and below the other splits where it is one."""
+  roots = [root] if root == folder else [root, *(folder / split for split in SPLITS)]
+  below = (path for each in roots for path in each.glob("[!.]*/"))
+  return tuple(sorted({path.name for path in below if next(_images(path), None)}))
+
+
+def _images(root: pathlib.Path) -> Iterator[str]:
   for parent, folders, names in os.walk(root, followlinks=True):
-    folders.sort()  # os.walk goes down in this order
-    paths += [os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
-  return paths
+    folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk follows this
+    yield from (os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS))
