@@ -53,17 +53,18 @@ def paper_merges(
 
 
 def released_merges(
-  merged: int | Int[Array, ""], rounds: int | Int[Array, ""], max_merged: int, max_rounds: int
+  m: int | Int[Array, ""], k: int | Int[Array, ""], num_tokens: int, max_rounds: int
 ) -> Int[Array, "K"]:
-  """The released code's rule: the same r in each of k = `rounds`, for m = `merged` tokens.
+  """The released code's rule: the same r in each of k rounds, to merge m tokens.
 
-      r = ⌈m/k⌉, or ⌊m/k⌋ where ⌈m/k⌉ k > `max_merged`
+      r = ⌈m/k⌉, or ⌊m/k⌋ where ⌈m/k⌉ k > N
 
-  It merges more than m where k does not divide m. Source: the reference behaviour.
+  It merges more than m where k does not divide m. With a smaller upper end of the draw of m, that end stands
+  for N = `num_tokens`. Source: the reference behaviour.
   """
-  ceiling = -(-merged // rounds)
-  each = jnp.where(ceiling * rounds > max_merged, merged // rounds, ceiling)
-  return jnp.where(jnp.arange(1, max_rounds + 1) <= rounds, each, 0)
+  ceiling = -(-m // k)
+  each = jnp.where(ceiling * k > num_tokens, m // k, ceiling)
+  return jnp.where(jnp.arange(1, max_rounds + 1) <= k, each, 0)
 
 
 def paper_schedule(key: RandomKey, num_tokens: int, min_groups: int, max_rounds: int) -> Int[Array, "K"]:
@@ -102,7 +103,7 @@ class Live(NamedTuple):
 
 def bipartite_match(
   target_BNC: Float[Array, "B N C"],
-  merges: Int[Array, "..."],
+  merges_BK: Int[Array, "..."],
   *,
   split: str = "alternate",
   protect_first: bool = False,
@@ -121,7 +122,7 @@ def bipartite_match(
 
   Args:
     target_BNC: the teacher's tokens.
-    merges: [B, K], or [K] for all images alike: r_p, how many tokens to merge in round p.
+    merges_BK: [B, K], or [K] for all images alike: r_p, how many tokens to merge in round p.
     split: "alternate", by even and odd place in the live order, as released; or "random", by a permutation
       of the live tokens for each image and round, as in the paper's Algorithm 1.
     protect_first: the first token stays a group of its own: always in the first set, it is no counterpart,
@@ -135,20 +136,20 @@ def bipartite_match(
     label_BN, int32: the smallest member of each token's group.
 
   Raises:
-    ValueError: an unknown option, a random split without a key, or merges that do not fit the batch.
+    ValueError: an unknown option, a random split without a key, or `merges_BK` that do not fit the batch.
   """
   _check_choice("split", split, SPLITS)
   _check_choice("merged_feature", merged_feature, MERGED_FEATURES)
   batch_size, num_tokens, _ = target_BNC.shape
-  if merges.ndim not in (1, 2) or merges.shape[:-1] not in ((), (batch_size,)):
-    raise ValueError(f"merges {merges.shape} must be [K] or [B, K] for target_BNC {target_BNC.shape}.")
+  if merges_BK.ndim not in (1, 2) or merges_BK.shape[:-1] not in ((), (batch_size,)):
+    raise ValueError(f"merges_BK {merges_BK.shape} must be [B, K] or [K] for target_BNC {target_BNC.shape}.")
   if split == "random" and key is None:
     raise ValueError("split='random' needs a key.")
   if num_tokens == 1:
     return jnp.zeros((batch_size, 1), jnp.int32)
 
-  max_rounds = merges.shape[-1]
-  merges_BK = jnp.broadcast_to(merges, (batch_size, max_rounds))
+  max_rounds = merges_BK.shape[-1]
+  merges_BK = jnp.broadcast_to(merges_BK, (batch_size, max_rounds))
   order_BKN = random_order(key, batch_size, max_rounds, num_tokens) if split == "random" else None
   target_BNC = jax.lax.stop_gradient(target_BNC).astype(jnp.float32)
   target_BNC = jnp.where(jnp.isfinite(target_BNC).all(-1, keepdims=True), target_BNC, 0.0)

@@ -411,12 +411,12 @@ def test_eight_devices_find_what_one_finds():
     ({"split": "even"}, "Unknown split 'even'. Available: alternate, random"),
     ({"merged_feature": "max"}, "Unknown merged_feature 'max'. Available: size_weighted, mean_of_means"),
     ({"split": "random"}, "needs a key"),
-    ({"merges": jnp.ones((3, 4), int)}, r"merges \(3, 4\) .* target_BNC \(2, 16, 8\)"),
-    ({"merges": jnp.int32(3)}, r"merges \(\) must be"),
+    ({"merges_BK": jnp.ones((3, 4), int)}, r"merges_BK \(3, 4\) .* target_BNC \(2, 16, 8\)"),
+    ({"merges_BK": jnp.int32(3)}, r"merges_BK \(\) must be"),
   ],
 )
 def test_matching_refuses(options, message):
-  arguments = {"merges": jnp.array([3]), **options}
+  arguments = {"merges_BK": jnp.array([3]), **options}
   with pytest.raises(ValueError, match=message):
     morphing.bipartite_match(jnp.ones((2, 16, 8)), **arguments)
 
