@@ -44,7 +44,8 @@ def test_config_traces(name, monkeypatch):
     plugins.load("evaluators", section.get("name", evaluator))
   plugins.load("datasets", config.data.dataset.name)
   names = ("cat", "dog")
-  task = plugins.load("tasks", config.task).build(config, Run(100, 10.0, config.batch_size, names))
+  total_steps = 0 if config.total_steps == 0 else 100
+  task = plugins.load("tasks", config.task).build(config, Run(total_steps, 10.0, config.batch_size, names))
 
   state = jax.eval_shape(task.init, jax.random.key(0))
   batch = {

@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_world
 
+from configs import zeroshot_cifar10
+from dtm_jax import loop, prompts
 from dtm_jax import mesh as meshes
+from dtm_jax.datasets import cifar10
 from dtm_jax.evaluators import choose, knn, zeroshot
+from dtm_jax.models import clip, clip_tokenizer, clip_weights
+from dtm_jax.normalizations import NORMALIZATIONS
+from dtm_jax.tasks import Run, frozen_clip
 
 RNG = np.random.default_rng(0)
 
@@ -101,3 +108,30 @@ def test_the_same_accuracy_on_one_device_and_on_eight(colours):
     for mesh in (one, meshes.make_mesh(8, 1))
   ]
   assert results[0] == results[1]
+
+
+def test_a_frozen_clip_is_evaluated_through_the_loop(tmp_path):
+  """Zero steps of configs/zeroshot_cifar10.py on the CLIP of this repository and 32 random images."""
+  small_world.write_cifar10(tmp_path)
+  config = zeroshot_cifar10.get_config()
+  config.data.dataset.data_dir = config.evals.zeroshot.dataset.data_dir = str(tmp_path)
+  loop.train(config, str(tmp_path / "run"))
+  (line,) = small_world.metrics(tmp_path / "run")
+
+  clip_config, params = clip_weights.load(config.clip.path)
+  tokenize, model = clip_tokenizer.load_tokenizer(config.clip.path), clip.CLIP(clip_config)
+  image = np.load(tmp_path / "cifar10" / "arrays" / "test_images.npy") / np.float32(255)
+  pixels = (image - np.float32(NORMALIZATIONS["clip"][0])) / np.float32(NORMALIZATIONS["clip"][1])
+  image_BP = np.asarray(model.apply({"params": params}, jnp.asarray(pixels), method="encode_image"))
+  class_GP = []
+  for captions in prompts.captions(cifar10.CLASS_NAMES, "cifar10"):
+    text = np.asarray(model.apply({"params": params}, jnp.asarray(tokenize(captions)), method="encode_text"))
+    mean = np.mean([row / np.linalg.norm(row) for row in text], axis=0)
+    class_GP.append(mean / np.linalg.norm(mean))
+  right = [int(np.argmax(class_GP @ row)) == i % 10 for i, row in enumerate(image_BP)]
+  assert line == {"step": 0, "zeroshot/accuracy": round(np.mean(right), 6)}
+
+
+def test_a_frozen_clip_is_not_trained(tmp_path):
+  with pytest.raises(ValueError, match=r"total_steps must be 0, not 3"):
+    frozen_clip.build(zeroshot_cifar10.get_config(), Run(3, 1.0, 8))

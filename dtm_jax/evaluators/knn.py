@@ -36,7 +36,7 @@ class Evaluator:
     temperature: float = 0.07,
     image_size: int,
     resize: int | None = None,
-    batch_size: int = 500,
+    batch_size: int = 512,
     max_bank: int | None = None,
     max_queries: int | None = None,
     tokenize=None,

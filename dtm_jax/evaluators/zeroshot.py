@@ -31,7 +31,7 @@ class Evaluator:
     split: str = "test",
     image_size: int,
     resize: int | None = None,
-    batch_size: int = 500,
+    batch_size: int = 512,
   ):
     self._image = evaluators.choose(predict, "image")
     self._text = evaluators.choose(predict, "text")

@@ -47,7 +47,7 @@ def build(
     raise ValueError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
   tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
   image_size = image_size or config.image.image_size
-  mean, std = _mean_and_std(normalization, folder)
+  mean, std = mean_and_std_of(normalization, folder)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     return tower.apply({"params": params}, image_BHW3)[OUTPUTS[tokens]]
@@ -65,7 +65,8 @@ def build(
   )
 
 
-def _mean_and_std(normalization: str | Sequence[Sequence[float]], folder: Path) -> tuple[Triple, Triple]:
+def mean_and_std_of(normalization: str | Sequence[Sequence[float]], folder: Path) -> tuple[Triple, Triple]:
+  """What `normalization` (see `build`) means for the weights in `folder`."""
   if not isinstance(normalization, str):
     mean, std = normalization
     return tuple(mean), tuple(std)

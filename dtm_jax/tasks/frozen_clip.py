@@ -1,0 +1,40 @@
+"""A trained CLIP as it is, for evaluators that need both towers, such as zero-shot. Nothing is learned."""
+
+import jax.numpy as jnp
+
+from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
+from dtm_jax.augment import normalize, to_float
+from dtm_jax.models import clip, clip_tokenizer, clip_weights, weight_files
+from dtm_jax.tasks import Run, State, Task
+from dtm_jax.teachers.clip import mean_and_std_of
+
+
+def build(config, run: Run) -> Task:
+  """Section read: clip, with path, revision, normalization and dtype as those of the CLIP teacher.
+
+  Raises:
+    ValueError: the run has steps to train, or the CLIP has no text tower.
+  """
+  if run.total_steps:
+    raise ValueError(f"A frozen CLIP learns nothing: total_steps must be 0, not {run.total_steps}.")
+  folder = weight_files.find(config.clip.path, revision=config.clip.revision)
+  tokenize = clip_tokenizer.load_tokenizer(folder)
+  clip_config, frozen = clip_weights.load(folder)
+  model = clip.CLIP(clip_config, dtype=config.clip.dtype)
+  mean, std = mean_and_std_of(config.clip.normalization, folder)
+
+  def init(key: RandomKey) -> State:
+    return {"params": {}, "opt_state": {}, "step": jnp.int32(0)}
+
+  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+    return state, {"loss": jnp.float32(0)}
+
+  def image(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
+    pixels = normalize(to_float(batch["image"]), mean, std)
+    return model.apply({"params": frozen}, pixels, method="encode_image")
+
+  def text(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
+    return model.apply({"params": frozen}, batch["tokens"], method="encode_text")
+
+  predict = {"image": image, "text": text}
+  return Task(init=init, train_step=train_step, frozen=frozen, predict=predict, tokenize=tokenize)
