@@ -49,9 +49,7 @@ def test_bias_tables_are_scipys_spline(old, new):
   assert resized.shape == (2, (2 * new[0] - 1) * (2 * new[1] - 1) + 3, 3)
   np.testing.assert_array_equal(resized[:, -3:], table[:, -3:])
   places = [positions.geometric_offsets(o - 1, n - 1) for o, n in zip(old, new, strict=True)]
-  wanted = [
-    np.clip(np.arange(1 - n, n), place[0], place[-1]) for n, place in zip(new, places, strict=True)
-  ]
+  wanted = [np.clip(np.arange(1 - n, n), place[0], place[-1]) for n, place in zip(new, places, strict=True)]
   for layer in range(2):
     for head in range(3):
       square = table[layer, :-3, head].reshape(rows, columns)
@@ -91,7 +89,9 @@ def test_a_smooth_function_of_near_offsets_survives_the_geometric_resize():
   assert not np.allclose(places, offset)
   resized = positions.resize_bias_table(table.astype(np.float32), (14, 14), (24, 24))
   whole = np.arange(-23.0, 24.0)
-  np.testing.assert_allclose(resized[:-3, 0].reshape(47, 47), cubic(whole[:, None], whole[None, :]), atol=1e-3)
+  np.testing.assert_allclose(
+    resized[:-3, 0].reshape(47, 47), cubic(whole[:, None], whole[None, :]), atol=1e-3
+  )
 
 
 def test_wrong_calls_are_named():

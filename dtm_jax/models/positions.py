@@ -33,6 +33,25 @@ def resize_positions(
   return jnp.concatenate([table[:1], rearrange(resized, "r c d -> (r c) d")])
 
 
+def square_grid(*, table_rows: int | None = None, num_positions: int | None = None) -> tuple[int, int]:
+  """(g, g) from the (2g-1)² + 3 rows of a table of relative biases, or from 1 + g² positions.
+
+  Raises:
+    ValueError: they are not of a square grid.
+  """
+  if table_rows is not None:
+    side = (math.isqrt(table_rows - 3) + 1) // 2
+    square = (2 * side - 1) ** 2 + 3 == table_rows
+  else:
+    side = math.isqrt(num_positions - 1)
+    square = side**2 + 1 == num_positions
+  if not square:
+    raise ValueError(
+      f"{table_rows or num_positions} rows are not of a square grid of patches: give the grid."
+    )
+  return side, side
+
+
 def resize_bias_table(
   table: Float[np.ndarray, "*L M A"],
   old_grid: tuple[int, int],

@@ -95,7 +95,7 @@ class Trunk(nn.Module):
     )
     return scan(
       num_heads=self.num_heads,
-      mlp_hidden=int(self.mlp_ratio * self.width),
+      mlp_hidden=round(self.mlp_ratio * self.width),
       bias_grid=grid if self.rel_pos_bias else None,
       layer_scale_init=self.layer_scale_init,
       drop_path=train and self.drop_path > 0,
