@@ -17,7 +17,7 @@ from absl import logging
 from dtm_jax.arrays import PyTree
 
 NO_DECAY = (
-  r"(.*/)?(bias|q_bias|k_bias|v_bias|scale|gamma_1|gamma_2)",
+  r"(.*/)?(bias|q_bias|k_bias|v_bias|scale|layer_scale1|layer_scale2)",
   r"(.*/)?(cls_token|pos_embed|class_embedding|position_embedding|logit_scale)",
 )
 """LayerNorms, biases, layer scales, class token and absolute positions. Decayed are hence: every kernel, the
@@ -157,19 +157,44 @@ def make_optimizer(
     warmup_steps=warmup_steps // accumulate,
     final=final_lr,
   )
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-    _direction(name, betas, eps),
-    optax.add_decayed_weights(weight_decay, mask=_by_name(lambda n, x: decayed(n, no_decay))),
-    _scale_by_layer(shapes, layer_decay) if layer_decay else optax.identity(),
-    optax.scale_by_learning_rate(schedule),
-  )
+  optimizer = make_update(
+    shapes, schedule, name=name, betas=betas, eps=eps, weight_decay=weight_decay, no_decay=no_decay,
+    clip_norm=clip_norm, layer_decay=layer_decay,
+  )  # fmt: skip
   if frozen:
     label = _by_name(lambda n, x: "frozen" if _matches(n, frozen) else "trained")
     optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, label)
   if accumulate > 1:
     optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
   return optimizer, lambda step: schedule(step // accumulate)
+
+
+def make_update(
+  shapes: PyTree,
+  lr: optax.ScalarOrSchedule,
+  *,
+  name: str = "adamw",
+  betas: Sequence[float] = (0.9, 0.999),
+  eps: float = 1e-8,
+  weight_decay: optax.ScalarOrSchedule = 0.05,
+  no_decay: Sequence[str] = NO_DECAY,
+  clip_norm: float | None = None,
+  layer_decay: float | None = None,
+) -> optax.GradientTransformation:
+  """One update of `make_optimizer`, at a rate and a weight decay that may be functions of the count."""
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+    _direction(name, betas, eps),
+    optax.add_decayed_weights(weight_decay, mask=_by_name(lambda n, x: decayed(n, no_decay))),
+    _scale_by_layer(shapes, layer_decay) if layer_decay else optax.identity(),
+    optax.scale_by_learning_rate(lr),
+  )
+
+
+def layer_decay_scales(params: PyTree, layer_decay: float) -> PyTree:
+  """For every parameter the factor of its learning rate, ld^(L+1-i): see `layer_scales`."""
+  depth = _depth(params)
+  return _by_name(lambda n, x: layer_scales(n, x.ndim, depth, layer_decay))(params)
 
 
 def layer_scales(name: str, ndim: int, layers: int, layer_decay: float) -> np.ndarray | float:
@@ -202,10 +227,15 @@ def _direction(name: str, betas: Sequence[float], eps: float) -> optax.GradientT
 
 
 def _scale_by_layer(shapes: PyTree, layer_decay: float) -> optax.GradientTransformation:
-  leaves = jax.tree_util.tree_leaves_with_path(shapes)
-  layers = max((x.shape[0] for path, x in leaves if re.fullmatch(BLOCKS, _join(path))), default=0)
-  scale = _by_name(lambda n, u: layer_scales(n, u.ndim, layers, layer_decay) * u)
+  depth = _depth(shapes)
+  # By the updates' own names: where parameters are frozen, theirs are not among them.
+  scale = _by_name(lambda n, u: layer_scales(n, u.ndim, depth, layer_decay) * u)
   return optax.stateless(lambda updates, _: scale(updates))
+
+
+def _depth(params: PyTree) -> int:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return max((x.shape[0] for path, x in leaves if re.fullmatch(BLOCKS, _join(path))), default=0)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

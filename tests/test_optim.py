@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from dtm_jax import mesh as meshes
 from dtm_jax import optim
+from dtm_jax.models import vit, vit_classifier, vit_config, vit_weights
 
 PER_EPOCH = {"steps_per_epoch": 100, "batch_size": 32}
 
@@ -113,9 +114,9 @@ def test_scale_by_batch():
     ("blocks/attn/qkv/kernel", True),
     ("blocks/attn/q_bias", False),
     ("blocks/norm1/scale", False),
-    ("blocks/gamma_1", False),
-    ("blocks/attn/relative_position_bias_table", True),
-    ("relative_position_bias_table", True),
+    ("blocks/layer_scale1", False),
+    ("blocks/attn/rel_pos_bias/table", True),
+    ("rel_pos_bias/table", True),
     ("mask_token", True),
     ("cls_token", False),
     ("pos_embed", False),
@@ -127,6 +128,50 @@ def test_scale_by_batch():
 )
 def test_decay_goes_by_name(name, expected):
   assert optim.decayed(name) == expected
+
+
+MODELS = {
+  "student": lambda: vit.build("B", out_dim=512, abs_pos_emb=True),
+  "classifier": lambda: vit_classifier.build("B", num_classes=1000),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_decay_of_every_parameter_of_a_base_model(model):
+  """The rule in the authors' names: no decay with at most one axis, nor of biases, CLS and positions."""
+  shapes = vit_config.param_shapes(MODELS[model](), (14, 14))
+  decay = jax.tree_util.tree_map_with_path(
+    lambda path, x: np.broadcast_to(
+      optim.decayed(jax.tree_util.keystr(path, simple=True, separator="/")), x.shape
+    ),
+    shapes,
+  )
+  found = vit_weights.to_authors(decay)
+  assert len(found) == 12 * 16 + {"student": 10, "classifier": 7}[model]
+  for name, values in found.items():
+    expected = not (values.ndim <= 1 or name.endswith(".bias") or name in ("cls_token", "pos_embed"))
+    assert (values == expected).all(), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_layer_decay_of_every_parameter_of_a_base_model(model):
+  """ld^(L+1-i): i = 0 for tokens, positions and patch embedding, b+1 in block b of L = 12, else L+1."""
+  shapes = vit_config.param_shapes(MODELS[model](), (14, 14))
+  scales = optim.layer_decay_scales(shapes, 0.65)
+  assert scales["blocks"]["mlp"]["fc1"]["kernel"].shape == (12, 1, 1)
+  found = vit_weights.to_authors(jax.tree.map(lambda s, x: np.broadcast_to(s, x.shape), scales, shapes))
+  for name, values in found.items():
+    if name.startswith("patch_embed.") or name in ("cls_token", "mask_token", "pos_embed"):
+      layer = 0
+    elif name.startswith("blocks."):
+      layer = int(name.split(".")[1]) + 1
+    else:
+      layer = 13
+    np.testing.assert_allclose(values, 0.65 ** (13 - layer), rtol=1e-6, err_msg=name)
+  groups = {(float(values.flat[0]), values.ndim > 1 and name not in ("cls_token", "pos_embed"))
+            for name, values in found.items()}  # fmt: skip
+  assert len({scale for scale, _ in groups}) == 14
+  assert len(groups) == 28
 
 
 def adamw_twin(params, grads, rates, decays, *, clip, betas, eps=1e-8):

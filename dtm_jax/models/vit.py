@@ -32,11 +32,10 @@ normal = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
 zeros = nn.initializers.zeros_init()
 
 
-class VisionTransformer(nn.Module):
-  """The student of Dynamic Token Morphing (the transformer of BEiT v2, arXiv 2208.06366).
+class Trunk(nn.Module):
+  """Patches, class token, positions and blocks: what the student shares with the classifier made from it.
 
   Attributes:
-    out_dim: width of the linear head on the patch tokens; None for no head.
     shared_rel_pos_bias: one table of relative position biases for all blocks.
     rel_pos_bias: a table for each block; with both, they add up.
     abs_pos_emb: a learned embedding of each place, added before the first block.
@@ -51,7 +50,6 @@ class VisionTransformer(nn.Module):
   depth: int = 12
   num_heads: int = 12
   mlp_ratio: float = 4.0
-  out_dim: int | None = None
   shared_rel_pos_bias: bool = True
   rel_pos_bias: bool = True
   abs_pos_emb: bool = False
@@ -66,6 +64,55 @@ class VisionTransformer(nn.Module):
     if self.width % self.num_heads:
       raise ValueError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
     super().__post_init__()
+
+  def embed(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    """One token for each patch."""
+    return PatchEmbed(self.width, self.patch_size, True, normal, self.dtype, name="patch_embed")(image_BHW3)
+
+  def encode(
+    self, patches: Float[Array, "B N D"], grid: tuple[int, int], train: bool
+  ) -> Float[Array, "B T D"]:
+    """The residual stream after the last block, CLS first."""
+    cls = self.param("cls_token", normal, (self.width,))
+    cls = jnp.broadcast_to(cls, (patches.shape[0], 1, self.width))
+    tokens = jnp.concatenate([cls, patches], axis=1)
+    if self.abs_pos_emb:
+      tokens += self.param("pos_embed", normal, tokens.shape[1:])[None]
+    shared_bias = (
+      RelativePositionBias(self.num_heads, grid, name="rel_pos_bias")() if self.shared_rel_pos_bias else None
+    )
+    rates = jnp.linspace(0.0, self.drop_path, self.depth)
+    return self._blocks(grid, train)(tokens, rates, shared_bias)[0]
+
+  def _blocks(self, grid: tuple[int, int], train: bool) -> nn.Module:
+    block = nn.remat(Block, prevent_cse=False) if self.remat == "block" else Block
+    scan = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "drop_path": True},
+      in_axes=(0, nn.broadcast),
+      length=self.depth,
+    )
+    return scan(
+      num_heads=self.num_heads,
+      mlp_hidden=round(self.mlp_ratio * self.width),
+      bias_grid=grid if self.rel_pos_bias else None,
+      layer_scale_init=self.layer_scale_init,
+      drop_path=train and self.drop_path > 0,
+      remat_attention=self.remat == "attention",
+      dtype=self.dtype,
+      name="blocks",
+    )
+
+
+class VisionTransformer(Trunk):
+  """The student of Dynamic Token Morphing (the transformer of BEiT v2, arXiv 2208.06366).
+
+  Attributes:
+    out_dim: width of the linear head on the patch tokens; None for no head.
+  """
+
+  out_dim: int | None = None
 
   @nn.compact
   def __call__(
@@ -84,50 +131,17 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: the image is not a whole number of patches.
     """
-    batch_size, grid = image_BHW3.shape[0], grid_of(image_BHW3.shape, self.patch_size)
-    embed = PatchEmbed(self.width, self.patch_size, True, normal, self.dtype, name="patch_embed")
-    patches = embed(image_BHW3)
+    patches = self.embed(image_BHW3)
     mask_token = self.param("mask_token", normal, (self.width,))
     if mask_BN is not None:
       patches = jnp.where(mask_BN[:, :, None], mask_token[None, None, :], patches)
-    cls = self.param("cls_token", normal, (self.width,))
-    cls = jnp.broadcast_to(cls, (batch_size, 1, self.width))
-    tokens = jnp.concatenate([cls, patches], axis=1)
-    if self.abs_pos_emb:
-      tokens += self.param("pos_embed", normal, tokens.shape[1:])[None]
-
-    shared_bias = (
-      RelativePositionBias(self.num_heads, grid, name="rel_pos_bias")() if self.shared_rel_pos_bias else None
-    )
-    rates = jnp.linspace(0.0, self.drop_path, self.depth)
-    tokens, _ = self._blocks(grid, train)(tokens, rates, shared_bias)
-
+    tokens = self.encode(patches, grid_of(image_BHW3.shape, self.patch_size), train)
     normed = FLOAT32_NORM(epsilon=EPS, name="norm")(tokens)
     outputs = {"tokens": tokens, "cls": normed[:, 0], "patches": normed[:, 1:]}
     if self.out_dim is not None:
       head = nn.Dense(self.out_dim, kernel_init=normal, dtype=self.dtype, name="head")
       outputs["prediction"] = head(normed[:, 1:]).astype(jnp.float32)
     return outputs
-
-  def _blocks(self, grid: tuple[int, int], train: bool) -> nn.Module:
-    block = nn.remat(Block, prevent_cse=False) if self.remat == "block" else Block
-    scan = nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "drop_path": True},
-      in_axes=(0, nn.broadcast),
-      length=self.depth,
-    )
-    return scan(
-      num_heads=self.num_heads,
-      mlp_hidden=int(self.mlp_ratio * self.width),
-      bias_grid=grid if self.rel_pos_bias else None,
-      layer_scale_init=self.layer_scale_init,
-      drop_path=train and self.drop_path > 0,
-      remat_attention=self.remat == "attention",
-      dtype=self.dtype,
-      name="blocks",
-    )
 
 
 class Block(nn.Module):
@@ -226,12 +240,21 @@ def build(variant: str = "B", **overrides) -> VisionTransformer:
   Raises:
     ValueError: there is no such variant.
   """
+  return VisionTransformer(**{**sizes(variant), **overrides})
+
+
+def sizes(variant: str) -> dict[str, int]:
+  """Width, depth and heads of a named size.
+
+  Raises:
+    ValueError: there is no such variant.
+  """
   if variant not in VARIANTS:
     raise ValueError(f"Unknown variant {variant!r}. Available: {', '.join(VARIANTS)}.")
-  return VisionTransformer(**{**VARIANTS[variant], **overrides})
+  return VARIANTS[variant]
 
 
-def init(model: VisionTransformer, key: RandomKey, image_size: int) -> PyTree:
+def init(model: Trunk, key: RandomKey, image_size: int) -> PyTree:
   """Initial parameters; what block l = 1..L adds to the residual stream is scaled by 1 / sqrt(2 l)."""
   params = model.init(key, jnp.zeros((1, image_size, image_size, 3)))["params"]
   scale = 1 / jnp.sqrt(2 * jnp.arange(1, model.depth + 1))[:, None, None]

@@ -1,0 +1,68 @@
+"""Writes a student or a fine-tuned classifier for timm, transformers, or under the authors' names.
+
+    python scripts/export.py --source=runs/vitb16 --format=timm --to=exported
+    timm.create_model("local-dir:exported", pretrained=True)          # features; transformers: BeitModel
+
+The source is a run's workdir, or weights that `dtm_jax.models.vit_weights.load` reads: a folder, or a
+repository of the hub, with the authors', BEiT's, timm's or transformers' names. The folder gets
+model.safetensors and config.json, and for transformers preprocessor_config.json.
+"""
+
+import json
+from pathlib import Path
+
+from absl import app, flags
+
+from dtm_jax import checkpoints
+from dtm_jax.models import vit, vit_weights
+from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
+
+_SOURCE = flags.DEFINE_string(
+  "source", None, "A run's workdir, a folder of weights, or a repository.", required=True
+)
+_FORMAT = flags.DEFINE_enum("format", "transformers", list(vit_weights.LAYOUTS), "Whose names and files.")
+_TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "The step of a run; by default its last.")
+_NORMALIZATION = flags.DEFINE_enum(
+  "normalization", None, list(NORMALIZATIONS), "What it was trained with; by default the run's, or imagenet."
+)
+_NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Of weights without tables of relative positions.")
+
+
+def export(
+  source: str,
+  layout: str,
+  folder: str | Path,
+  *,
+  step: int | None = None,
+  normalization: str | None = None,
+  num_heads: int | None = None,
+) -> None:
+  """Writes `folder` from `source`; see the module's docstring.
+
+  Raises:
+    FileNotFoundError: there is neither run nor weights.
+    ValueError: names or shapes do not match, or the layout is unknown.
+  """
+  if (Path(source) / "checkpoints").is_dir():
+    params = checkpoints.load_params(f"{source}/checkpoints", step=step)
+    config = json.loads((Path(source) / "config.json").read_text())
+    normalization = normalization or config["augment"]["normalization"]
+    student = config.get("student", {})
+    sizes = vit.sizes(student["variant"]) if "variant" in student else {}
+    num_heads = num_heads or student.get("num_heads") or sizes.get("num_heads")
+  else:
+    params = vit_weights.load(source, num_heads=num_heads)
+  mean, std = mean_and_std(normalization or "imagenet")
+  vit_weights.save(folder, params, layout, num_heads=num_heads, mean=mean, std=std)
+
+
+def main(_) -> None:
+  export(
+    _SOURCE.value, _FORMAT.value, _TO.value,
+    step=_STEP.value, normalization=_NORMALIZATION.value, num_heads=_NUM_HEADS.value,
+  )  # fmt: skip
+
+
+if __name__ == "__main__":
+  app.run(main)
