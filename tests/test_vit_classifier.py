@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax.models import positions, vit, vit_classifier, vit_config, vit_weights
+from dtm_jax.models import positions, vit, vit_classifier, vit_config, vit_transfer, vit_weights
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3}
 
@@ -68,6 +68,12 @@ def test_initial_values():
   np.testing.assert_allclose(np.std(params["head"]["kernel"]), 2e-5, rtol=0.02)
   np.testing.assert_array_equal(params["head"]["bias"], 0)
   np.testing.assert_array_equal(params["fc_norm"]["scale"], 1)
+  np.testing.assert_allclose(np.std(params["cls_token"]), 0.02, rtol=0.2)
+  assert np.abs(params["blocks"]["attn"]["qkv"]["kernel"]).max() > 0.06  # not cut, as pre-training's is
+  for leaf in params["patch_embed"]["proj"].values():  # U(-1/16/sqrt(3), 1/16/sqrt(3))
+    bound = (3 * 16 * 16) ** -0.5
+    assert 0.95 * bound < np.abs(leaf).max() <= bound
+    np.testing.assert_allclose(np.std(leaf), bound / math.sqrt(3), rtol=0.1)
   first, second = params["blocks"]["mlp"]["fc2"]["kernel"]
   np.testing.assert_allclose(np.std(first) / np.std(second), math.sqrt(2), rtol=0.02)
   np.testing.assert_array_equal(params["blocks"]["layer_scale1"], np.full((2, 192), 1e-5, np.float32))
@@ -187,3 +193,42 @@ def test_what_does_not_fit_is_listed(student):
   deeper = fresh_params(vit_classifier.Classifier(**TINY | {"depth": 3}, num_classes=7))
   with pytest.raises(ValueError, match=r"blocks/ln1/scale: \(2, 24\), the classifier wants \(3, 24\)"):
     vit_weights.to_finetune(params, deeper, grid=(5, 5))
+
+
+# To another student.
+
+
+def test_a_student_goes_on_from_a_student(student):
+  """The same function at the same grid; a head for another teacher is fresh; a finer grid is resized."""
+  model, params = student
+  same = vit_transfer.to_student(params, fresh_params(model), grid=(5, 5))
+  jax.tree.map(np.testing.assert_array_equal, same, params)
+  wider = model.clone(out_dim=9)
+  fresh = fresh_params(wider)
+  start = vit_transfer.to_student(params, fresh, grid=(5, 5))
+  jax.tree.map(np.testing.assert_array_equal, start, params | {"head": fresh["head"]})
+  finer = vit_transfer.to_student(params, fresh_params(model, side=28), grid=(7, 7))
+  expected = positions.resize_bias_table(params["rel_pos_bias"]["table"], (5, 5), (7, 7))
+  np.testing.assert_array_equal(finer["rel_pos_bias"]["table"], expected)
+
+
+def test_a_student_goes_on_from_fewer_tables_but_never_loses_one(student):
+  model, params = student
+  beit = random_params(model.clone(rel_pos_bias=False))  # BEiT v2 has the shared table alone
+  start = vit_transfer.to_student(beit, fresh_params(model), grid=(5, 5))
+  expected = apply(model.clone(rel_pos_bias=False), beit, image())["prediction"]
+  np.testing.assert_allclose(apply(model, start, image())["prediction"], expected, atol=1e-5)
+  fresh = fresh_params(model.clone(rel_pos_bias=False))
+  with pytest.raises(ValueError, match="no place for blocks/attn/rel_pos_bias/table: set its rel_pos_bias"):
+    vit_transfer.to_student(params, fresh, grid=(5, 5))
+
+
+def test_a_student_goes_on_from_a_classifier(student, classifier):
+  """Its head and its own norm are not the student's."""
+  model = student[0].clone(shared_rel_pos_bias=False)
+  fresh = fresh_params(model)
+  params = random_params(classifier[0])
+  start = vit_transfer.to_student(params, fresh, grid=(5, 5))
+  for name in ("head", "mask_token", "norm"):
+    jax.tree.map(np.testing.assert_array_equal, start[name], fresh[name])
+  jax.tree.map(np.testing.assert_array_equal, start["blocks"], params["blocks"])

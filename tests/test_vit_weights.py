@@ -113,6 +113,15 @@ def test_the_authors_names(model, expected):
   assert shapes == expected | blocks
 
 
+def test_the_layers_beit_v2_trains_beside_the_blocks_are_passed_over(caplog):
+  params = random_params(student(rel_pos_bias=False))
+  tensors = vit_weights.to_authors(params)
+  beside = {f"cls_pt_layers.{i}.attn.qkv.weight": np.ones((72, 24)) for i in range(2)}
+  with caplog.at_level("INFO"):
+    assert_same(vit_weights.from_authors({**tensors, **beside}, source="beit.pth"), params)
+  assert "beit.pth: BEiT v2's 2 tensors cls_pt_layers.0.attn.qkv.weight" in caplog.text
+
+
 def test_all_that_does_not_match_is_listed_at_once():
   tensors = vit_weights.to_authors(random_params(student()))
   del tensors["norm.bias"], tensors["blocks.1.attn.v_bias"]

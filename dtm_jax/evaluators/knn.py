@@ -20,7 +20,7 @@ class Evaluator:
     predict: the task's functions; `features` names those to compare, one accuracy each.
     dataset: options of the data set, `name` among them; `bank` and `queries` are its splits.
     k, temperature: neighbours that vote, and how sharply their votes fall with the distance.
-    max_bank, max_queries: only so many first examples of the split (in whole batches), for quick looks.
+    max_bank, max_queries: only so many first examples of the split, for quick looks.
   """
 
   def __init__(
@@ -42,24 +42,25 @@ class Evaluator:
     tokenize=None,
   ):
     self._predict = {name: evaluators.choose(predict, name) for name in features}
-    self._mesh = mesh
     self._vote = functools.partial(knn_predict, k=k, temperature=temperature)
 
-    def batches(split: str, limit: int | None) -> Iterator[data.Batch]:
-      whole = data.eval_batches(
+    def collect(predict, state: PyTree, split: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+      batches = data.eval_batches(
         plugins.build("datasets", dataset, split=split),
         batch_size=batch_size, image_size=image_size, resize=resize,
       )  # fmt: skip
-      return itertools.islice(whole, None if limit is None else -(-limit // batch_size))
+      enough = itertools.islice(batches, None if limit is None else -(-limit // batch_size))
+      outputs, labels = evaluators.collect(predict, state, enough, mesh)
+      return outputs[:limit], labels[:limit]
 
-    self._bank = functools.partial(batches, bank, max_bank)
-    self._queries = functools.partial(batches, queries, max_queries)
+    self._bank = functools.partial(collect, split=bank, limit=max_bank)
+    self._queries = functools.partial(collect, split=queries, limit=max_queries)
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
     """Yields ("<features>_accuracy", share of the queries whose class wins the vote)."""
     for name, predict in self._predict.items():
-      bank, bank_labels = evaluators.collect(predict, state, self._bank(), self._mesh)
-      queries, labels = evaluators.collect(predict, state, self._queries(), self._mesh)
+      bank, bank_labels = self._bank(predict, state)
+      queries, labels = self._queries(predict, state)
       predicted = self._vote(bank, bank_labels, queries, num_classes=int(bank_labels.max()) + 1)
       yield f"{name}_accuracy", float(np.mean(predicted == labels))
 

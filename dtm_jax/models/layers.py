@@ -38,14 +38,16 @@ class PatchEmbed(nn.Module):
   use_bias: bool
   kernel_init: Initializer
   dtype: str = "float32"
+  bias_init: Initializer = nn.initializers.zeros_init()
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
     rows, columns = grid_of(image_BHW3.shape, self.patch_size)
     pixels = rearrange(image_BHW3, "b (r y) (c x) rgb -> b (r c) (y x rgb)", r=rows, c=columns)
     dense = nn.Dense(
-      self.width, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="proj"
-    )
+      self.width, use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init,
+      dtype=self.dtype, name="proj",
+    )  # fmt: skip
     return dense(pixels).astype(jnp.float32)
 
 

@@ -16,7 +16,15 @@ import numpy as np
 from einops import rearrange
 
 from dtm_jax.arrays import Array, Bool, Float, PyTree, RandomKey
-from dtm_jax.models.layers import FLOAT32_NORM, Mlp, PatchEmbed, grid_of, merge_heads, split_heads
+from dtm_jax.models.layers import (
+  FLOAT32_NORM,
+  Initializer,
+  Mlp,
+  PatchEmbed,
+  grid_of,
+  merge_heads,
+  split_heads,
+)
 
 VARIANTS = {
   "Ti": {"width": 192, "depth": 12, "num_heads": 3},
@@ -58,6 +66,10 @@ class Trunk(nn.Module):
   remat: str = "attention"
   dtype: str = "float32"
 
+  # Initial values of kernels and tokens, and of the patches' kernel and bias.
+  kernel_init = patch_init = staticmethod(normal)
+  patch_bias_init = staticmethod(zeros)
+
   def __post_init__(self):
     if self.remat not in REMATS:
       raise ValueError(f"Unknown remat {self.remat!r}. Available: {', '.join(REMATS)}.")
@@ -67,17 +79,19 @@ class Trunk(nn.Module):
 
   def embed(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
     """One token for each patch."""
-    return PatchEmbed(self.width, self.patch_size, True, normal, self.dtype, name="patch_embed")(image_BHW3)
+    return PatchEmbed(
+      self.width, self.patch_size, True, self.patch_init, self.dtype, self.patch_bias_init, name="patch_embed"
+    )(image_BHW3)
 
   def encode(
     self, patches: Float[Array, "B N D"], grid: tuple[int, int], train: bool
   ) -> Float[Array, "B T D"]:
     """The residual stream after the last block, CLS first."""
-    cls = self.param("cls_token", normal, (self.width,))
+    cls = self.param("cls_token", self.kernel_init, (self.width,))
     cls = jnp.broadcast_to(cls, (patches.shape[0], 1, self.width))
     tokens = jnp.concatenate([cls, patches], axis=1)
     if self.abs_pos_emb:
-      tokens += self.param("pos_embed", normal, tokens.shape[1:])[None]
+      tokens += self.param("pos_embed", self.kernel_init, tokens.shape[1:])[None]
     shared_bias = (
       RelativePositionBias(self.num_heads, grid, name="rel_pos_bias")() if self.shared_rel_pos_bias else None
     )
@@ -100,6 +114,7 @@ class Trunk(nn.Module):
       layer_scale_init=self.layer_scale_init,
       drop_path=train and self.drop_path > 0,
       remat_attention=self.remat == "attention",
+      kernel_init=self.kernel_init,
       dtype=self.dtype,
       name="blocks",
     )
@@ -153,13 +168,15 @@ class Block(nn.Module):
   layer_scale_init: float | None
   drop_path: bool
   remat_attention: bool
+  kernel_init: Initializer
   dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], drop_rate: Float[Array, ""], shared_bias: Array | None):
     norm = partial(nn.LayerNorm, epsilon=EPS, use_fast_variance=False, dtype=self.dtype)
-    attention = Attention(self.num_heads, self.bias_grid, self.remat_attention, self.dtype, name="attn")
-    mlp = Mlp(self.mlp_hidden, partial(nn.gelu, approximate=False), normal, normal, self.dtype, name="mlp")
+    init, gelu = self.kernel_init, partial(nn.gelu, approximate=False)
+    attention = Attention(self.num_heads, self.bias_grid, self.remat_attention, init, self.dtype, name="attn")
+    mlp = Mlp(self.mlp_hidden, gelu, init, init, self.dtype, name="mlp")
     x += self._branch("layer_scale1", attention(norm(name="ln1")(x), shared_bias), drop_rate)
     x += self._branch("layer_scale2", mlp(norm(name="ln2")(x)), drop_rate)
     return x, None
@@ -181,12 +198,14 @@ class Attention(nn.Module):
   num_heads: int
   bias_grid: tuple[int, int] | None
   remat: bool
+  kernel_init: Initializer
   dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], shared_bias: Array | None) -> Float[Array, "B T D"]:
     width = x.shape[-1]
-    fused = nn.Dense(3 * width, use_bias=False, kernel_init=normal, dtype=self.dtype, name="qkv")(x)
+    dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+    fused = dense(3 * width, use_bias=False, name="qkv")(x)
     query, key, value = jnp.split(fused, 3, axis=-1)
     query += self.param("q_bias", zeros, (width,)).astype(query.dtype)[None, None, :]
     value += self.param("v_bias", zeros, (width,)).astype(value.dtype)[None, None, :]
@@ -201,7 +220,7 @@ class Attention(nn.Module):
     if self.remat:
       attend = jax.checkpoint(attend, prevent_cse=False)
     mixed = merge_heads(attend(query, key, value, bias))
-    return nn.Dense(width, kernel_init=normal, dtype=self.dtype, name="proj")(mixed)
+    return dense(width, name="proj")(mixed)
 
 
 class RelativePositionBias(nn.Module):

@@ -8,13 +8,19 @@
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from dtm_jax.arrays import Array, Float
+from dtm_jax.arrays import Array, Float, RandomKey
 from dtm_jax.models import vit
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of
 
 POOLINGS = ("mean", "cls")
+
+# Unlike pre-training's, nothing is cut.
+normal = nn.initializers.normal(0.02)
+# U(-a, a) with a = fan_in^-1/2.
+uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Classifier(vit.Trunk):
@@ -33,6 +39,14 @@ class Classifier(vit.Trunk):
   pooling: str = "mean"
   head_init_scale: float = 0.001
   shared_rel_pos_bias: bool = False
+
+  kernel_init, patch_init = staticmethod(normal), staticmethod(uniform)
+
+  @nn.nowrap
+  def patch_bias_init(self, key: RandomKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """As PyTorch starts the bias of a convolution: like its kernel."""
+    bound = (3 * self.patch_size**2) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   def __post_init__(self):
     if self.pooling not in POOLINGS:

@@ -1,4 +1,4 @@
-"""From a pre-trained student's parameters to a classifier's, on the host."""
+"""From one model's parameters to another's first ones, on the host: to a classifier, or to a student."""
 
 import jax
 import numpy as np
@@ -9,8 +9,6 @@ from dtm_jax.arrays import PyTree
 from dtm_jax.models import positions
 
 REL_POS = ("both", "own", "shared")
-FRESH = ("norm", "fc_norm", "head")
-"""What may start from its initial values."""
 
 
 def to_finetune(
@@ -44,27 +42,65 @@ def to_finetune(
   if rel_pos not in REL_POS:
     raise ValueError(f"Unknown rel_pos {rel_pos!r}. Available: {', '.join(REL_POS)}.")
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-  student = "mask_token" in params
   given = flatten_dict(_resize(_choose_tables(params, rel_pos), grid, old_grid, resize), sep="/")
-  if student:
+  if "mask_token" in params:
     given = {name: leaf for name, leaf in given.items() if not name.startswith("head/")}
 
+  return _start_from(given, fresh, may_be_fresh=("norm", "fc_norm", "head"), model="classifier")
+
+
+def to_student(
+  params: PyTree,
+  fresh: PyTree,
+  *,
+  grid: tuple[int, int],
+  resize: str = "geometric",
+  old_grid: tuple[int, int] | None = None,
+) -> PyTree:
+  """A student's parameters to go on from: all of `params` that it has, the rest as in `fresh`.
+
+  Fresh may be the mask token, the head (of another width, or a classifier's) and tables of biases that
+  `params` has not: a student with both kinds of table starts from a shared one with its own at zero.
+
+  Args:
+    params: of a student or of a classifier.
+    fresh, grid, resize, old_grid: as in `to_finetune`.
+
+  Raises:
+    ValueError: shapes that do not fit, or tables in `params` that the student has not; lists all of them.
+  """
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+  given = flatten_dict(_resize(params, grid, old_grid, resize), sep="/")
+  if "mask_token" not in params:
+    given = {name: leaf for name, leaf in given.items() if not name.startswith("head/")}
+  wanted = flatten_dict(fresh, sep="/")
+  if lost := [name for name in given if name.endswith("rel_pos_bias/table") and name not in wanted]:
+    raise ValueError(f"The student has no place for {', '.join(lost)}: set its rel_pos_bias accordingly.")
+  may_be_fresh = ("mask_token", "head", "norm", "rel_pos_bias", "blocks/attn/rel_pos_bias")
+  return _start_from(given, fresh, may_be_fresh=may_be_fresh, model="student")
+
+
+def _start_from(
+  given: dict[str, np.ndarray], fresh: PyTree, *, may_be_fresh: tuple[str, ...], model: str
+) -> PyTree:
   wanted = {name: np.asarray(leaf, np.float32) for name, leaf in flatten_dict(fresh, sep="/").items()}
   taken = {
     name: given[name] for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape
   }
+  prefixes = tuple(f"{name}/" for name in may_be_fresh)
   problems = [
-    f"{name}: {given[name].shape if name in given else 'nothing'}, the classifier wants {leaf.shape}"
+    f"{name}: {given[name].shape if name in given else 'nothing'}, the {model} wants {leaf.shape}"
     for name, leaf in wanted.items()
-    if name not in taken and name.split("/")[0] not in FRESH
+    if name not in taken and not f"{name}/".startswith(prefixes)
   ]
   if problems:
-    raise ValueError("The parameters do not fit the classifier:\n  " + "\n  ".join(problems))
+    raise ValueError(f"The parameters do not fit the {model}:\n  " + "\n  ".join(problems))
   logging.info(
-    "Fine-tuning starts from %d pre-trained parameters. Fresh: %s. Left behind: %s.",
+    "The %s starts from %d parameters. Fresh: %s. Left behind: %s.",
+    model,
     len(taken),
     ", ".join(sorted(wanted.keys() - taken.keys())) or "none",
-    ", ".join(sorted(set(flatten_dict(params, sep="/")) - taken.keys())) or "none",
+    ", ".join(sorted(given.keys() - taken.keys())) or "none",
   )
   return unflatten_dict(wanted | taken, sep="/")
 
@@ -99,13 +135,17 @@ def _choose_tables(params: PyTree, rel_pos: str) -> PyTree:
 
 
 def _resize(params: PyTree, grid: tuple[int, int], old_grid: tuple[int, int] | None, method: str) -> PyTree:
-  tables = _own_tables(params)
-  if tables is not None:
-    old = old_grid or positions.square_grid(table_rows=tables.shape[-2])
-    params = _with_tables(params, positions.resize_bias_table(tables, old, grid, method=method))
+  def resized(table: np.ndarray) -> np.ndarray:
+    old = old_grid or positions.square_grid(table_rows=table.shape[-2])
+    return positions.resize_bias_table(table, old, grid, method=method)
+
+  if (tables := _own_tables(params)) is not None:
+    params = _with_tables(params, resized(tables))
+  if "rel_pos_bias" in params:
+    params = params | {"rel_pos_bias": {"table": resized(params["rel_pos_bias"]["table"])}}
   if "pos_embed" in params:
-    resized = positions.resize_positions(jax.numpy.asarray(params["pos_embed"]), grid, slack=0.0)
-    params = params | {"pos_embed": np.asarray(resized)}
+    table = positions.resize_positions(jax.numpy.asarray(params["pos_embed"]), grid, slack=0.0)
+    params = params | {"pos_embed": np.asarray(table)}
   return params
 
 

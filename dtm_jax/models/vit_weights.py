@@ -173,13 +173,18 @@ def from_authors(
 ) -> PyTree:
   """Our parameters from tensors in the authors' names, or timm's; sizes are told from the tensors.
 
-  What is computed from sizes (relative_position_index) is ignored. A student without a mask token, as timm
-  has it, gets zeros.
+  What is computed from sizes (relative_position_index) is ignored, and so are, named in the log, the layers
+  that BEiT v2 pre-trains beside the blocks (cls_pt_layers). A student without a mask token, as timm has it,
+  gets zeros.
 
   Raises:
     ValueError: lists every missing, unexpected and mis-shaped name; `source` says of what.
   """
-  tensors = {name: t for name, t in tensors.items() if not name.endswith("relative_position_index")}
+  beside = [name for name in tensors if name.startswith("cls_pt_layers.")]
+  if beside:
+    logging.info("Left out of %s: BEiT v2's %d tensors %s, ...", source, len(beside), beside[0])
+  ignored = {*beside, *(name for name in tensors if name.endswith("relative_position_index"))}
+  tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
   shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
   try:
     model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
