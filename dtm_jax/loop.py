@@ -1,8 +1,8 @@
 """The training loop: restore, step, hooks, save, evaluate. It knows no loss and no model.
 
 A run starts (1) from the newest sound checkpoint of its workdir, mid-epoch and to the bit, or else (2) from
-the task's initial state. Nothing but the state is needed to resume: batches and random draws are functions
-of (seed, step).
+the pre-trained parameters that its task names, or else (3) from the task's initial state. Nothing but the
+state is needed to resume: batches and random draws are functions of (seed, step).
 """
 
 import functools
@@ -106,15 +106,16 @@ def train(config, workdir: str) -> State:
 
 def restore_or_init(config, task: Task, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, int]:
   """The state to start from, laid out on the mesh, and its step."""
-  init = lambda: task.init(rngs.stream(config.seed, "init"))
-  shapes = jax.eval_shape(init)
+  key = rngs.stream(config.seed, "init")
+  shapes = jax.eval_shape(task.init, key)
   shardings = meshes.param_shardings(mesh, shapes, config.mesh.rules)
   abstract = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
   )
   restored = checkpoints.restore(abstract)
   if restored is None:
-    return jax.jit(init, out_shardings=shardings)(), 0
+    params = task.pretrained and meshes.place(task.pretrained(key), shardings["params"])
+    return jax.jit(task.init, out_shardings=shardings)(key, params), 0
   state, meta, step = restored
   for name in ("seed", "batch_size"):
     if meta[name] != config[name]:

@@ -8,13 +8,12 @@ repository of the hub, with the authors', BEiT's, timm's or transformers' names.
 model.safetensors and config.json, and for transformers preprocessor_config.json.
 """
 
-import json
 from pathlib import Path
 
 from absl import app, flags
 
-from dtm_jax import checkpoints
-from dtm_jax.models import vit, vit_weights
+from dtm_jax import pretrained
+from dtm_jax.models import vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
 
 _SOURCE = flags.DEFINE_string(
@@ -44,15 +43,11 @@ def export(
     FileNotFoundError: there is neither run nor weights.
     ValueError: names or shapes do not match, or the layout is unknown.
   """
-  if (Path(source) / "checkpoints").is_dir():
-    params = checkpoints.load_params(f"{source}/checkpoints", step=step)
-    config = json.loads((Path(source) / "config.json").read_text())
+  config = pretrained.run_config(source)
+  if config is not None:
     normalization = normalization or config["augment"]["normalization"]
-    student = config.get("student", {})
-    sizes = vit.sizes(student["variant"]) if "variant" in student else {}
-    num_heads = num_heads or student.get("num_heads") or sizes.get("num_heads")
-  else:
-    params = vit_weights.load(source, num_heads=num_heads)
+    num_heads = num_heads or pretrained.num_heads_of(config)
+  params = pretrained.load(source, step=step, num_heads=num_heads)
   mean, std = mean_and_std(normalization or "imagenet")
   vit_weights.save(folder, params, layout, num_heads=num_heads, mean=mean, std=std)
 

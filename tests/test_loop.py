@@ -14,6 +14,7 @@ import pytest
 import small_world
 
 from dtm_jax import checkpoints, loop
+from dtm_jax.models import vit_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,3 +155,22 @@ def test_zero_steps_only_evaluate(world, tmp_path):
   lines = small_world.metrics(tmp_path)
   assert {line["step"] for line in lines} == {0}
   assert "knn/student_accuracy" in lines[-1]
+
+
+def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tmp_path, uninterrupted):
+  """From its workdir, in shards, and from what it exports; and once it has a checkpoint, never again."""
+  earlier, workdir = uninterrupted
+  config = small_world.debug_config(
+    world, total_steps=0, evals={}, init_from__path=str(workdir), mesh__data=4, mesh__fsdp=2
+  )
+  assert_same(loop.train(config, str(tmp_path / "sharded"))["params"], earlier["params"])
+
+  vit_weights.save(tmp_path / "weights", jax.device_get(earlier["params"]), "authors")
+  config = small_world.debug_config(world, total_steps=2, init_from__path=str(tmp_path / "weights"))
+  config.optim.warmup_steps = 0
+  state = loop.train(config, str(tmp_path / "run"))
+  assert int(state["step"]) == 2
+  config.init_from.path = "nowhere/at_all"
+  assert_same(loop.train(config, str(tmp_path / "run")), state)
+  with pytest.raises(FileNotFoundError, match="nowhere/at_all"):
+    loop.train(config, str(tmp_path / "new"))

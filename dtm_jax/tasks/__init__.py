@@ -25,18 +25,21 @@ class Task:
   """Pure functions over one `State`.
 
   Attributes:
-    init: key -> State, traceable.
+    init: (key, params=None) -> State, traceable; `params` take the place of the initial ones.
+    pretrained: key -> such params on the host, for a run that starts from others' weights; `key` is for what
+      these lack.
     train_step: (state, frozen, batch) -> (state, scalars by name), traceable.
     frozen: arrays that are read in every step, never trained and never saved.
     predict: functions (params, frozen, batch) -> arrays, by name; evaluators choose among them.
     tokenize: captions -> int32 [n, T], for tasks that know text.
   """
 
-  init: Callable[[RandomKey], State]
+  init: Callable[..., State]
   train_step: Callable[[State, PyTree, Batch], tuple[State, dict[str, Array]]]
   frozen: PyTree
   predict: Mapping[str, Callable[[PyTree, PyTree, Batch], Array]]
   tokenize: Callable | None = None
+  pretrained: Callable[[RandomKey], PyTree] | None = None
 
 
 def build_optimizer(options, shapes: PyTree, run: Run):

@@ -38,8 +38,8 @@ def build(config, run: Run) -> Task:
   shapes = jax.eval_shape(init_params, jax.random.key(0))
   optimizer, learning_rate = build_optimizer(config.optim, shapes, run)
 
-  def init(key: RandomKey) -> State:
-    params = init_params(key)
+  def init(key: RandomKey, params: PyTree | None = None) -> State:
+    params = init_params(key) if params is None else params
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
   def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:

@@ -23,7 +23,7 @@ def build(config, run: Run) -> Task:
   model = clip.CLIP(clip_config, dtype=config.clip.dtype)
   mean, std = mean_and_std_of(config.clip.normalization, folder)
 
-  def init(key: RandomKey) -> State:
+  def init(key: RandomKey, params: PyTree | None = None) -> State:
     return {"params": {}, "opt_state": {}, "step": jnp.int32(0)}
 
   def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:

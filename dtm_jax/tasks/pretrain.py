@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtm_jax import masking, morphing, plugins, rngs
+from dtm_jax import masking, morphing, plugins, pretrained, rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
-from dtm_jax.models import vit
+from dtm_jax.models import vit, vit_transfer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Run, State, Task, build_optimizer
 from dtm_jax.teachers import Teacher
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, teacher, student, mask, morphers, loss, optim.
+  """Sections read: seed, data, augment, teacher, student, init_from, mask, morphers, loss, optim.
+
+  `init_from.path` names a run's workdir or weights that the student goes on from.
 
   Raises:
     ValueError: the student's patch grid is not the teacher's; the message has both.
@@ -31,8 +33,8 @@ def build(config, run: Run) -> Task:
   params_shape = jax.eval_shape(lambda key: vit.init(student, key, image_size), jax.random.key(0))
   optimizer, learning_rate = build_optimizer(config.optim, params_shape, run)
 
-  def init(key: RandomKey) -> State:
-    params = vit.init(student, key, image_size)
+  def init(key: RandomKey, params: PyTree | None = None) -> State:
+    params = vit.init(student, key, image_size) if params is None else params
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
   def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -82,8 +84,17 @@ def build(config, run: Run) -> Task:
     image = normalize(to_float(batch["image"]), teacher.mean, teacher.std)
     return teacher.tokens(frozen, image).mean(axis=1)
 
-  predict = {"student": student_features, "teacher": teacher_features}
-  return Task(init=init, train_step=train_step, frozen=teacher.params, predict=predict)
+  def params_to_go_on_from(key: RandomKey) -> PyTree:
+    given = pretrained.load(config.init_from.path, num_heads=student.num_heads)
+    return vit_transfer.to_student(given, vit.init(student, key, image_size), grid=grid)
+
+  return Task(
+    init=init,
+    train_step=train_step,
+    frozen=teacher.params,
+    predict={"student": student_features, "teacher": teacher_features},
+    pretrained=params_to_go_on_from if config.init_from.path else None,
+  )
 
 
 def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[int, int]:

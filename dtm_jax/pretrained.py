@@ -1,0 +1,44 @@
+"""Parameters to start from: an earlier run's, or anyone's weights."""
+
+import json
+
+from etils import epath
+
+from dtm_jax import checkpoints
+from dtm_jax.arrays import PyTree
+from dtm_jax.models import vit, vit_weights
+
+
+def load(
+  source: str, *, step: int | None = None, revision: str | None = None, num_heads: int | None = None
+) -> PyTree:
+  """The parameters, NumPy float32, of a student or classifier.
+
+  Args:
+    source: the workdir of a run, or what `vit_weights.load` reads.
+    step: of the run; by default its last.
+    revision: of a repository of the hub.
+    num_heads: only of foreign weights without tables of relative positions.
+
+  Raises:
+    FileNotFoundError: there is neither run nor weights.
+    ValueError: names or shapes do not match; lists all of them.
+  """
+  if run_config(source) is not None:
+    return checkpoints.load_params(f"{source}/checkpoints", step=step)
+  return vit_weights.load(source, revision=revision, num_heads=num_heads)
+
+
+def run_config(source: str) -> dict | None:
+  """The config of the run whose workdir `source` is, or None where it is no run's."""
+  workdir = epath.Path(source)
+  if not (workdir / "checkpoints").exists():
+    return None
+  return json.loads((workdir / "config.json").read_text())
+
+
+def num_heads_of(config: dict) -> int | None:
+  """Of the student in a run's config; None where it has none."""
+  student = config.get("student", {})
+  sizes = vit.sizes(student["variant"]) if "variant" in student else {}
+  return student.get("num_heads") or sizes.get("num_heads")
