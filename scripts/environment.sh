@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sourced: makes the virtual environment .venv from the given requirement files, and enters it.
+# What a file *-no-deps.txt names is installed without its dependencies.
 # The files' checksum is kept beside it, so that an unchanged environment is entered at once.
 python=""
 for candidate in python3.11 python3.12 python3.13 python3; do
@@ -19,7 +20,18 @@ wanted=$(cat "${requirements[@]}" | sha256sum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   echo "Making .venv with $("$python" --version) from ${requirements[*]}"
   "$python" -m venv --clear .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
+  with_deps=()
+  no_deps=()
+  for file in "${requirements[@]}"; do
+    case $file in
+      *-no-deps.txt) no_deps+=("--requirement=$file") ;;
+      *) with_deps+=("--requirement=$file") ;;
+    esac
+  done
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${with_deps[@]}"
+  if [ ${#no_deps[@]} -gt 0 ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "${no_deps[@]}"
+  fi
   echo "$wanted" >"$stamp"
 fi
 source .venv/bin/activate
