@@ -7,6 +7,8 @@ reader to call. Here the names that a state dict needs have stand-ins of our own
 arguments; the first other name is an error. No stand-in takes state that would change what it does.
 """
 
+import io
+import math
 import os
 import pickle
 import zipfile
@@ -26,6 +28,7 @@ DTYPES = {
 NESTED = ("model", "module", "state_dict")
 """Where checkpoints of a training keep the state dict, beside the optimiser's and the like; in this order."""
 
+_LARGEST = 2**59  # elements, so that bytes can be counted in 64 bits
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -179,18 +182,20 @@ class _Unpickler(pickle.Unpickler):
 def _open_zip(file, path: Path) -> tuple[Any, Callable[[str], np.ndarray]]:
   """What the archive holds, and a function that reads the storage of a key as bytes."""
   archive = zipfile.ZipFile(file)
-  compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-  if compressed:
-    raise ValueError(f"{compressed[0]} is compressed, which torch never does")
   pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
   if len(pickles) != 1:
     raise ValueError("the archive has no data.pkl in a folder of its own")
   top = pickles[0].removesuffix("data.pkl")
-  if f"{top}byteorder" in archive.namelist() and archive.read(f"{top}byteorder") != b"little":
+
+  def read_entry(name: str) -> bytes:
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # so it is no larger than the file
+      raise ValueError(f"{name} is compressed, which torch never does")
+    return archive.read(name)
+
+  if f"{top}byteorder" in archive.namelist() and read_entry(f"{top}byteorder") != b"little":
     raise ValueError("it was written on a big-endian machine; save it again on a usual one")
-  with archive.open(pickles[0]) as content:
-    loaded = _Unpickler(content, path).load()
-  return loaded, lambda key: np.frombuffer(archive.read(f"{top}data/{key}"), np.uint8)
+  content = _Unpickler(io.BytesIO(read_entry(pickles[0])), path).load()
+  return content, lambda key: np.frombuffer(read_entry(f"{top}data/{key}"), np.uint8)
 
 
 def _open_legacy(file, path: Path) -> tuple[Any, Callable[[str], np.ndarray]]:
@@ -258,7 +263,8 @@ def _array(name: str, tensor: _Tensor, data: np.ndarray) -> np.ndarray:
   dtype = np.dtype(ml_dtypes.bfloat16 if storage.dtype == "bfloat16" else storage.dtype)
   elements = data[: data.size - data.size % dtype.itemsize].view(dtype)
   numbers = (offset, storage.offset, *shape, *strides)
-  if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
+  whole = all(type(number) is int and number >= 0 for number in numbers)
+  if not whole or len(shape) != len(strides) or math.prod(shape) > _LARGEST:
     raise ValueError(f"{name} of shape {shape} has the strides {strides} and the offset {offset}")
   offset += storage.offset
   empty = 0 in shape
