@@ -1,10 +1,11 @@
-"""CLIP from files to our parameters and back, in the names and layouts of `transformers`.
+"""CLIP from any file that people have to our parameters, and back in the names of `transformers`.
 
-    config, params = load("openai/clip-vit-base-patch16")     # or a folder
+    config, params = load("openai/clip-vit-base-patch16")     # or a folder, or a file: ViT-B-16.pt
+    config, params = from_arrays(tensors)                     # {name: array} in OpenAI's names
     save(folder, config, params)                              # transformers.CLIPModel reads it
 
 Reading is strict: every tensor of the file has its place and every parameter its tensor, or one
-error lists all that do not. `RULES` says which name is which parameter.
+error lists all that do not. `clip_layouts` says which name is which parameter.
 """
 
 import json
@@ -14,55 +15,65 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.models import clip, clip_config, weight_files, weight_names
-from dtm_jax.models.weight_files import CONFIG, PREPROCESSOR
-from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Rules, layers
+from dtm_jax.models import clip, clip_config, clip_layouts, weight_files, weight_names
+from dtm_jax.models.weight_files import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR
 from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
-BLOCK = {
-  "ln1": ("layer_norm1", NORM),
-  "attn/query": ("self_attn.q_proj", LINEAR),
-  "attn/key": ("self_attn.k_proj", LINEAR),
-  "attn/value": ("self_attn.v_proj", LINEAR),
-  "attn/out": ("self_attn.out_proj", LINEAR),
-  "ln2": ("layer_norm2", NORM),
-  "mlp/fc1": ("mlp.fc1", LINEAR),
-  "mlp/fc2": ("mlp.fc2", LINEAR),
-}
-
-
-RULES: Rules = {
-  "image/class_embedding": ("vision_model.embeddings.class_embedding", SAME),
-  "image/patch_embed/proj/kernel": ("vision_model.embeddings.patch_embedding.weight", CONVOLUTION),
-  "image/position_embedding": ("vision_model.embeddings.position_embedding.weight", SAME),
-  **layers("image", "vision_model", {"ln_pre": ("pre_layrnorm", NORM), "ln_post": ("post_layernorm", NORM)}),
-  **layers("image/blocks", "vision_model.encoder.layers.{layer}", BLOCK),
-  "image/projection/kernel": ("visual_projection.weight", TRANSPOSED),
-  "text/token_embedding": ("text_model.embeddings.token_embedding.weight", SAME),
-  "text/position_embedding": ("text_model.embeddings.position_embedding.weight", SAME),
-  **layers("text", "text_model", {"ln_final": ("final_layer_norm", NORM)}),
-  **layers("text/blocks", "text_model.encoder.layers.{layer}", BLOCK),
-  "text/projection/kernel": ("text_projection.weight", TRANSPOSED),
-  "logit_scale": ("logit_scale", SAME),
-}
+RULES = clip_layouts.TRANSFORMERS
 
 
 def load(path_or_repo: str | Path, *, revision: str | None = None) -> tuple[clip.CLIPConfig, PyTree]:
-  """The configuration and the parameters (NumPy, float32) of a folder or of a repository of the hub.
+  """The configuration and the parameters (NumPy, float32) of a file, a folder or a repository of the hub.
 
+  The layout is told by the names of the tensors. The configuration is the config.json beside them, or
+  open_clip_config.json; OpenAI's files have none, and their shapes tell it.
   The parameters are {"image", "text", "logit_scale"}, or {"image"} for a vision model alone.
 
   Raises:
     FileNotFoundError: a file is not there; says which, where it was looked for and how to get it.
-    ValueError: names or shapes do not match; lists all of them.
+    ValueError: the file is damaged, or names or shapes do not match; lists all of them.
   """
-  folder = weight_files.find(path_or_repo, revision=revision)
-  config = clip_config.read(folder / CONFIG)
-  tensors, file = weight_files.read(folder)
+  tensors, file = weight_files.read(weight_files.find(path_or_repo, revision=revision))
+  names = clip_layouts.normalize(tensors)
+  config = _config(file, clip_layouts.recognize(names, source=str(file)), names, tensors)
   return config, from_theirs(config, tensors, source=str(file))
+
+
+def from_arrays(
+  tensors: dict[str, np.ndarray], config: clip.CLIPConfig | None = None, *, source: str = "The arrays"
+) -> tuple[clip.CLIPConfig, PyTree]:
+  """As `load`, of named arrays; without `config` they are OpenAI's, whose shapes tell it.
+
+  An image tower alone may lack the prefix "visual.".
+
+  Raises:
+    ValueError: names or shapes do not match, all listed, or no configuration can be told.
+  """
+  if config is None:
+    names = clip_layouts.normalize(tensors)
+    if (layout := clip_layouts.recognize(names, source=source)) != "openai":
+      raise ValueError(f"{source} has the names of {layout}, whose shapes do not tell all: give the config.")
+    config = clip_config.from_openai({name: tensor.shape for name, tensor in names.items()}, source=source)
+  return config, from_theirs(config, tensors, source=source)
+
+
+def _config(file: Path, layout: str, names: dict, tensors: dict) -> clip.CLIPConfig:
+  ours, open_clip = file.parent / CONFIG, file.parent / OPEN_CLIP_CONFIG
+  if layout != "openai":
+    if not ours.exists():
+      raise FileNotFoundError(f"No {CONFIG} beside {file}, whose shapes do not tell all that it says.")
+    return clip_config.read(ours)
+  if open_clip.exists():
+    return clip_config.read_open_clip(open_clip)
+  if file.name.startswith("open_clip"):
+    raise FileNotFoundError(f"No {OPEN_CLIP_CONFIG} beside {file}: it says which GELU the model has.")
+  if "input_resolution" not in tensors:
+    logging.warning("%s has OpenAI's names and no %s: QuickGELU is taken.", file, OPEN_CLIP_CONFIG)
+  return clip_config.from_openai({name: tensor.shape for name, tensor in names.items()}, source=str(file))
 
 
 def save(
@@ -100,24 +111,21 @@ def save(
 
 
 def from_theirs(config: clip.CLIPConfig, tensors: dict[str, np.ndarray], *, source: str) -> PyTree:
-  """Our parameters from their named tensors.
+  """Our parameters from their named tensors, in any of `clip_layouts.LAYOUTS`.
 
   Raises:
     ValueError: lists every missing, unexpected and mis-shaped name; `source` says of what.
   """
-  tensors = {_full_name(name): tensor for name, tensor in tensors.items() if "position_ids" not in name}
-  return weight_names.to_ours(tensors, _expected(config), RULES, source=source)
+  tensors = clip_layouts.normalize(tensors)
+  layout = clip_layouts.LAYOUTS[clip_layouts.recognize(tensors, source=source)]
+  expected = jax.eval_shape(layout.fuse, _expected(config))
+  return layout.split(weight_names.to_ours(tensors, expected, layout.rules, source=source))
 
 
-def to_theirs(params: PyTree) -> dict[str, Any]:
+def to_theirs(params: PyTree, layout: str = "transformers") -> dict[str, Any]:
   """Their named tensors from our parameters; the inverse of `from_theirs`."""
-  return weight_names.to_theirs(params, RULES)
-
-
-def _full_name(name: str) -> str:
-  """transformers 5 writes a CLIPVisionModel without the prefix that all other files have."""
-  bare = name.startswith(("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm."))
-  return f"vision_model.{name}" if bare else name
+  names = clip_layouts.LAYOUTS[layout]
+  return weight_names.to_theirs(names.fuse(params), names.rules)
 
 
 def _expected(config: clip.CLIPConfig) -> PyTree:

@@ -99,7 +99,7 @@ def load(
   num_heads: int | None = None,
   grid: Grid | None = None,
 ) -> PyTree:
-  """The parameters, NumPy float32, of a student or classifier in a folder or a repository of the hub.
+  """The parameters, NumPy float32, of a student or classifier in a file, a folder or a repository of the hub.
 
   Args:
     num_heads, grid: only where the tensors do not tell (see `vit_config.describe`).
@@ -108,10 +108,9 @@ def load(
     FileNotFoundError: a file is not there.
     ValueError: names or shapes do not match; lists all of them.
   """
-  folder = weight_files.find(path_or_repo, revision=revision)
-  tensors, file = weight_files.read(folder)
+  tensors, file = weight_files.read(weight_files.find(path_or_repo, revision=revision))
   if any(name.endswith("embeddings.cls_token") for name in tensors):
-    return from_transformers(tensors, json.loads((folder / CONFIG).read_text()), source=str(file))
+    return from_transformers(tensors, json.loads((file.parent / CONFIG).read_text()), source=str(file))
   return from_authors(tensors, source=str(file), num_heads=num_heads, grid=grid)
 
 

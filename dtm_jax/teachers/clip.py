@@ -26,7 +26,7 @@ def build(
   """The image tower of a CLIP.
 
   Args:
-    path: a folder, or a repository of the hub.
+    path: a file, a folder, or a repository of the hub.
     revision: of the repository.
     tokens: "projected" (ln_post, then the projection to the space of the texts; nothing is
       L2-normalised) or "normalized" (ln_post only, of the tower's width).
@@ -41,13 +41,13 @@ def build(
   """
   if tokens not in OUTPUTS:
     raise ValueError(f"Unknown tokens {tokens!r}. Available: {', '.join(OUTPUTS)}.")
-  folder = weight_files.find(path, revision=revision)
-  config, params = clip_weights.load(folder)
+  found = weight_files.find(path, revision=revision)
+  config, params = clip_weights.load(found)
   if tokens == "projected" and config.embed_dim is None:
     raise ValueError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
   tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
   image_size = image_size or config.image.image_size
-  mean, std = mean_and_std_of(normalization, folder)
+  mean, std = mean_and_std_of(normalization, found)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     return tower.apply({"params": params}, image_BHW3)[OUTPUTS[tokens]]
@@ -65,13 +65,18 @@ def build(
   )
 
 
-def mean_and_std_of(normalization: str | Sequence[Sequence[float]], folder: Path) -> tuple[Triple, Triple]:
-  """What `normalization` (see `build`) means for the weights in `folder`."""
+def mean_and_std_of(normalization: str | Sequence[Sequence[float]], path: Path) -> tuple[Triple, Triple]:
+  """What `normalization` (see `build`) means for the weights in the folder, or the file, `path`."""
   if not isinstance(normalization, str):
     mean, std = normalization
     return tuple(mean), tuple(std)
-  own = folder / weight_files.PREPROCESSOR
-  if normalization == "clip" and own.exists():
-    content = json.loads(own.read_text())
+  folder = path.parent if path.is_file() else path
+  transformers, open_clip = folder / weight_files.PREPROCESSOR, folder / weight_files.OPEN_CLIP_CONFIG
+  if normalization == "clip" and transformers.exists():
+    content = json.loads(transformers.read_text())
     return tuple(content["image_mean"]), tuple(content["image_std"])
+  if normalization == "clip" and open_clip.exists():
+    content = json.loads(open_clip.read_text()).get("preprocess_cfg", {})
+    mean, std = mean_and_std("clip")
+    return tuple(content.get("mean", mean)), tuple(content.get("std", std))
   return mean_and_std(normalization)

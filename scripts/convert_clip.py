@@ -1,0 +1,46 @@
+"""Any file of a CLIP into the folder that `dtm_jax.models.clip_weights.save` writes; needs no PyTorch.
+
+    python scripts/convert_clip.py --source=ViT-B-16.pt --to=clip_b16
+
+The source is a file, a folder or a repository of the hub: transformers' (safetensors, pytorch_model.bin,
+flax_model.msgpack), OpenAI's TorchScript, or open_clip's. Its normalisation and tokenizer.json go with it.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from absl import app, flags
+
+from dtm_jax.models import clip_weights, weight_files
+from dtm_jax.teachers.clip import mean_and_std_of
+
+_SOURCE = flags.DEFINE_string("source", None, "A file, a folder or a repository.", required=True)
+_TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of the stored tensors.")
+
+
+def convert(source: str, folder: str | Path, *, dtype: str = "float32") -> None:
+  """Writes `folder` from `source`; see the module's docstring.
+
+  Raises:
+    FileNotFoundError: there is no such source.
+    ValueError: it is damaged, or its names or shapes do not match.
+  """
+  found, folder = weight_files.find(source), Path(folder)
+  config, params = clip_weights.load(found)
+  mean, std = mean_and_std_of("clip", found)
+  clip_weights.save(folder, config, params, dtype=dtype, mean=mean, std=std)
+  tokenizer = (found.parent if found.is_file() else found) / weight_files.TOKENIZER
+  if tokenizer.exists():
+    shutil.copy(tokenizer, folder / weight_files.TOKENIZER)
+  digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+  (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
+
+
+def main(_) -> None:
+  convert(_SOURCE.value, _TO.value, dtype=_DTYPE.value)
+
+
+if __name__ == "__main__":
+  app.run(main)

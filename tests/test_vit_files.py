@@ -1,0 +1,17 @@
+"""Students from single files: a checkpoint of a training in PyTorch, as the authors and BEiT v2 give them."""
+
+import numpy as np
+import pytest
+from test_vit_weights import assert_same, random_params, student
+
+from dtm_jax.models import vit_weights
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_checkpoint_of_the_authors(tmp_path, suffix):
+  torch = pytest.importorskip("torch")
+  params = random_params(student())
+  tensors = {name: torch.from_numpy(np.array(t)) for name, t in vit_weights.to_authors(params).items()}
+  file = tmp_path / f"checkpoint{suffix}"
+  torch.save({"model": tensors, "optimizer": {"state": {}}, "epoch": 3}, file)
+  assert_same(vit_weights.load(file), params)
