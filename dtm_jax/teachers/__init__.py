@@ -1,9 +1,17 @@
 """Frozen teachers. A new one is a file here with `build(**options) -> Teacher`."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.models import frozen_vit, frozen_vit_weights, vit, weight_files
+from dtm_jax.models.layers import grid_of
+from dtm_jax.normalizations import Triple, mean_and_std
+
+Normalization = str | Sequence[Sequence[float]]
+Tokens = Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B N C"]]
 
 
 @dataclass(frozen=True)
@@ -13,7 +21,8 @@ class Teacher:
   Attributes:
     name: for messages.
     params: its parameters, NumPy float32; an argument of the train step, never saved.
-    tokens: (params, image_BHW3) -> float32 [B, N, C], the images normalised by `mean` and `std`.
+    tokens: (params, image_BHW3) -> float32 [B, N, C], the images normalised by `mean` and `std`. An image
+      of another size than `image_size` is a ValueError.
     image_size, patch_size, grid: pixels of a side, of a patch, and (rows, columns) of patches.
     width: C.
     mean, std: what the network expects its RGB input in [0, 1] to be normalised by.
@@ -21,10 +30,87 @@ class Teacher:
 
   name: str
   params: PyTree
-  tokens: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B N C"]]
+  tokens: Tokens
   image_size: int
   patch_size: int
   grid: tuple[int, int]
   width: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+
+  def __post_init__(self):
+    object.__setattr__(self, "tokens", _of_one_size(self.tokens, self.image_size, self.name))
+
+
+def _of_one_size(tokens: Tokens, image_size: int, name: str) -> Tokens:
+  def checked(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+    height, width = image_BHW3.shape[1:3]
+    if (height, width) != (image_size, image_size):
+      raise ValueError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
+    return tokens(params, image_BHW3)
+
+  return checked
+
+
+def build_frozen_vit(
+  path: str,
+  *,
+  model_types: Sequence[str],
+  default_normalization: str,
+  revision: str | None,
+  normalization: Normalization | None,
+  dtype: str,
+  attention: str,
+  image_size: int | None,
+) -> Teacher:
+  """What the teachers of `models.frozen_vit` have in common; see `build` of one of them."""
+  folder = weight_files.find(path, revision=revision)
+  config, params = frozen_vit_weights.load(folder, model_types)
+  tower = frozen_vit.FrozenViT(config, dtype, attention)
+  image_size = image_size or config.image_size
+  mean, std = mean_and_std_of(normalization, folder, default_normalization)
+  return Teacher(
+    name=f"{model_types[0]} {path}",
+    params=params,
+    tokens=lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["patch_tokens"],
+    image_size=image_size,
+    patch_size=config.patch_size,
+    grid=grid_of((image_size, image_size, 3), config.patch_size),
+    width=config.tower.width,
+    mean=mean,
+    std=std,
+  )
+
+
+def of_student(
+  name: str, model: vit.VisionTransformer, params: PyTree, image_size: int, mean: Triple, std: Triple
+) -> Teacher:
+  """The patch tokens of a frozen student after its final LayerNorm; no patch is hidden."""
+  return Teacher(
+    name=name,
+    params=params,
+    tokens=lambda params, image_BHW3: model.apply({"params": params}, image_BHW3)["patches"],
+    image_size=image_size,
+    patch_size=model.patch_size,
+    grid=grid_of((image_size, image_size, 3), model.patch_size),
+    width=model.width,
+    mean=mean,
+    std=std,
+  )
+
+
+def mean_and_std_of(normalization: Normalization | None, folder: Path, default: str) -> tuple[Triple, Triple]:
+  """A pair (mean, std), a named one, or for None what the preprocessor_config.json in `folder` says.
+
+  Without that file None is the named `default`.
+  """
+  if normalization is None:
+    own = folder / weight_files.PREPROCESSOR
+    if not own.exists():
+      return mean_and_std(default)
+    content = json.loads(own.read_text())
+    normalization = content["image_mean"], content["image_std"]
+  if isinstance(normalization, str):
+    return mean_and_std(normalization)
+  mean, std = normalization
+  return tuple(mean), tuple(std)
