@@ -1,12 +1,8 @@
 """The frozen towers against transformers' PyTorch classes, stage by stage, on random weights."""
 
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from dtm_jax.models import frozen_vit, frozen_vit_weights
 

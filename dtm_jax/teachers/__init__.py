@@ -11,7 +11,6 @@ from dtm_jax.models.layers import grid_of
 from dtm_jax.normalizations import Triple, mean_and_std
 
 Normalization = str | Sequence[Sequence[float]]
-Tokens = Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B N C"]]
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,7 @@ class Teacher:
   Attributes:
     name: for messages.
     params: its parameters, NumPy float32; an argument of the train step, never saved.
-    tokens: (params, image_BHW3) -> float32 [B, N, C], the images normalised by `mean` and `std`. An image
-      of another size than `image_size` is a ValueError.
+    forward: (params, image_BHW3) -> float32 [B, N, C]; called by `tokens`.
     image_size, patch_size, grid: pixels of a side, of a patch, and (rows, columns) of patches.
     width: C.
     mean, std: what the network expects its RGB input in [0, 1] to be normalised by.
@@ -30,7 +28,7 @@ class Teacher:
 
   name: str
   params: PyTree
-  tokens: Tokens
+  forward: Callable
   image_size: int
   patch_size: int
   grid: tuple[int, int]
@@ -38,18 +36,18 @@ class Teacher:
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
 
-  def __post_init__(self):
-    object.__setattr__(self, "tokens", _of_one_size(self.tokens, self.image_size, self.name))
+  def tokens(self, params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+    """The patch tokens, row by row, of images normalised by `mean` and `std`.
 
-
-def _of_one_size(tokens: Tokens, image_size: int, name: str) -> Tokens:
-  def checked(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+    Raises:
+      ValueError: the images are not of the teacher's size.
+    """
     height, width = image_BHW3.shape[1:3]
-    if (height, width) != (image_size, image_size):
-      raise ValueError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
-    return tokens(params, image_BHW3)
-
-  return checked
+    if (height, width) != (self.image_size, self.image_size):
+      raise ValueError(
+        f"Teacher {self.name!r} takes images of {self.image_size}x{self.image_size}, not {height}x{width}."
+      )
+    return self.forward(params, image_BHW3)
 
 
 def build_frozen_vit(
@@ -72,7 +70,7 @@ def build_frozen_vit(
   return Teacher(
     name=f"{model_types[0]} {path}",
     params=params,
-    tokens=lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["patch_tokens"],
+    forward=lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["patch_tokens"],
     image_size=image_size,
     patch_size=config.patch_size,
     grid=grid_of((image_size, image_size, 3), config.patch_size),
@@ -89,7 +87,7 @@ def of_student(
   return Teacher(
     name=name,
     params=params,
-    tokens=lambda params, image_BHW3: model.apply({"params": params}, image_BHW3)["patches"],
+    forward=lambda params, image_BHW3: model.apply({"params": params}, image_BHW3)["patches"],
     image_size=image_size,
     patch_size=model.patch_size,
     grid=grid_of((image_size, image_size, 3), model.patch_size),

@@ -67,4 +67,6 @@ def _of_transformers(folder: Path, content: dict) -> PyTree:
   if "layernorm.weight" not in tensors:
     raise ValueError(f"{file} has no LayerNorm of its patch tokens: mean pooling normalises their mean.")
   tensors.setdefault("embeddings.mask_token", np.zeros_like(tensors["embeddings.cls_token"]))
-  return vit_weights.from_transformers(tensors, content | {"model_type": "beit"}, source=str(file))
+  # The layers that a backbone hands out are of no concern here, and data2vec's need not exist.
+  config = {name: value for name, value in content.items() if name not in ("out_indices", "out_features")}
+  return vit_weights.from_transformers(tensors, config | {"model_type": "beit"}, source=str(file))
