@@ -190,8 +190,8 @@ def test_the_contract(weights):
   np.testing.assert_allclose(tokens(teacher.params, image(32)[::-1]), token_BNC[::-1], atol=1e-5)
   shifted = jax.tree.map(lambda leaf: leaf + 0.1, teacher.params)
   assert np.abs(tokens(shifted, image(32)) - token_BNC).max() > 1e-3  # the argument counts, not a copy
-  with pytest.raises(ValueError, match="32x32, not 40x40"):
-    tokens(teacher.params, image(40))
+  with pytest.raises(ValueError, match="36x36"):
+    tokens(teacher.params, image(36))
 
 
 def test_half_precision_is_asked_for_alike(weights):
@@ -339,6 +339,8 @@ def test_a_run_teaches_with_its_last_students_patches(tmp_path):
     np.testing.assert_allclose(jax.jit(teacher.tokens)(teacher.params, image(32)), expected, atol=1e-5)
     assert "head" not in teacher.params
   assert (teacher.mean, teacher.std) == NORMALIZATIONS["imagenet"]
+  with pytest.raises(ValueError, match="32x32, not 40x40"):
+    teacher.tokens(teacher.params, image(40))
   with pytest.raises(FileNotFoundError, match=r"Steps: \[1, 2\]"):
     build(str(tmp_path), step=3)
   with pytest.raises(FileNotFoundError, match="not the workdir"):

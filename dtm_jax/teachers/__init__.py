@@ -20,7 +20,8 @@ class Teacher:
   Attributes:
     name: for messages.
     params: its parameters, NumPy float32; an argument of the train step, never saved.
-    forward: (params, image_BHW3) -> float32 [B, N, C]; called by `tokens`.
+    tokens: (params, image_BHW3) -> float32 [B, N, C], row by row, the images normalised by `mean` and `std`;
+      a ValueError for a size that it cannot see.
     image_size, patch_size, grid: pixels of a side, of a patch, and (rows, columns) of patches.
     width: C.
     mean, std: what the network expects its RGB input in [0, 1] to be normalised by.
@@ -28,26 +29,13 @@ class Teacher:
 
   name: str
   params: PyTree
-  forward: Callable
+  tokens: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B N C"]]
   image_size: int
   patch_size: int
   grid: tuple[int, int]
   width: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
-
-  def tokens(self, params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
-    """The patch tokens, row by row, of images normalised by `mean` and `std`.
-
-    Raises:
-      ValueError: the images are not of the teacher's size.
-    """
-    height, width = image_BHW3.shape[1:3]
-    if (height, width) != (self.image_size, self.image_size):
-      raise ValueError(
-        f"Teacher {self.name!r} takes images of {self.image_size}x{self.image_size}, not {height}x{width}."
-      )
-    return self.forward(params, image_BHW3)
 
 
 def build_frozen_vit(
@@ -70,7 +58,7 @@ def build_frozen_vit(
   return Teacher(
     name=f"{model_types[0]} {path}",
     params=params,
-    forward=lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["patch_tokens"],
+    tokens=lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["patch_tokens"],
     image_size=image_size,
     patch_size=config.patch_size,
     grid=grid_of((image_size, image_size, 3), config.patch_size),
@@ -84,10 +72,17 @@ def of_student(
   name: str, model: vit.VisionTransformer, params: PyTree, image_size: int, mean: Triple, std: Triple
 ) -> Teacher:
   """The patch tokens of a frozen student after its final LayerNorm; no patch is hidden."""
+
+  def tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+    height, width = image_BHW3.shape[1:3]
+    if (height, width) != (image_size, image_size):  # its tables of positions are of this grid
+      raise ValueError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
+    return model.apply({"params": params}, image_BHW3)["patches"]
+
   return Teacher(
     name=name,
     params=params,
-    forward=lambda params, image_BHW3: model.apply({"params": params}, image_BHW3)["patches"],
+    tokens=tokens,
     image_size=image_size,
     patch_size=model.patch_size,
     grid=grid_of((image_size, image_size, 3), model.patch_size),

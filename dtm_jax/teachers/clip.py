@@ -54,7 +54,7 @@ def build(
   return Teacher(
     name=f"clip {path}",
     params=params["image"],
-    forward=patch_tokens,
+    tokens=patch_tokens,
     image_size=image_size,
     patch_size=config.image.patch_size,
     grid=grid_of((image_size, image_size, 3), config.image.patch_size),
