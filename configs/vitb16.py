@@ -50,9 +50,7 @@ def get_config():
     remat="attention",
     dtype="bfloat16",
   )
-  config.init_from = dict(
-    path=placeholder(str)
-  )  # of a run, or weights
+  config.init_from = dict(path=placeholder(str))  # of a run, or weights
   config.mask = dict(kind="block", num_masked=75, min_patches=16)
   config.morphers = dict(
     dtm=dict(

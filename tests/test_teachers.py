@@ -1,4 +1,4 @@
-"""The CLIP teacher: its tokens are those of the image tower, under the normalisation that was asked for."""
+"""Every teacher keeps one contract; what each of them is besides, and that a student can learn from it."""
 
 import json
 
@@ -6,10 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_world
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
-from dtm_jax import plugins
-from dtm_jax.models import clip, clip_weights
+from dtm_jax import checkpoints, plugins
+from dtm_jax.models import (
+  clip,
+  clip_weights,
+  frozen_vit,
+  frozen_vit_weights,
+  vit,
+  vit_config,
+  vit_weights,
+  weight_names,
+)
 from dtm_jax.normalizations import NORMALIZATIONS
+from dtm_jax.tasks import Run, pretrain
 from dtm_jax.teachers import Teacher
 
 CONFIG = clip.CLIPConfig(clip.ImageConfig(clip.Tower(32, 2, 4, 64), 32, 8), text=None, embed_dim=16)
@@ -91,3 +104,244 @@ def test_wrong_options_are_named(folder, tmp_path):
   with pytest.raises(ValueError, match="no projection"):
     build(str(tmp_path))
   assert build(str(tmp_path), tokens="normalized").width == 32
+
+
+# The contract of all teachers -----------------------------------------------------------------------------
+
+STUDENT = vit.VisionTransformer(patch_size=8, width=32, depth=2, num_heads=4, out_dim=10)
+SIZES = {
+  "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+  "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+
+
+def random_like(shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def write_frozen_vit(folder, **content):
+  """A random tower in transformers' names."""
+  content = SIZES | content
+  config, rules = frozen_vit_weights.FAMILIES[content["model_type"]].describe(content)
+  shapes = jax.eval_shape(frozen_vit.FrozenViT(config).init, jax.random.key(0), image(32))["params"]
+  tensors = weight_names.to_theirs(random_like(shapes), rules)
+  save_file({name: np.array(each, order="C") for name, each in tensors.items()}, folder / "model.safetensors")
+  (folder / "config.json").write_text(json.dumps(content))
+
+
+def write_run(folder):
+  """What a pre-training run leaves behind."""
+  config = {
+    "augment": {"normalization": "imagenet"},
+    "data": {"image_size": 32},
+    "student": {"variant": "Ti", "width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "drop_path": 0.1},
+  }
+  (folder / "config.json").write_text(json.dumps(config))
+  saved = checkpoints.Checkpoints(str(folder / "checkpoints"))
+  for step in (1, 2):
+    saved.save(step, {"params": random_like(vit_config.param_shapes(STUDENT, (4, 4)), step)}, {})
+  saved.close()
+
+
+def write_clip(folder):
+  shapes = jax.eval_shape(clip.ImageTower(CONFIG.image, 16).init, jax.random.key(0), image(32))["params"]
+  clip_weights.save(folder, CONFIG, {"image": random_like(shapes)})
+
+
+def write_beit(folder):
+  vit_weights.save(folder, random_like(vit_config.param_shapes(STUDENT, (4, 4))), "transformers")
+
+
+WRITERS = {
+  "beit": write_beit,
+  "checkpoint": write_run,
+  "clip": write_clip,
+  "dinov2": lambda folder: write_frozen_vit(
+    folder, model_type="dinov2_with_registers", num_register_tokens=3
+  ),
+  "mae": lambda folder: write_frozen_vit(folder, model_type="vit_mae"),
+  "siglip": lambda folder: write_frozen_vit(folder, model_type="siglip_vision_model"),
+}
+"""Small random weights, grid 4x4, for each teacher; a new one has to be entered here."""
+
+
+@pytest.fixture(scope="module", params=plugins.available("teachers"))
+def weights(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  WRITERS[request.param](folder)
+  return {"name": request.param, "path": str(folder)}
+
+
+def test_the_contract(weights):
+  teacher = plugins.build("teachers", weights)
+  assert isinstance(teacher, Teacher)
+  assert weights["path"] in teacher.name
+  assert (teacher.image_size, teacher.patch_size, teacher.grid) == (32, 8, (4, 4))
+  assert len(teacher.mean) == len(teacher.std) == 3
+  leaves = jax.tree.leaves(teacher.params)
+  assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in leaves)
+
+  tokens = jax.jit(teacher.tokens)
+  token_BNC = tokens(teacher.params, image(32))
+  assert token_BNC.shape == (2, 16, teacher.width)
+  assert token_BNC.dtype == jnp.float32
+  assert np.isfinite(token_BNC).all()
+  np.testing.assert_allclose(tokens(teacher.params, image(32)[::-1]), token_BNC[::-1], atol=1e-5)
+  shifted = jax.tree.map(lambda leaf: leaf + 0.1, teacher.params)
+  assert np.abs(tokens(shifted, image(32)) - token_BNC).max() > 1e-3  # the argument counts, not a copy
+  with pytest.raises(ValueError, match="36x36"):
+    tokens(teacher.params, image(36))
+
+
+def test_half_precision_is_asked_for_alike(weights):
+  exact, rough = (
+    jax.jit(teacher.tokens)(teacher.params, image(32))
+    for teacher in (plugins.build("teachers", weights, dtype=dtype) for dtype in ("float32", "bfloat16"))
+  )
+  assert rough.dtype == jnp.float32
+  assert 1e-6 < np.abs(exact - rough).max() / np.abs(exact).max() < 0.1
+
+
+def test_a_student_learns_from_it(weights, tmp_path):
+  """The pre-training step with this teacher, in shapes only."""
+  task = pretrain_task(tmp_path, weights, patch_size=8)
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
+  _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch)
+  assert measurements["loss"].shape == ()
+
+
+def pretrain_task(world, teacher, patch_size):
+  config = small_world.debug_config(world, batch_size=4, student__patch_size=patch_size, mask__num_masked=6)
+  config.teacher = ConfigDict(teacher)
+  return pretrain.build(config, Run(10, 1.0, 4))
+
+
+def test_another_grid_than_the_students_is_refused(weights, tmp_path):
+  with pytest.raises(ValueError, match=r"\(8, 8\).*image 32, patch 4.*\(4, 4\).*image 32, patch 8"):
+    pretrain_task(tmp_path, weights, patch_size=4)
+
+
+# Each teacher ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_grid_on_other_images_is_refused(tmp_path):
+  """The teacher is given the student's pixels: as many patches of other images are not enough."""
+  write_frozen_vit(tmp_path, model_type="dinov2")
+  with pytest.raises(ValueError, match=r"\(8, 8\).*image 32, patch 4.*\(8, 8\).*image 64, patch 8"):
+    pretrain_task(tmp_path, {"name": "dinov2", "path": str(tmp_path), "image_size": 64}, patch_size=4)
+
+
+@pytest.mark.parametrize(("name", "model_type", "mean"), [
+  ("siglip", "siglip_vision_model", 0.5), ("dinov2", "dinov2", 0.485),
+  ("mae", "vit_mae", 0.485), ("mae", "vit", 0.485),
+])  # fmt: skip
+def test_frozen_vits_by_their_own_word(tmp_path, name, model_type, mean):
+  write_frozen_vit(tmp_path, model_type=model_type)
+  build = lambda **options: plugins.build("teachers", {"name": name, "path": str(tmp_path), **options})
+  assert build().mean[0] == mean
+  assert build(normalization="clip").mean == NORMALIZATIONS["clip"][0]
+  own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+  assert (build().mean, build().std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+  larger = build(image_size=48)
+  assert (larger.grid, larger.image_size) == ((6, 6), 48)
+  assert jax.jit(larger.tokens)(larger.params, image(48)).shape == (2, 36, 32)
+  with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
+    build(image_size=50)
+  with pytest.raises(ValueError, match=rf"'{model_type}' .*none of: clip"):
+    frozen_vit_weights.load(tmp_path, ["clip"])
+
+
+def test_names_that_do_not_match_are_listed(tmp_path):
+  write_frozen_vit(tmp_path, model_type="dinov2")
+  tensors = load_file(tmp_path / "model.safetensors")
+  del tensors["layernorm.bias"], tensors["encoder.layer.1.layer_scale1.lambda1"]
+  tensors["encoder.layer.0.attention.gate.weight"] = np.zeros(3, np.float32)
+  tensors["embeddings.mask_token"] = np.zeros((1, 32), np.float32)  # known, and not used
+  save_file(tensors, tmp_path / "model.safetensors")
+  with pytest.raises(ValueError, match="does not match") as error:
+    plugins.load("teachers", "dinov2").build(str(tmp_path))
+  assert sorted(str(error.value).splitlines()[1:]) == [
+    "  missing: encoder.layer.1.layer_scale1.lambda1 (32,)",
+    "  missing: layernorm.bias (32,)",
+    "  unexpected: encoder.layer.0.attention.gate.weight (3,)",
+  ]
+
+
+def test_what_is_not_supported_says_so(tmp_path):
+  for changes, message in (
+    ({"qkv_bias": False}, "dinov2 without biases"),
+    ({"image_size": [32, 64]}, r"square .*\(32, 64\)"),
+    ({"hidden_act": "relu"}, "'relu'.*gelu"),
+  ):
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, "model_type": "dinov2", **changes}))
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+      plugins.load("teachers", "dinov2").build(str(tmp_path))
+
+
+def beit_models():
+  transformers = pytest.importorskip("transformers")
+  pytest.importorskip("torch")
+  options = {**SIZES, "use_mean_pooling": False, "layer_norm_eps": vit.EPS}
+  shared = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True}
+  beit = transformers.BeitConfig(**options, **shared)
+  data2vec = transformers.Data2VecVisionConfig(**options, use_relative_position_bias=True)
+  return {
+    "BeitModel": (transformers.BeitModel, beit),
+    "BeitForImageClassification": (transformers.BeitForImageClassification, beit),
+    "Data2VecVisionModel": (transformers.Data2VecVisionModel, data2vec),
+  }
+
+
+@pytest.mark.parametrize("kind", ["BeitModel", "BeitForImageClassification", "Data2VecVisionModel"])
+def test_beit_tokens_are_those_of_transformers(tmp_path, kind):
+  torch = pytest.importorskip("torch")
+  make, config = beit_models()[kind]
+  torch.manual_seed(0)
+  model = make(config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.normal_(0.0, 0.3)
+    trunk = getattr(model, "beit", model)
+    pixels = torch.from_numpy(np.array(image(32))).permute(0, 3, 1, 2)
+    theirs = trunk(pixel_values=pixels).last_hidden_state[:, 1:].numpy()
+  model.save_pretrained(tmp_path)
+  teacher = plugins.load("teachers", "beit").build(str(tmp_path))
+  ours = jax.jit(teacher.tokens)(teacher.params, image(32))
+  difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+  print(f"\n{kind}: {difference:.1e}")
+  assert difference < 1e-4
+
+
+def test_a_beit_without_a_norm_of_its_tokens_is_refused(tmp_path):
+  write_beit(tmp_path)
+  tensors = load_file(tmp_path / "model.safetensors")
+  for leaf in ("weight", "bias"):
+    tensors[f"pooler.layernorm.{leaf}"] = tensors.pop(f"layernorm.{leaf}")
+  save_file(tensors, tmp_path / "model.safetensors")
+  with pytest.raises(ValueError, match="mean pooling"):
+    plugins.load("teachers", "beit").build(str(tmp_path))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+  with pytest.raises(ValueError, match=r"'bert'.*beit, data2vec-vision"):
+    plugins.load("teachers", "beit").build(str(tmp_path))
+
+
+def test_a_run_teaches_with_its_last_students_patches(tmp_path):
+  write_run(tmp_path)
+  build = plugins.load("teachers", "checkpoint").build
+  for step, options in ((2, {}), (1, {"step": 1})):
+    teacher = build(str(tmp_path), **options)
+    params = random_like(vit_config.param_shapes(STUDENT, (4, 4)), step)
+    expected = jax.jit(STUDENT.apply)({"params": params}, image(32))["patches"]
+    np.testing.assert_allclose(jax.jit(teacher.tokens)(teacher.params, image(32)), expected, atol=1e-5)
+    assert "head" not in teacher.params
+  assert (teacher.mean, teacher.std) == NORMALIZATIONS["imagenet"]
+  with pytest.raises(ValueError, match="32x32, not 40x40"):
+    teacher.tokens(teacher.params, image(40))
+  with pytest.raises(FileNotFoundError, match=r"Steps: \[1, 2\]"):
+    build(str(tmp_path), step=3)
+  with pytest.raises(FileNotFoundError, match="not the workdir"):
+    build(str(tmp_path / "nowhere"))

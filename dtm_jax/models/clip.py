@@ -18,32 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, Int
-from dtm_jax.models.layers import FLOAT32_NORM, Mlp, PatchEmbed, grid_of, merge_heads, split_heads
+from dtm_jax.models.layers import ACTIVATIONS, FLOAT32_NORM, Attention, Mlp, PatchEmbed, Tower, grid_of
 from dtm_jax.models.positions import resize_positions
 
-ACTIVATIONS = {
-  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-  "gelu": partial(nn.gelu, approximate=False),
-}
 LEGACY_EOS = 2  # transformers configs written before July 2023 name this wrong id
-
-
-@dataclass(frozen=True)
-class Tower:
-  """The sizes of one transformer."""
-
-  width: int
-  depth: int
-  num_heads: int
-  mlp_width: int
-  activation: str = "quick_gelu"
-  eps: float = 1e-5
-
-  def __post_init__(self):
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(f"Unknown activation {self.activation!r}. Available: {', '.join(ACTIVATIONS)}.")
-    if self.width % self.num_heads:
-      raise ValueError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
 
 
 @dataclass(frozen=True)
@@ -75,29 +53,6 @@ class CLIPConfig:
   text: TextConfig | None = field(default_factory=TextConfig)
   embed_dim: int | None = 512
   init_logit_scale: float = math.log(1 / 0.07)
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention; `implementation` is that of `jax.nn.dot_product_attention`."""
-
-  tower: Tower
-  causal: bool
-  implementation: str
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    width, depth = self.tower.width, self.tower.depth
-    normal = nn.initializers.normal
-    dense = partial(nn.Dense, width, dtype=self.dtype)
-    query, key, value = (
-      split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), self.tower.num_heads)
-      for name in ("query", "key", "value")
-    )
-    mixed = jax.nn.dot_product_attention(
-      query, key, value, is_causal=self.causal, implementation=self.implementation
-    )
-    return dense(kernel_init=normal((2 * depth * width) ** -0.5), name="out")(merge_heads(mixed))
 
 
 class Block(nn.Module):

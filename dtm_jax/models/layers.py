@@ -1,13 +1,15 @@
-"""What the student and CLIP share: patches, the MLP, split heads.
+"""What the student, CLIP and other frozen towers share: patches, attention, the MLP, split heads.
 
 Parameters are float32; `dtype` is the type of the matrix products. The residual stream and what
 leaves a tower stay float32.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -16,6 +18,29 @@ from dtm_jax.arrays import Array, Float
 Initializer = nn.initializers.Initializer
 
 FLOAT32_NORM = partial(nn.LayerNorm, use_fast_variance=False, dtype="float32")
+ACTIVATIONS = {
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+  "gelu": partial(nn.gelu, approximate=False),
+  "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+  """The sizes of one transformer."""
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_width: int
+  activation: str = "quick_gelu"
+  eps: float = 1e-5
+
+  def __post_init__(self):
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"Unknown activation {self.activation!r}. Available: {', '.join(ACTIVATIONS)}.")
+    if self.width % self.num_heads:
+      raise ValueError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
 
 
 def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
@@ -49,6 +74,29 @@ class PatchEmbed(nn.Module):
       dtype=self.dtype, name="proj",
     )  # fmt: skip
     return dense(pixels).astype(jnp.float32)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; `implementation` is that of `jax.nn.dot_product_attention`."""
+
+  tower: Tower
+  causal: bool
+  implementation: str
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    width, depth = self.tower.width, self.tower.depth
+    normal = nn.initializers.normal
+    dense = partial(nn.Dense, width, dtype=self.dtype)
+    query, key, value = (
+      split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), self.tower.num_heads)
+      for name in ("query", "key", "value")
+    )
+    mixed = jax.nn.dot_product_attention(
+      query, key, value, is_causal=self.causal, implementation=self.implementation
+    )
+    return dense(kernel_init=normal((2 * depth * width) ** -0.5), name="out")(merge_heads(mixed))
 
 
 class Mlp(nn.Module):

@@ -98,12 +98,13 @@ def build(config, run: Run) -> Task:
 
 
 def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[int, int]:
+  """Of the student and the teacher, who see the same pixels."""
   grid = (image_size // patch_size,) * 2
-  if grid != teacher.grid:
+  if (grid, image_size) != (teacher.grid, teacher.image_size):
     raise ValueError(
       f"The student's patch grid {grid} (image {image_size}, patch {patch_size}) is not that of teacher "
-      f"{teacher.name!r}: {teacher.grid} (image {teacher.image_size}, patch {teacher.patch_size}). Change "
-      "data.image_size, student.patch_size or the teacher."
+      f"{teacher.name!r}: {teacher.grid} (image {teacher.image_size}, patch {teacher.patch_size}). Grid and "
+      "image must agree: change data.image_size, student.patch_size, teacher.image_size or the teacher."
     )
   return grid
 

@@ -1,14 +1,13 @@
 """CLIP's patch tokens as the target, from any checkpoint that `models.clip_weights` reads."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
+from dtm_jax import teachers
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.models import clip, clip_weights, weight_files
 from dtm_jax.models.layers import grid_of
-from dtm_jax.normalizations import Triple, mean_and_std
-from dtm_jax.teachers import Teacher
+from dtm_jax.normalizations import Triple
+from dtm_jax.teachers import Normalization, Teacher
 
 OUTPUTS = {"projected": "patch_embeddings", "normalized": "patch_tokens"}
 
@@ -18,7 +17,7 @@ def build(
   *,
   revision: str | None = None,
   tokens: str = "projected",
-  normalization: str | Sequence[Sequence[float]] = "clip",
+  normalization: Normalization = "clip",
   dtype: str = "float32",
   attention: str = "xla",
   image_size: int | None = None,
@@ -65,18 +64,6 @@ def build(
   )
 
 
-def mean_and_std_of(normalization: str | Sequence[Sequence[float]], path: Path) -> tuple[Triple, Triple]:
+def mean_and_std_of(normalization: Normalization, path: Path) -> tuple[Triple, Triple]:
   """What `normalization` (see `build`) means for the weights in the folder, or the file, `path`."""
-  if not isinstance(normalization, str):
-    mean, std = normalization
-    return tuple(mean), tuple(std)
-  folder = path.parent if path.is_file() else path
-  transformers, open_clip = folder / weight_files.PREPROCESSOR, folder / weight_files.OPEN_CLIP_CONFIG
-  if normalization == "clip" and transformers.exists():
-    content = json.loads(transformers.read_text())
-    return tuple(content["image_mean"]), tuple(content["image_std"])
-  if normalization == "clip" and open_clip.exists():
-    content = json.loads(open_clip.read_text()).get("preprocess_cfg", {})
-    mean, std = mean_and_std("clip")
-    return tuple(content.get("mean", mean)), tuple(content.get("std", std))
-  return mean_and_std(normalization)
+  return teachers.mean_and_std_of(None if normalization == "clip" else normalization, path, "clip")

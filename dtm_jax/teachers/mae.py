@@ -1,0 +1,43 @@
+"""MAE (arXiv 2111.06377) and plain vision transformers: the patch tokens after the last LayerNorm.
+
+No patch is hidden from the encoder; the decoder, a pooler or a classifier is not used.
+"""
+
+from dtm_jax.teachers import Normalization, Teacher, build_frozen_vit
+
+MODEL_TYPES = ("vit_mae", "vit")
+
+
+def build(
+  path: str,
+  *,
+  revision: str | None = None,
+  normalization: Normalization | None = None,
+  dtype: str = "float32",
+  attention: str = "xla",
+  image_size: int | None = None,
+) -> Teacher:
+  """The encoder of an MAE, or a ViT.
+
+  Args:
+    path: a folder, or a repository of the hub.
+    revision: of the repository.
+    normalization: None (what the checkpoint says of itself, or else ImageNet's), a name ("imagenet",
+      "clip", "inception"), or a pair (mean, std).
+    dtype: of the matrix products.
+    attention: "xla", or "cudnn" (GPUs, half precision).
+    image_size: pixels of a side; where it is not the checkpoint's, the position table is resized.
+
+  Raises:
+    ValueError: an unknown option, another kind of model, or names or shapes that do not match.
+  """
+  return build_frozen_vit(
+    path,
+    model_types=MODEL_TYPES,
+    default_normalization="imagenet",
+    revision=revision,
+    normalization=normalization,
+    dtype=dtype,
+    attention=attention,
+    image_size=image_size,
+  )
