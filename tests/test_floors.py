@@ -13,7 +13,7 @@ FLOORS = {
   "evaluators": 4,
   **dict.fromkeys(("morphers", "teachers", "datasets", "optim", "mesh", "checkpoints", "reporting"), 3),
   **dict.fromkeys(("models", "data", "augment"), 2),
-  **dict.fromkeys(("morphing", "masking", "image_decoding"), 1),
+  **dict.fromkeys(("morphing", "masking", "clustering", "image_decoding"), 1),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations"), 0),
   "arrays": -1,  # the letters, which the ground floor itself spells with
 }
