@@ -27,6 +27,7 @@ cluster = jax.jit(
   ),
   static_argnums=0,
 )
+slic = jax.jit(superpixel.slic, static_argnames=("grid", "max_groups", "compactness", "iterations"))
 
 
 def make_tokens(seed, num_objects=6, noise=1.0):
@@ -89,12 +90,12 @@ def test_kmeans_plus_plus_finds_each_of_far_apart_objects():
 
 
 def test_empty_groups_take_the_farthest_tokens():
-  slot_N = jnp.array([0, 0, 0, 2, 2, 0])
-  distance_N = jnp.array([0.1, 0.9, 0.5, 0.8, 0.3, 0.7])
-  fill = lambda num_groups: clustering.fill_empty(slot_N, distance_N, jnp.int32(num_groups), 6).tolist()
-  assert fill(3) == [0, 1, 0, 2, 2, 0]  # group 1 was empty
-  assert fill(4) == [0, 1, 0, 3, 2, 0]  # and group 3
-  assert fill(6) == [0, 1, 5, 3, 2, 4]  # tokens 0 and 4 are the nearest of theirs
+  slot_N = jnp.array([0, 0, 0, 2, 2, 0, 3])
+  distance_N = jnp.array([0.1, 0.9, 0.5, 0.8, 0.3, 0.7, 1.0])
+  fill = lambda num_groups: clustering.fill_empty(slot_N, distance_N, jnp.int32(num_groups), 7).tolist()
+  assert fill(4) == [0, 1, 0, 2, 2, 0, 3]  # group 1 was empty; the farthest token is alone in its group
+  assert fill(5) == [0, 1, 0, 4, 2, 0, 3]  # and group 4
+  assert fill(7) == [0, 1, 6, 4, 2, 5, 3]  # tokens 0 and 4 are the nearest of theirs
 
 
 # k-means and k-medoids ----------------------------------------------------------------------------------
@@ -111,6 +112,15 @@ def test_every_iteration_is_numpys(algorithm, reference, objective, num_groups):
     for iterations in (0, 1, 2, 10):
       slot_N = cluster(algorithm, sim_NN, seed_M, jnp.int32(num_groups), iterations)
       np.testing.assert_array_equal(slot_N, expected[iterations])
+
+
+def test_groups_of_kmeans_that_begin_empty_are_filled_as_numpys():
+  tokens, _ = make_tokens(0)
+  sim_NN, seeds = clustering.cosine_similarity(jnp.array(tokens)), np.array([7, 7, 7, 20, 20, 31])
+  expected = oracle.kmeans(tokens.astype(np.float64), seeds, 3)
+  for iterations, slot in enumerate(expected):
+    slot_N = cluster(kmeans, sim_NN, jnp.array(seeds), jnp.int32(6), iterations)
+    np.testing.assert_array_equal(slot_N, slot)
 
 
 @kmeans_and_kmedoids
@@ -191,6 +201,7 @@ def test_seed_patches_are_different_for_every_count(grid):
     assert (seed_M < num_tokens).all()
     assert len(np.unique(seed_M[:num_groups])) == num_groups
   np.testing.assert_array_equal(seed_M, np.arange(num_tokens))
+  assert seeds(jnp.int32(1))[0] == grid[0] // 2 * grid[1] + grid[1] // 2
 
 
 @pytest.mark.parametrize("num_groups", [1, 4, 11, 40])
@@ -200,9 +211,21 @@ def test_slic_is_numpys(num_groups, compactness):
   color = (rng.normal(size=(8, 8, 3)) * 20).cumsum(0).cumsum(1).reshape(64, 3) / 4
   color = color.astype(np.float32)
   options = dict(grid=GRID, compactness=compactness, iterations=4)
-  slot_N = superpixel.slic(jnp.array(color), jnp.int32(num_groups), max_groups=48, **options)
+  slot_N = slic(jnp.array(color), jnp.int32(num_groups), max_groups=48, **options)
   seeds = superpixel.seed_patches(jnp.int32(num_groups), GRID, num_groups)
   np.testing.assert_array_equal(slot_N, oracle.slic(color.astype(np.float64), np.array(seeds), **options))
+
+
+@pytest.mark.parametrize(("grid", "num_groups"), [(GRID, 30), ((1, 12), 2)], ids=["empty", "out of reach"])
+def test_slic_is_numpys_where_a_group_is_lost_or_a_patch_out_of_reach(grid, num_groups):
+  """Seeds of one colour lose all their patches now and then; two centres do not reach all of a long row."""
+  seeds = np.array(superpixel.seed_patches(jnp.int32(num_groups), grid, num_groups))
+  for seed in range(8):
+    color = 20 * np.random.default_rng(seed).normal(size=(grid[0] * grid[1], 3)).astype(np.float32)
+    color[seeds] = color[seeds[0]]
+    options = dict(grid=grid, compactness=1.0, iterations=4)
+    slot_N = slic(jnp.array(color), jnp.int32(num_groups), max_groups=num_groups, **options)
+    np.testing.assert_array_equal(slot_N, oracle.slic(color.astype(np.float64), seeds, **options))
 
 
 def test_superpixels_follow_edges_or_with_compactness_the_grid():
