@@ -12,18 +12,36 @@ from dtm_jax.morphers import bipartite
 
 BATCH, GRID, PATCH, WIDTH = 4, 4, 8, 8
 NUM_TOKENS = GRID * GRID
+MORPHERS = plugins.available("morphers")
+COUNTED = ("kmeans", "kmedoids", "random", "superpixel")
+RANDOM_BESIDES_THE_COUNT = ("kmeans", "kmedoids", "random")
+
+
+def make_inputs(batch_size, grid):
+  tokens_BNC = jax.random.normal(jax.random.key(0), (batch_size, grid**2, WIDTH))
+  images_BHW3 = jax.random.uniform(jax.random.key(1), (batch_size, grid * PATCH, grid * PATCH, 3))
+  return tokens_BNC, images_BHW3
+
+
+def build(name, **options):
+  return plugins.load("morphers", name).build(**options)
 
 
 @pytest.fixture(scope="module")
 def inputs():
-  tokens_BNC = jax.random.normal(jax.random.key(0), (BATCH, NUM_TOKENS, WIDTH))
-  images_BHW3 = jax.random.normal(jax.random.key(1), (BATCH, GRID * PATCH, GRID * PATCH, 3))
-  return tokens_BNC, images_BHW3
+  return make_inputs(BATCH, GRID)
 
 
-@pytest.mark.parametrize("name", plugins.available("morphers"))
+def assert_canonical_partition(label_BN, batch_size, num_tokens):
+  assert label_BN.shape == (batch_size, num_tokens)
+  assert label_BN.dtype == np.int32
+  np.testing.assert_array_equal(morphing.canonical_labels(jnp.array(label_BN)), label_BN)
+  np.testing.assert_array_equal(morphing.group_sizes(jnp.array(label_BN)).sum(1), [num_tokens] * batch_size)
+
+
+@pytest.mark.parametrize("name", MORPHERS)
 def test_contract(name, inputs):
-  assign = plugins.load("morphers", name).build()
+  assign = build(name)
   traces = []
 
   def traced(*arguments):
@@ -33,30 +51,51 @@ def test_contract(name, inputs):
   jitted = jax.jit(traced)
   label_BN = np.array(jitted(jax.random.key(2), *inputs))
   jitted(jax.random.key(3), *inputs)
-  jitted(jax.random.key(4), *(2 * x for x in inputs))
+  jitted(jax.random.key(4), *(x / 2 for x in inputs))
   assert len(traces) == 1
-
-  assert label_BN.shape == (BATCH, NUM_TOKENS)
-  assert label_BN.dtype == np.int32
-  np.testing.assert_array_equal(morphing.canonical_labels(jnp.array(label_BN)), label_BN)
-  np.testing.assert_array_equal(morphing.group_sizes(jnp.array(label_BN)).sum(1), [NUM_TOKENS] * BATCH)
+  assert_canonical_partition(label_BN, BATCH, NUM_TOKENS)
   np.testing.assert_array_equal(jitted(jax.random.key(2), *inputs), label_BN)
 
   keys_S = jnp.stack([jax.random.key(2), jax.random.key(3)])
-  label_SBN = jax.vmap(assign, (0, None, None))(keys_S, *inputs)
+  label_SBN = jax.jit(jax.vmap(assign, (0, None, None)))(keys_S, *inputs)
   np.testing.assert_array_equal(label_SBN, [jitted(key, *inputs) for key in keys_S])
 
 
-@pytest.mark.parametrize("name", plugins.available("morphers"))
+@pytest.mark.parametrize("grid", [2, 8, 14])
+@pytest.mark.parametrize("name", MORPHERS)
+def test_every_grid_is_partitioned_without_gradient(name, grid):
+  tokens_BNC, images_BHW3 = make_inputs(2, grid)
+
+  def loss(tokens_BNC, images_BHW3):
+    label_BN = build(name)(jax.random.key(2), tokens_BNC, images_BHW3)
+    return morphing.morph(tokens_BNC, label_BN).sum(), label_BN
+
+  grads, label_BN = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(tokens_BNC, images_BHW3)
+  assert_canonical_partition(label_BN, 2, grid**2)
+  # The sum of the means, each at all its places, is the sum of the tokens: the labels add no gradient.
+  np.testing.assert_allclose(grads[0], 1.0, atol=1e-5)
+  np.testing.assert_array_equal(grads[1], 0.0)
+
+
+@pytest.mark.parametrize("name", MORPHERS)
+def test_tokens_without_direction_and_equal_tokens_are_partitioned(name, inputs):
+  _, images_BHW3 = inputs
+  tokens_BNC = np.ones((BATCH, NUM_TOKENS, WIDTH), np.float32)
+  tokens_BNC[1], tokens_BNC[2, :5], tokens_BNC[3, 7] = 0.0, np.nan, np.inf
+  label_BN = jax.jit(build(name))(jax.random.key(2), jnp.array(tokens_BNC), images_BHW3 * 0)
+  assert_canonical_partition(label_BN, BATCH, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("name", MORPHERS)
 def test_every_option_has_a_default_and_unknown_ones_are_refused(name):
-  build = plugins.load("morphers", name).build
-  assert all(p.default is not p.empty for p in inspect.signature(build).parameters.values())
+  options = inspect.signature(plugins.load("morphers", name).build).parameters
+  assert all(option.default is not option.empty for option in options.values())
   with pytest.raises(TypeError):
-    build(no_such_option=1)
+    build(name, no_such_option=1)
 
 
 def test_identity_and_image_are_the_two_ends(inputs):
-  identity, image = (plugins.load("morphers", name).build() for name in ("identity", "image"))
+  identity, image = build("identity"), build("image")
   np.testing.assert_array_equal(identity(jax.random.key(0), *inputs), [np.arange(NUM_TOKENS)] * BATCH)
   np.testing.assert_array_equal(image(jax.random.key(0), *inputs), np.zeros((BATCH, NUM_TOKENS)))
 
@@ -112,3 +151,77 @@ def test_bipartite_refuses(options, message):
 def test_shards_must_divide_the_batch(inputs):
   with pytest.raises(ValueError, match="batch of 4 does not divide into num_shards=3"):
     bipartite.build(drawn_per="shard", num_shards=3)(jax.random.key(0), *inputs)
+
+
+# How many groups ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_exactly_as_many_groups_as_asked(name):
+  """Hard tokens: three that repeat, so that most groups would be empty."""
+  tokens_BNC, images_BHW3 = make_inputs(1, GRID)
+  tokens_BNC = tokens_BNC[:, jnp.arange(NUM_TOKENS) % 3]
+  for num_groups in (1, 2, 7, 15, 16):
+    label_BN = jax.jit(build(name, groups=num_groups))(jax.random.key(2), tokens_BNC, images_BHW3)
+    assert morphing.num_groups(label_BN).tolist() == [num_groups]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_drawn_counts_fill_their_range_per_image_or_per_step(name):
+  tokens_BNC, images_BHW3 = make_inputs(64, GRID)
+  assign = jax.jit(build(name, min_groups=3, max_groups=7))
+  count_B = np.array(morphing.num_groups(assign(jax.random.key(2), tokens_BNC, images_BHW3)))
+  assert np.bincount(count_B, minlength=8)[3:].min() >= 4  # of 64 / 5 = 12.8 expected each
+  assert (count_B.min(), count_B.max()) == (3, 7)
+
+  assign = jax.jit(jax.vmap(build(name, drawn_per="step"), (0, None, None)))
+  label_SBN = assign(jax.random.split(jax.random.key(3), 12), tokens_BNC[:3], images_BHW3[:3])
+  count_SB = np.array(jax.vmap(morphing.num_groups)(label_SBN))
+  assert (count_SB == count_SB[:, :1]).all()
+  assert len(np.unique(count_SB)) > 4
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_fixed_count_leaves_chance_only_where_there_is_some(name, inputs):
+  assign = jax.jit(build(name, groups=5))
+  first, second = (np.array(assign(jax.random.key(seed), *inputs)) for seed in (2, 3))
+  assert (first != second).any() == (name in RANDOM_BESIDES_THE_COUNT)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"groups": 17}, "From 17 to 17 groups do not fit 1 to 16 tokens"),
+    ({"groups": 0}, "From 0 to 0 groups"),
+    ({"min_groups": 5, "max_groups": 4}, "From 5 to 4 groups"),
+    ({"groups": 3, "max_groups": 4}, "groups=3 is a fixed number; it goes without .*max_groups=4"),
+    ({"drawn_per": "shard"}, "Unknown drawn_per 'shard'. Available: image, step"),
+  ],
+)
+def test_senseless_counts_are_refused(name, options, message, inputs):
+  with pytest.raises(ValueError, match=message):
+    build(name, **options)(jax.random.key(0), *inputs)
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("kmeans", {"init": "pca"}, "Unknown init 'pca'. Available: k-means[+][+], random"),
+    ("kmedoids", {"iterations": -1}, "iterations=-1 must be at least 0"),
+    ("superpixel", {"compactness": 0.0}, "compactness=0.0 must be above 0"),
+  ],
+)
+def test_senseless_options_are_refused(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    build(name, **options)
+
+
+def test_a_partition_at_random_knows_no_distance():
+  """Each of the 120 pairs of 16 tokens shares a group equally often, within 5 standard errors."""
+  tokens_BNC, images_BHW3 = jnp.zeros((4000, NUM_TOKENS, 1)), jnp.zeros((4000, 4, 4, 3))
+  label_BN = np.array(jax.jit(build("random", groups=4))(jax.random.key(0), tokens_BNC, images_BHW3))
+  together_NN = (label_BN[:, :, None] == label_BN[:, None, :]).mean(0)
+  pairs = together_NN[np.triu_indices(NUM_TOKENS, 1)]
+  expected = pairs.mean()
+  assert np.abs(pairs - expected).max() < 5 * np.sqrt(expected * (1 - expected) / 4000)

@@ -1,0 +1,175 @@
+"""What each morpher costs, beside bipartite matching and as a share of the student's step.
+
+    python -m benchmarks.morphers --batch=32 --student
+
+times every module of morphers/, at its defaults and a few other options, on the same tokens and images. The
+repeats are interleaved: each round times all of them once, in an order of its own, so that whatever else the
+machine does falls on all alike. Ratios are of times of one round. The tables land in --out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.morphing import tokens
+from dtm_jax import morphing, plugins
+from dtm_jax.models import vit
+
+MORE = {
+  "bipartite, released": dict(name="bipartite", schedule="released", drawn_per="step", split="alternate"),
+  "kmeans, random init": dict(name="kmeans", init="random"),
+  "kmeans, at most 49 groups": dict(name="kmeans", max_groups=49),
+  "kmedoids, random init": dict(name="kmedoids", init="random"),
+  "kmedoids, at most 49 groups": dict(name="kmedoids", max_groups=49),
+  "superpixel, at most 49 groups": dict(name="superpixel", max_groups=49),
+}
+YARDSTICK = "bipartite"
+STUDENT = "ViT-B/16 student, forward and backward"
+
+
+def images(batch_size, grid, patch=16):
+  """Smooth colours with noise: RGB in [0, 1]."""
+  rng = np.random.default_rng(0)
+  coarse = jnp.asarray(rng.random((batch_size, 4, 4, 3)), jnp.float32)
+  smooth = jax.image.resize(coarse, (batch_size, grid * patch, grid * patch, 3), "cubic")
+  return jnp.clip(smooth + 0.05 * rng.standard_normal(smooth.shape, np.float32), 0.0, 1.0)
+
+
+def student_step(batch_size, image_BHW3, width):
+  """key -> loss and gradients of a ViT-B/16 on the first `batch_size` images."""
+  model = vit.build("B", out_dim=width)
+  params = vit.init(model, jax.random.key(0), image_BHW3.shape[1])
+  image_BHW3 = image_BHW3[:batch_size]
+  num_tokens = (image_BHW3.shape[1] // model.patch_size) ** 2
+
+  def step(key):
+    mask_BN = jax.random.bernoulli(key, 0.4, (batch_size, num_tokens))
+    target_BNC = jax.random.normal(key, (batch_size, num_tokens, width))
+    label_SBN = jnp.zeros((1, batch_size, num_tokens), jnp.int32)
+
+    def loss(params):
+      outputs = model.apply({"params": params}, image_BHW3, mask_BN, train=True, rngs={"drop_path": key})
+      return morphing.dtm_loss(outputs["prediction"], target_BNC, label_SBN)
+
+    return jax.value_and_grad(loss)(params)
+
+  return jax.jit(step)
+
+
+def seconds(call, key):
+  start = time.perf_counter()
+  jax.block_until_ready(call(key))
+  return time.perf_counter() - start
+
+
+def interleaved(calls, rounds):
+  """{name: seconds of each round}, and {name: seconds of the first call, that compiles}."""
+  first = {name: seconds(call, jax.random.key(0)) for name, call in calls.items()}
+  times = {name: [] for name in calls}
+  for i in range(rounds):
+    for name in random.Random(i).sample(list(calls), len(calls)):
+      times[name].append(seconds(calls[name], jax.random.key(i)))
+  return {name: np.array(each) for name, each in times.items()}, first
+
+
+def quartiles(values):
+  low, median, high = np.percentile(values, (25, 50, 75))
+  return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def summary(times, first, args):
+  """One row a morpher: milliseconds an image, ratio to bipartite, share of the student's step."""
+  rows = {}
+  for name, each in times.items():
+    batch_size = args.student_batch if name == STUDENT else args.batch
+    rows[name] = {
+      "ms_per_image": quartiles(1e3 * each / batch_size),
+      "ratio_to_bipartite": quartiles(each / batch_size / (times[YARDSTICK] / args.batch)),
+      "first_call_s": round(first[name], 2),
+    }
+    if STUDENT in times:
+      share = each / batch_size / (times[STUDENT] / args.student_batch)
+      rows[name]["share_of_student"] = quartiles(share)
+  return rows
+
+
+def machine():
+  device = jax.devices()[0]
+  cores = f" of {os.cpu_count()} cores" if device.platform == "cpu" else ""
+  versions = f"Python {platform.python_version()}, JAX {jax.__version__}"
+  return f"{platform.machine()} {device.device_kind}{cores}, {versions}"
+
+
+def markdown(rows, args):
+  header = ["morpher", "ms an image", "to bipartite", "of the student", "first call, s"]
+  lines = [
+    "# What a morpher costs",
+    "",
+    f"`python -m benchmarks.morphers --batch={args.batch} --tokens={args.tokens} --width={args.width} "
+    f"--rounds={args.rounds}{' --student' if args.student else ''}`",
+    "",
+    f"{machine()}. One label map a call; median and, in brackets, the quartiles of {args.rounds} interleaved "
+    f"rounds. {args.note}".strip(),
+    "",
+    "| " + " | ".join(header) + " |",
+    "|---|" + "---:|" * (len(header) - 1),
+  ]
+  for name, row in rows.items():
+    lines.append(f"| {name} | " + " | ".join(_cells(row)) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def _cells(row):
+  ms, ratio, share = (row.get(name) for name in ("ms_per_image", "ratio_to_bipartite", "share_of_student"))
+  percent = f"{share['median']:.2%}" if share else "-"
+  return [_spread(ms), _spread(ratio), percent, f"{row['first_call_s']:.1f}"]
+
+
+def _spread(values):
+  return "{median:.3f} ({low:.3f}-{high:.3f})".format(**values)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  for name, default in (("batch", 8), ("tokens", 196), ("width", 512), ("rounds", 15), ("student_batch", 2)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--student", action="store_true", help="time a ViT-B/16 beside them")
+  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
+  parser.add_argument("--out", type=Path, default=Path("results"))
+  args = parser.parse_args()
+
+  target_BNC = jnp.asarray(tokens(args.batch, args.tokens, args.width, common=1.5))
+  image_BHW3 = images(args.batch, round(args.tokens**0.5))
+  options = {name: {"name": name} for name in plugins.available("morphers")} | MORE
+  calls = {
+    name: _call(plugins.build("morphers", each), target_BNC, image_BHW3) for name, each in options.items()
+  }
+  calls = dict(sorted(calls.items(), key=lambda item: not item[0].startswith(YARDSTICK)))
+  if args.student:
+    calls[STUDENT] = student_step(args.student_batch, image_BHW3, args.width)
+
+  rows = summary(*interleaved(calls, args.rounds), args)
+  table = markdown(rows, args)
+  print(table)
+  args.out.mkdir(parents=True, exist_ok=True)
+  (args.out / "morphers.md").write_text(table)
+  sizes = {name: value for name, value in vars(args).items() if name not in ("out", "note")}
+  record = {"machine": machine(), "note": args.note, **sizes, "morphers": rows}
+  (args.out / "morphers.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _call(assign, target_BNC, image_BHW3):
+  jitted = jax.jit(assign)
+  return lambda key: jitted(key, target_BNC, image_BHW3)
+
+
+if __name__ == "__main__":
+  main()
