@@ -5,7 +5,12 @@ the device waits; and its superpixels cut through patches, where one integer a p
 patches are few: the distances of all to all fit, and no loop goes over windows.
 
 Superpixels need not be connected: SLIC joins scattered fragments to a neighbour in a last pass, which would
-change how many groups there are. A larger compactness gives fewer fragments.
+change how many groups there are. Of 49 groups of a 14 x 14 grid 17 % are in pieces on images of CIFAR-10, 7 %
+with a compactness of 20.
+
+scikit-image 0.26 on the same patches differs in its first step, by place alone, in its windows, twice as
+wide, and where groups are empty. Given its step and windows, the oracle of the tests agrees with it at an
+adjusted Rand index of 0.99 (49 groups, 20 images); as it is, this file does at 0.54, and chance at 0.
 """
 
 import functools
