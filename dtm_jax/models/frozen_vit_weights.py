@@ -20,7 +20,7 @@ from absl import logging
 
 from dtm_jax.arrays import PyTree
 from dtm_jax.models import weight_files, weight_names
-from dtm_jax.models.clip_weights import BLOCK
+from dtm_jax.models.clip_layouts import BLOCK
 from dtm_jax.models.frozen_vit import FrozenViT, FrozenViTConfig
 from dtm_jax.models.layers import Tower
 from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Layout, Rules, layers

@@ -106,10 +106,10 @@ def mean_and_std_of(normalization: Normalization | None, path: Path, default: st
   return tuple(mean), tuple(std)
 
 
-def _said_beside(folder: Path) -> tuple[Triple, Triple] | None:
+def _said_beside(folder: Path) -> Normalization | None:
   transformers, open_clip = folder / weight_files.PREPROCESSOR, folder / weight_files.OPEN_CLIP_CONFIG
   if transformers.exists():
     content = json.loads(transformers.read_text())
-    return content["image_mean"], content["image_std"]
+    return [content["image_mean"], content["image_std"]]
   content = json.loads(open_clip.read_text()).get("preprocess_cfg", {}) if open_clip.exists() else {}
-  return (content["mean"], content["std"]) if {"mean", "std"} <= content.keys() else None
+  return [content["mean"], content["std"]] if {"mean", "std"} <= content.keys() else None
