@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import operator
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -220,6 +221,23 @@ def test_timm_computes_the_same(name, tmp_path):
 def test_transformers_computes_the_same(name, tmp_path):
   pytest.importorskip("torch")
   assert transformers_difference(MODELS[name], tmp_path) < 1e-4
+
+
+def test_every_block_computes_what_transformers_does(tmp_path):
+  """Students cut after 1, 2, 3 blocks against BeitModel's hidden states: 1e-5 of the largest value each."""
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  model = student(depth=3)
+  params = random_params(model)
+  vit_weights.save(tmp_path, params, "transformers")
+  theirs = transformers.BeitModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+  with torch.no_grad():
+    hidden = theirs(torch_image(), output_hidden_states=True).hidden_states
+  assert len(hidden) == 1 + 3
+  for depth in (1, 2, 3):
+    first = jax.tree.map(operator.itemgetter(slice(depth)), params["blocks"])
+    tokens = apply(model.clone(depth=depth), params | {"blocks": first}, image())["tokens"]
+    expected = hidden[depth].numpy()
+    assert np.abs(tokens - expected).max() < 1e-5 * np.abs(expected).max(), depth
 
 
 @pytest.mark.parametrize("layout", vit_weights.LAYOUTS)
