@@ -36,6 +36,7 @@ def get_config():
       scale=(0.08, 1.0),
       interpolation="bicubic",
       antialias=False,
+      rand_augment="rand-m9-mstd0.5-inc1",
     ),
   )
   config.augment = dict(flip=0.5, color_jitter=0.0, erase_prob=0.25, normalization="imagenet")

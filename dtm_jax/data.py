@@ -112,6 +112,7 @@ def train_batches(
   padding: int = 4,
   interpolation: str = "bicubic",
   antialias: bool = False,
+  rand_augment: str | None = None,
   num_threads: int = 16,
   prefetch: int = 2,
   process_index: int | None = None,
@@ -131,7 +132,7 @@ def train_batches(
     CorruptImageError: an image and all its replacements are corrupt.
   """
   rows = _Rows(dataset, batch_size, process_index, process_count)
-  view = TrainView(image_size, crop, scale, ratio, padding, interpolation, antialias)
+  view = TrainView(image_size, crop, scale, ratio, padding, interpolation, antialias, rand_augment)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
     rng = np.random.Generator(np.random.Philox(key=[seed, place]))

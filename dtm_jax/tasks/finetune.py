@@ -20,7 +20,7 @@ def build(config, run: Run) -> Task:
   has "ema", the parameters' exponential moving average, and `predict` has its "logits_ema".
 
   Raises:
-    ValueError: the data set has no class names.
+    ValueError: the data set has no class names, or colour jitter comes on top of RandAugment.
   """
   if run.class_names is None:
     raise ValueError(
