@@ -22,7 +22,7 @@ MAX_MAGNITUDE = 10
 class RandAugment:
   """`num_ops` operations, drawn uniformly with replacement, each applied with probability `prob`.
 
-  Its strength is a = clip(N(magnitude, magnitude_std²), 0, 10) / 10; a coin decides its sign, where it has one.
+  Its strength is a = clip(N(magnitude, magnitude_std²), 0, 10) / 10; a coin decides the sign, if any.
   """
 
   magnitude: float = 9.0
@@ -74,6 +74,12 @@ def _rotate(image: Image.Image, a: float, sign: int) -> Image.Image:
   return image.rotate(30 * a * sign, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
+def _posterize(image: Image.Image, a: float, sign: int) -> Image.Image:
+  """The highest 4 - int(4 a) bits; none are left at full strength, which Pillow's own operation refuses."""
+  mask = 255 & ~(2 ** (4 + int(4 * a)) - 1)
+  return image.point([i & mask for i in range(256)] * 3)
+
+
 def _solarize_add(image: Image.Image, a: float, sign: int) -> Image.Image:
   added = int(110 * a)
   return image.point([min(255, i + added) if i < 128 else i for i in range(256)] * 3)
@@ -85,7 +91,7 @@ OPERATIONS = {
   "equalize": lambda image, a, sign: ImageOps.equalize(image),
   "invert": lambda image, a, sign: ImageOps.invert(image),
   "rotate": _rotate,
-  "posterize": lambda image, a, sign: ImageOps.posterize(image, 4 - int(4 * a)),
+  "posterize": _posterize,
   "solarize": lambda image, a, sign: ImageOps.solarize(image, 256 - int(256 * a)),
   "solarize_add": _solarize_add,
   "color": _enhance(ImageEnhance.Color),

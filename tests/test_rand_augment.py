@@ -25,8 +25,11 @@ NAMES = {
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_an_operation_is_timms(name, strength, monkeypatch):
-  """With either sign: timm's coin is replaced."""
-  pytest.importorskip("timm")
+  """With either sign: timm's coin is replaced. Where no bit is left timm fails in newer Pillows."""
+  if (name, strength) == ("posterize", 1.0):
+    assert not np.any(OPERATIONS[name](PICTURE, strength, 1))
+    return
+  pytest.importorskip("torch")
   import_timm()
   from timm.data import auto_augment as timm_ops
 
