@@ -1,4 +1,4 @@
-"""Random changes to a batch of images on the device: flips and colours, then normalisation.
+"""Random changes to a batch of images on the device: flips and colours, normalisation, random erasing.
 
 The host sends uint8 crops; all else happens here, inside the jitted step, in float32 with values in [0, 1].
 Each image has a key of its own (`rngs.per_example`), so sharding never changes the result.
@@ -77,3 +77,36 @@ def jitter_colors(
     return x
 
   return jax.vmap(jitter)(keys_B, image)
+
+
+def random_erase(
+  keys_B: Key[Array, "B"],
+  image: Float[Array, "B H W 3"],
+  prob: float = 0.25,
+  *,
+  area: tuple[float, float] = (0.02, 1 / 3),
+  aspect: tuple[float, float] = (0.3, 1 / 0.3),
+  tries: int = 10,
+) -> Float[Array, "B H W 3"]:
+  """Random erasing (arXiv 1708.04896) of normalised images: a box of noise N(0, 1), with probability `prob`.
+
+  Its area is U(area)·HW and its log aspect (h/w) U(log aspect). Taken is the first of `tries` such boxes
+  that is smaller than the image both ways, anywhere in it; where none is, nothing happens.
+  """
+  height, width = image.shape[1:3]
+
+  def erase(key: Key[Array, ""], x: Float[Array, "H W 3"]) -> Float[Array, "H W 3"]:
+    chance, area_key, aspect_key, top_key, left_key, noise_key = jax.random.split(key, 6)
+    pixels = height * width * jax.random.uniform(area_key, (tries,), minval=area[0], maxval=area[1])
+    low, high = np.log(aspect)
+    ratio = jnp.exp(jax.random.uniform(aspect_key, (tries,), minval=low, maxval=high))
+    h, w = jnp.round(jnp.sqrt(pixels * ratio)), jnp.round(jnp.sqrt(pixels / ratio))
+    fits = (h < height) & (w < width)
+    h, w = (side[jnp.argmax(fits)].astype(jnp.int32) for side in (h, w))
+    top = jnp.arange(height) - jax.random.randint(top_key, (), 0, jnp.maximum(height - h, 0) + 1)
+    left = jnp.arange(width) - jax.random.randint(left_key, (), 0, jnp.maximum(width - w, 0) + 1)
+    inside = ((top >= 0) & (top < h))[:, None] & ((left >= 0) & (left < w))[None, :]
+    inside &= jnp.any(fits) & jax.random.bernoulli(chance, prob)
+    return jnp.where(inside[:, :, None], jax.random.normal(noise_key, x.shape), x)
+
+  return jax.vmap(erase)(keys_B, image)

@@ -79,6 +79,26 @@ def corrupt_count() -> int:
   return _corrupt.total()
 
 
+def require_labels(batch: Batch, dataset: Dataset) -> Batch:
+  """The batch as it is, if every valid example has a label 0..G-1.
+
+  Raises:
+    ValueError: one has not, or the data set has no classes.
+  """
+  if dataset.class_names is None:
+    raise ValueError(f"Data set {dataset.name!r} has no class names, hence no labels.")
+  label = batch["label"]
+  wrong = (label < 0) | (label >= len(dataset.class_names))
+  wrong &= batch.get("valid", True)
+  if wrong.any():
+    place = int(wrong.argmax())
+    raise ValueError(
+      f"Example {batch['index'][place]} of data set {dataset.name!r} has label {label[place]}, which is none "
+      f"of its {len(dataset.class_names)} classes."
+    )
+  return batch
+
+
 def train_batches(
   dataset: Dataset,
   *,
@@ -92,6 +112,7 @@ def train_batches(
   padding: int = 4,
   interpolation: str = "bicubic",
   antialias: bool = False,
+  rand_augment: str | None = None,
   num_threads: int = 16,
   prefetch: int = 2,
   process_index: int | None = None,
@@ -111,7 +132,7 @@ def train_batches(
     CorruptImageError: an image and all its replacements are corrupt.
   """
   rows = _Rows(dataset, batch_size, process_index, process_count)
-  view = TrainView(image_size, crop, scale, ratio, padding, interpolation, antialias)
+  view = TrainView(image_size, crop, scale, ratio, padding, interpolation, antialias, rand_augment)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
     rng = np.random.Generator(np.random.Philox(key=[seed, place]))

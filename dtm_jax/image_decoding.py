@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from dtm_jax import rand_augment
 from dtm_jax.arrays import UInt8
 
 cv2.setNumThreads(0)  # the pipeline is parallel over examples; OpenCV's own threads only get in its way
@@ -122,6 +123,7 @@ class TrainView:
     "pad": the image at image_size, with `padding` black pixels on each side, cropped at random (the
       usual CIFAR augmentation).
     "none": the whole image at image_size, its aspect not kept.
+  rand_augment: a policy of `rand_augment.parse` for the cropped view, or None.
   """
 
   image_size: int
@@ -131,10 +133,13 @@ class TrainView:
   padding: int = 4
   interpolation: str = "bicubic"
   antialias: bool = False
+  rand_augment: str | None = None
 
   def __post_init__(self):
     _check_choice("crop", self.crop, CROPS)
     _check_choice("interpolation", self.interpolation, CV2_FILTERS)
+    if self.rand_augment:
+      rand_augment.parse(self.rand_augment)
 
   def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
     box = None
@@ -146,7 +151,7 @@ class TrainView:
       padded = np.zeros((view.shape[0] + 2 * self.padding, view.shape[1] + 2 * self.padding, 3), np.uint8)
       padded[self.padding : -self.padding or None, self.padding : -self.padding or None] = view
       view = padded[top : top + self.image_size, left : left + self.image_size]
-    return view
+    return rand_augment.parse(self.rand_augment)(view, rng) if self.rand_augment else view
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def train(config, workdir: str) -> State:
   window = reporting.Window(config.batch_size)
 
   writer.write_scalars(start, evaluators.at_start(state, finished=start >= total_steps))
-  batches = device_batches(config, dataset, mesh, start)
+  batches = device_batches(config, dataset, mesh, start, task.needs_labels)
   for step in range(start + 1, total_steps + 1):
     with window.waiting():
       batch = next(batches)
@@ -138,7 +138,9 @@ def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
   )
 
 
-def device_batches(config, dataset: data.Dataset, mesh: Mesh, start: int) -> Iterator[Batch]:
+def device_batches(
+  config, dataset: data.Dataset, mesh: Mesh, start: int, needs_labels: bool = False
+) -> Iterator[Batch]:
   """The global batches from step `start` on, one ahead of the step that uses it."""
   batches = data.train_batches(
     dataset,
@@ -149,6 +151,8 @@ def device_batches(config, dataset: data.Dataset, mesh: Mesh, start: int) -> Ite
     num_threads=config.data.num_threads,
     **config.data.view,
   )
+  if needs_labels:
+    batches = (data.require_labels(batch, dataset) for batch in batches)
   ahead = meshes.to_device(next(batches), mesh)
   while True:
     batch, ahead = ahead, meshes.to_device(next(batches), mesh)
@@ -168,7 +172,7 @@ class Evaluators:
 
     def bind(function):
       jitted = jax.jit(function, out_shardings=everywhere)
-      return lambda state, batch: jitted(state["params"], frozen, batch)
+      return lambda state, batch: jitted(state, frozen, batch)
 
     predict = {name: bind(function) for name, function in task.predict.items()}
     self._evaluators, self._every, self._at_start = {}, {}, set()

@@ -5,7 +5,7 @@ name to `(state, batch on the device) -> array, the same on every process`.
 Every example counts exactly once: `data.eval_batches` pads, `valid` says what is padding.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -29,7 +29,14 @@ def collect(
   predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
   """Outputs and labels of all valid examples of all processes, in order, on every host."""
-  outputs, labels = [], []
+  outputs, labels = zip(*each_batch(predict, state, batches, mesh), strict=True)
+  return np.concatenate(outputs), np.concatenate(labels)
+
+
+def each_batch(
+  predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Batch by batch what `collect` puts together."""
   for batch in batches:
     on_device = meshes.to_device(batch, mesh)
     output = np.asarray(predict(state, on_device))
@@ -37,6 +44,4 @@ def collect(
     if jax.process_count() > 1:
       local = {name: batch[name] for name in ("label", "valid")}
       everyone = multihost_utils.process_allgather(local, tiled=True)
-    outputs.append(output[everyone["valid"]])
-    labels.append(everyone["label"][everyone["valid"]])
-  return np.concatenate(outputs), np.concatenate(labels)
+    yield output[everyone["valid"]], everyone["label"][everyone["valid"]]

@@ -7,7 +7,8 @@ from dtm_jax import optim
 from dtm_jax.arrays import Array, Batch, PyTree, RandomKey
 
 State = dict[str, PyTree]
-"""{"params": ..., "opt_state": ..., "step": int32 scalar}: all that a checkpoint holds."""
+"""{"params": ..., "opt_state": ..., "step": int32 scalar}, and what else a task needs: all that a checkpoint
+holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +31,18 @@ class Task:
       these lack.
     train_step: (state, frozen, batch) -> (state, scalars by name), traceable.
     frozen: arrays that are read in every step, never trained and never saved.
-    predict: functions (params, frozen, batch) -> arrays, by name; evaluators choose among them.
+    predict: functions (state, frozen, batch) -> arrays, by name; evaluators choose among them.
     tokenize: captions -> int32 [n, T], for tasks that know text.
+    needs_labels: every training image must have a label of the data set's classes.
   """
 
   init: Callable[..., State]
   train_step: Callable[[State, PyTree, Batch], tuple[State, dict[str, Array]]]
   frozen: PyTree
-  predict: Mapping[str, Callable[[PyTree, PyTree, Batch], Array]]
+  predict: Mapping[str, Callable[[State, PyTree, Batch], Array]]
   tokenize: Callable | None = None
   pretrained: Callable[[RandomKey], PyTree] | None = None
+  needs_labels: bool = False
 
 
 def build_optimizer(options, shapes: PyTree, run: Run):

@@ -70,15 +70,21 @@ def build(config, run: Run) -> Task:
     }  # fmt: skip
     return {"params": params, "opt_state": opt_state, "step": step + 1}, measurements
 
-  def image(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
+  def image(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
     pixels = normalize(to_float(batch["image"]), mean, std)
-    return model.apply({"params": params}, pixels, method="encode_image")
+    return model.apply({"params": state["params"]}, pixels, method="encode_image")
 
-  def text(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
-    return model.apply({"params": params}, batch["tokens"], method="encode_text")
+  def text(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
+    return model.apply({"params": state["params"]}, batch["tokens"], method="encode_text")
 
-  predict = {"image": image, "text": text}
-  return Task(init=init, train_step=train_step, frozen={}, predict=predict, tokenize=tokenize)
+  return Task(
+    init=init,
+    train_step=train_step,
+    frozen={},
+    predict={"image": image, "text": text},
+    tokenize=tokenize,
+    needs_labels=True,
+  )
 
 
 def unicl_loss(logits_BB: Float[Array, "B B"], label_B: Int[Array, "B"]) -> Float[Array, ""]:

@@ -29,11 +29,11 @@ def build(config, run: Run) -> Task:
   def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
     return state, {"loss": jnp.float32(0)}
 
-  def image(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
+  def image(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
     pixels = normalize(to_float(batch["image"]), mean, std)
     return model.apply({"params": frozen}, pixels, method="encode_image")
 
-  def text(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
+  def text(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
     return model.apply({"params": frozen}, batch["tokens"], method="encode_text")
 
   predict = {"image": image, "text": text}

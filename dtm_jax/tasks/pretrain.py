@@ -74,12 +74,12 @@ def build(config, run: Run) -> Task:
     }  # fmt: skip
     return {"params": params, "opt_state": opt_state, "step": step + 1}, measurements
 
-  def student_features(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
+  def student_features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
     """The mean of the student's final patch tokens; no patch is hidden."""
     image = normalize(to_float(batch["image"]), mean, std)
-    return student.apply({"params": params}, image)["patches"].mean(axis=1)
+    return student.apply({"params": state["params"]}, image)["patches"].mean(axis=1)
 
-  def teacher_features(params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
+  def teacher_features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
     """The mean of the teacher's patch tokens."""
     image = normalize(to_float(batch["image"]), teacher.mean, teacher.std)
     return teacher.tokens(frozen, image).mean(axis=1)

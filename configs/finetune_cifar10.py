@@ -1,0 +1,47 @@
+"""Fine-tuning of the quickstart's student on CIFAR-10.
+
+    python -m dtm_jax.main --config=configs/finetune_cifar10.py --workdir=runs/finetune_cifar10
+
+It starts from runs/quickstart; `--config.init_from.path=None` starts from random weights instead.
+"""
+
+from ml_collections import config_dict
+
+from configs import finetune_vitb16_in1k
+
+
+def get_config():
+  config = finetune_vitb16_in1k.get_config()
+  config.batch_size = 128
+  config.total_epochs = None
+  config.total_steps = 400
+  cifar10 = dict(name="cifar10", data_dir=config_dict.placeholder(str))
+  config.data = dict(
+    dataset=cifar10,
+    split="train",
+    image_size=32,
+    num_threads=2,
+    view=dict(crop="pad", padding=4),
+  )
+  config.augment.erase_prob = 0.0
+  config.mix.update(mixup=0.0, cutmix=0.0)
+  config.model = dict(
+    variant="Ti", width=96, depth=4, num_heads=3, patch_size=4, remat="none", drop_path=0.0, dtype="float32"
+  )
+  config.init_from.path = "runs/quickstart"
+  config.optim.update(lr=1e-3, warmup_steps=50, layer_decay=0.75)
+  config.ema.decay = 0.99
+  config.checkpoint.save_steps = 200
+  config.log.log_steps = 50
+  config.evals = dict(
+    test=dict(
+      name="classification",
+      dataset=cifar10,
+      split="test",
+      outputs=("logits", "logits_ema"),
+      image_size=32,
+      crop_pct=1.0,
+      every_steps=config_dict.placeholder(int),
+    ),
+  )
+  return config

@@ -1,0 +1,79 @@
+"""Accuracy of a classifier: top-1, top-5 and mean cross-entropy over every image of a split, each once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dtm_jax import data, evaluators, plugins
+from dtm_jax.arrays import Float, Int, PyTree
+
+
+class Evaluator:
+  """Right answers are counted in integers and losses added in float64: no batching changes the result.
+
+  Args:
+    predict: the task's functions; `outputs` names those that give logits [B, G].
+    dataset: options of the data set, `name` among them; it must know its classes.
+    crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped. By default
+      0.875, and 1 from 384 pixels on.
+  """
+
+  def __init__(
+    self,
+    predict: evaluators.Predict,
+    mesh: Mesh,
+    *,
+    dataset,
+    outputs: tuple[str, ...] = ("logits",),
+    split: str = "test",
+    image_size: int,
+    crop_pct: float | None = None,
+    batch_size: int = 512,
+    tokenize=None,
+  ):
+    self._predict = {name: evaluators.choose(predict, name) for name in outputs}
+    self._mesh = mesh
+    self._dataset = plugins.build("datasets", dataset, split=split)
+    crop_pct = crop_pct or (0.875 if image_size < 384 else 1.0)
+    self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
+
+  def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
+    """Yields top1, top5 and loss; with several outputs ("<output>_top1", ...).
+
+    Raises:
+      ValueError: a label is none of the data set's classes.
+    """
+    for name, predict in self._predict.items():
+      count, right1, right5, loss = 0, 0, 0, 0.0
+      batches = data.eval_batches(self._dataset, **self._options)
+      checked = (data.require_labels(batch, self._dataset) for batch in batches)
+      for logits, label in evaluators.each_batch(predict, state, checked, self._mesh):
+        rank = label_rank(logits, label)
+        count += len(label)
+        right1 += int(np.sum(rank < 1))
+        right5 += int(np.sum(rank < 5))
+        loss += float(np.sum(cross_entropy(logits, label)))
+      prefix = f"{name}_" if len(self._predict) > 1 else ""
+      yield f"{prefix}top1", right1 / count
+      yield f"{prefix}top5", right5 / count
+      yield f"{prefix}loss", loss / count
+
+
+def label_rank(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
+  """How many classes come before the label: those that score more, and of equals the earlier ones.
+
+  Scores that are not numbers come before every other: they are never right.
+  """
+  own = np.take_along_axis(logits, label[:, None], axis=1)
+  before = np.where(np.arange(logits.shape[1])[None] < label[:, None], ~(logits < own), ~(logits <= own))
+  np.put_along_axis(before, label[:, None], np.isnan(own), axis=1)
+  return before.sum(axis=1)
+
+
+def cross_entropy(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
+  """-log softmax(logits)[label] in float64."""
+  logits = logits.astype(np.float64)
+  logits -= logits.max(axis=1, keepdims=True)
+  own = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+  return np.log(np.exp(logits).sum(axis=1)) - own

@@ -1,0 +1,127 @@
+"""Mixup, CutMix and random erasing against NumPy and against the distributions they name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtm_jax import mixing, rngs
+from dtm_jax.augment import random_erase
+
+RNG = np.random.default_rng(0)
+DRAWS = 4000
+
+
+def weights(size, **options):
+  keys = jax.random.split(jax.random.key(1), DRAWS)
+  return np.asarray(jax.jit(jax.vmap(lambda key: mixing.pixel_weights(key, size, **options)))(keys))
+
+
+@pytest.mark.parametrize("options", [dict(mixup=0.8, cutmix=0.0), dict(mixup=0.0, cutmix=1.0)])
+def test_a_batch_is_mixed_with_its_reverse(options):
+  image = RNG.normal(size=(6, 8, 10, 3)).astype(np.float32)
+  target = RNG.random((6, 4)).astype(np.float32)
+  for seed in range(5):
+    key = jax.random.key(seed)
+    mixed, mixed_target = mixing.mix(key, jnp.asarray(image), jnp.asarray(target), **options)
+    w = np.asarray(mixing.pixel_weights(key, (8, 10), **options))
+    for i in range(6):
+      expected = w[..., None] * image[i] + (1 - w[..., None]) * image[5 - i]
+      np.testing.assert_allclose(mixed[i], expected, atol=1e-6)
+      lam = (w == 1).sum() / 80 if options["cutmix"] else w[0, 0]  # the true area, not the drawn one
+      np.testing.assert_allclose(mixed_target[i], lam * target[i] + (1 - lam) * target[5 - i], atol=1e-6)
+
+
+def test_mixup_draws_from_its_beta_distribution():
+  w = weights((2, 2), mixup=0.8, cutmix=0.0)
+  assert np.all(w == w[:, :1, :1])
+  lam = w[:, 0, 0]
+  assert lam.mean() == pytest.approx(0.5, abs=0.02)
+  assert lam.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.05)
+
+
+def test_cutmix_boxes_are_those_of_a_numpy_replay():
+  """Areas and places agree in distribution with the rule, drawn by NumPy."""
+  height, width = 12, 20
+  w = weights((height, width), mixup=0.0, cutmix=1.0)
+  inside = w == 0
+  assert set(np.unique(w)) <= {0.0, 1.0}
+  oracle = np.zeros((DRAWS, height, width), bool)
+  for box in oracle:
+    side = np.sqrt(1 - RNG.beta(1, 1))
+    h, y, x = int(height * side), RNG.integers(height), RNG.integers(width)
+    v = int(width * side)
+    box[max(y - h // 2, 0) : max(y + h // 2, 0), max(x - v // 2, 0) : max(x + v // 2, 0)] = True
+  areas = [sample.mean(axis=(1, 2)) for sample in (inside, oracle)]
+  np.testing.assert_allclose(*[(area.mean(), area.std()) for area in areas], atol=0.015)
+  np.testing.assert_allclose(inside.mean(axis=0), oracle.mean(axis=0), atol=0.05)
+  # Each is one rectangle.
+  rows, columns = inside.any(axis=2), inside.any(axis=1)
+  np.testing.assert_array_equal(inside, rows[:, :, None] & columns[:, None, :])
+
+
+def test_one_of_the_two_is_chosen():
+  w = weights((6, 6), mixup=0.8, cutmix=1.0, cutmix_prob=0.3)
+  cut = np.all((w == 0) | (w == 1), axis=(1, 2))
+  assert cut.mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_without_either_nothing_changes():
+  image, target = jnp.ones((2, 4, 4, 3)), jnp.eye(2)
+  assert mixing.mix(jax.random.key(0), image, target, mixup=0.0, cutmix=0.0) == (image, target)
+
+
+def test_mixing_crosses_shards():
+  """The partner of an image may lie on another device."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  image, target = RNG.normal(size=(16, 4, 4, 3)).astype(np.float32), np.eye(16, dtype=np.float32)
+  mix = jax.jit(mixing.mix)
+  whole = mix(jax.random.key(3), image, target)
+  shards = mix(jax.random.key(3), jax.device_put(image, sharding), jax.device_put(target, sharding))
+  for x, y in zip(whole, shards, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def erased(size, prob, **options):
+  keys = rngs.per_example(rngs.stream(0, "erase", 0), DRAWS)
+  image = jnp.full((DRAWS, *size, 3), 7.0)
+  return np.asarray(jax.jit(lambda k, x: random_erase(k, x, prob, **options))(keys, image))
+
+
+def test_erasing_replaces_boxes_by_noise():
+  out = erased((16, 24), 0.25)
+  inside = np.all(out != 7.0, axis=-1)
+  np.testing.assert_array_equal(inside, np.any(out != 7.0, axis=-1))
+  hit = inside.any(axis=(1, 2))
+  assert hit.mean() == pytest.approx(0.25, abs=0.03)
+  noise = out[inside]
+  assert noise.mean() == pytest.approx(0, abs=0.02)
+  assert noise.std() == pytest.approx(1, abs=0.02)
+  rows, columns = inside.any(axis=2), inside.any(axis=1)
+  np.testing.assert_array_equal(inside, rows[:, :, None] & columns[:, None, :])
+  assert rows.sum(axis=1).max() < 16
+  assert columns.sum(axis=1).max() < 24
+
+
+def test_erased_boxes_are_those_of_a_numpy_replay():
+  height, width = 16, 24
+  inside = np.any(erased((height, width), 1.0) != 7.0, axis=-1)
+  oracle = np.zeros_like(inside)
+  for box in oracle:
+    for _ in range(10):
+      area, ratio = height * width * RNG.uniform(0.02, 1 / 3), np.exp(RNG.uniform(np.log(0.3), -np.log(0.3)))
+      h, w = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+      if h < height and w < width:
+        y, x = RNG.integers(height - h + 1), RNG.integers(width - w + 1)
+        box[y : y + h, x : x + w] = True
+        break
+  for axis in (1, 2):
+    sides = [sample.any(axis=3 - axis).sum(axis=1) for sample in (inside, oracle)]
+    np.testing.assert_allclose(*[np.quantile(side, (0.1, 0.25, 0.5, 0.75, 0.9)) for side in sides], atol=1.0)
+    assert sides[0].mean() == pytest.approx(sides[1].mean(), rel=0.04)
+  np.testing.assert_allclose(inside.mean(axis=0), oracle.mean(axis=0), atol=0.05)
+
+
+def test_where_no_box_fits_nothing_is_erased():
+  assert np.all(erased((4, 4), 1.0, area=(2.0, 3.0)) == 7.0)
