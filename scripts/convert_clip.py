@@ -6,18 +6,13 @@ The source is a file, a folder or a repository of the hub: transformers' (safete
 flax_model.msgpack), OpenAI's TorchScript, or open_clip's. Its normalisation and tokenizer.json go with it.
 """
 
+import argparse
 import hashlib
 import shutil
 from pathlib import Path
 
-from absl import app, flags
-
 from dtm_jax.models import clip_weights, weight_files
 from dtm_jax.teachers.clip import mean_and_std_of
-
-_SOURCE = flags.DEFINE_string("source", None, "A file, a folder or a repository.", required=True)
-_TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of the stored tensors.")
 
 
 def convert(source: str, folder: str | Path, *, dtype: str = "float32") -> None:
@@ -38,9 +33,16 @@ def convert(source: str, folder: str | Path, *, dtype: str = "float32") -> None:
   (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
 
 
-def main(_) -> None:
-  convert(_SOURCE.value, _TO.value, dtype=_DTYPE.value)
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--source", required=True, help="a file, a folder or a repository")
+  parser.add_argument("--to", required=True, help="the folder to write")
+  parser.add_argument(
+    "--dtype", default="float32", choices=["float32", "float16"], help="of the stored tensors"
+  )
+  args = parser.parse_args()
+  convert(args.source, args.to, dtype=args.dtype)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()
