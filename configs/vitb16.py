@@ -59,6 +59,7 @@ def get_config():
       schedule="paper",
       drawn_per="image",
       min_groups=1,
+      max_groups=placeholder(int),  # of the tokens' number
       max_rounds=14,
       split="random",
       protect_first=False,

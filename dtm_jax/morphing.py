@@ -67,12 +67,19 @@ def released_merges(
   return jnp.where(jnp.arange(1, max_rounds + 1) <= k, each, 0)
 
 
-def paper_schedule(key: RandomKey, num_tokens: int, min_groups: int, max_rounds: int) -> Int[Array, "K"]:
-  """Draws n̄ ~ U{N̄..N} and k ~ U{1..K}, N̄ = `min_groups` and K = `max_rounds`: see `paper_merges`."""
-  _check_range("min_groups", min_groups, 1, num_tokens)
+def paper_schedule(
+  key: RandomKey, num_tokens: int, min_groups: int, max_rounds: int, max_groups: int | None = None
+) -> Int[Array, "K"]:
+  """Draws n̄ ~ U{N̄..N} and k ~ U{1..K}, N̄ = `min_groups` and K = `max_rounds`: see `paper_merges`.
+
+  `max_groups` takes the place of N as the most groups; equal to `min_groups`, it fixes n̄.
+  """
+  max_groups = num_tokens if max_groups is None else max_groups
+  _check_range("max_groups", max_groups, 1, num_tokens)
+  _check_range("min_groups", min_groups, 1, max_groups)
   _check_range("max_rounds", max_rounds, 1)
   groups_key, rounds_key = jax.random.split(key)
-  num_groups = jax.random.randint(groups_key, (), min_groups, num_tokens + 1)
+  num_groups = jax.random.randint(groups_key, (), min_groups, max_groups + 1)
   rounds = jax.random.randint(rounds_key, (), 1, max_rounds + 1)
   return paper_merges(num_groups, rounds, num_tokens, max_rounds)
 

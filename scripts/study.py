@@ -1,14 +1,17 @@
-"""Variants of one config over several seeds: a table with paired differences, and loss curves.
+"""Variants of one config over several seeds: a table with paired differences, and curves.
 
     python scripts/study.py --config=configs/quickstart.py --out=results/quickstart --seeds=0,1,2 \\
-      --metrics=knn/student_accuracy,loss_dtm,loss_tokens --curves=loss_dtm,loss_tokens \\
+      --metrics=knn/student_accuracy,finetune/test/logits_top1 --curves=loss_dtm,loss_tokens \\
       --variant="DTM" \\
       --variant="token-wise: --config.morphers.dtm.weight=0 --config.morphers.tokens.weight=1" \\
-      --each="--config.evals.knn.at_start=False"
+      --each="--config.evals.knn.at_start=False" \\
+      --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir}"
 
-A variant is "name: overrides"; the first one is what the others are compared with, seed by seed. Runs lie in
-runs/study/<name of --out>/<variant>-<seed>. What is finished is not run again, what was stopped resumes, and
-a run that fails is named in the table while the others go on.
+A variant is "name: overrides"; the first one is what the others are compared with, seed by seed. What comes
+--then is run after every variant's run, with {workdir} for its folder; its metrics are named "finetune/...".
+Runs lie in runs/study/<name of --out>/<variant>-<seed>[-<then>]. One seed of all variants comes before the
+next seed. What is finished is not run again, what was stopped resumes, and a run that fails is named in the
+table while the others go on.
 """
 
 import dataclasses
@@ -29,6 +32,9 @@ _CONFIG = flags.DEFINE_string("config", None, "The config that all variants star
 _OUT = flags.DEFINE_string("out", None, "Folder for table.md, curves.png and metrics.json.", required=True)
 _VARIANTS = flags.DEFINE_multi_string("variant", None, '"name" or "name: overrides".', required=True)
 _EACH = flags.DEFINE_string("each", "", "Overrides of all runs.")
+_THEN = flags.DEFINE_multi_string(
+  "then", [], '"name: flags of dtm_jax.main", with {workdir} of the run before.'
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every variant for each.")
 _METRICS = flags.DEFINE_list("metrics", None, "Columns: the last value that each run wrote.", required=True)
 _CURVES = flags.DEFINE_list("curves", ["loss"], "What is drawn over the steps.")
@@ -50,10 +56,10 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   out = Path(_OUT.value)
   variants = [Variant.parse(text) for text in _VARIANTS.value]
-  lines = {
-    variant.name: {seed: run(variant, seed, Path("runs/study") / out.name) for seed in _SEEDS.value}
-    for variant in variants
-  }
+  lines = {variant.name: {} for variant in variants}
+  for seed in _SEEDS.value:
+    for variant in variants:
+      lines[variant.name][seed] = run_all(variant, seed, Path("runs/study") / out.name)
   out.mkdir(parents=True, exist_ok=True)
   (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
   command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
@@ -63,23 +69,36 @@ def main(argv: list[str]) -> None:
   print(text)
 
 
-def run(variant: Variant, seed: str, runs: Path) -> list[dict] | None:
-  """The lines of metrics.jsonl of a finished run; None if it failed."""
+def run_all(variant: Variant, seed: str, runs: Path) -> list[dict] | None:
+  """The metrics of a variant's run and of what comes then; None if one of them failed."""
   workdir = runs / f"{re.sub('[^a-z0-9]+', '_', variant.name.lower())}-{seed}"
+  each = [f"--config={_CONFIG.value}", *shlex.split(_EACH.value), *variant.overrides]
+  lines = run(each, seed, workdir)
+  for text in _THEN.value:
+    name, _, options = text.partition(":")
+    if lines is None:
+      return None
+    then = run(shlex.split(options.format(workdir=workdir)), seed, Path(f"{workdir}-{name}"))
+    prefixed = [{k if k == "step" else f"{name}/{k}": v for k, v in line.items()} for line in then or ()]
+    lines = None if then is None else lines + prefixed
+  return lines
+
+
+def run(options: list[str], seed: str, workdir: Path) -> list[dict] | None:
+  """The lines of metrics.jsonl of a finished run; None if it failed."""
   command = [
-    sys.executable, "-m", "dtm_jax.main", f"--config={_CONFIG.value}", f"--workdir={workdir}",
-    f"--config.seed={seed}", *shlex.split(_EACH.value), *variant.overrides,
+    sys.executable, "-m", "dtm_jax.main", f"--workdir={workdir}", *options, f"--config.seed={seed}"
   ]  # fmt: skip
-  done = workdir / "done.txt"  # holds the command: with other overrides it is another run
-  if not (done.exists() and done.read_text() == shlex.join(command)):
+  done = workdir / "done.txt"  # holds the options: with other ones it is another run
+  if not (done.exists() and done.read_text() == shlex.join(command[1:])):
     workdir.mkdir(parents=True, exist_ok=True)
-    logging.info("%s, seed %s: %s", variant.name, seed, shlex.join(command))
+    logging.info("%s", shlex.join(command))
     with (workdir / "log.txt").open("a") as log:
       code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     if code:
-      logging.error("%s, seed %s failed with code %d: see %s.", variant.name, seed, code, log.name)
+      logging.error("%s failed with code %d: see %s.", workdir.name, code, log.name)
       return None
-    done.write_text(shlex.join(command))
+    done.write_text(shlex.join(command[1:]))
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -68,6 +68,8 @@ def test_draws_cover_the_whole_range():
   assert set(20 - paper.sum(1)) == set(range(5, 21))
   rounds = np.array([np.flatnonzero(m)[-1] + 1 for m in paper if m.sum() >= 4])
   assert np.bincount(rounds)[1:].min() > 0.2 * len(rounds)
+  fixed = jax.vmap(lambda key: morphing.paper_schedule(key, 20, 7, 4, max_groups=7))(keys)
+  assert set(20 - np.array(fixed).sum(1)) == {7}
 
   released = np.array(jax.vmap(lambda key: morphing.released_schedule(key, 20, 12, 4))(keys))
   possible = {
@@ -82,6 +84,8 @@ def test_draws_cover_the_whole_range():
     lambda key: morphing.paper_schedule(key, 16, 0, 4),
     lambda key: morphing.paper_schedule(key, 16, 17, 4),
     lambda key: morphing.paper_schedule(key, 16, 1, 0),
+    lambda key: morphing.paper_schedule(key, 16, 5, 4, max_groups=4),
+    lambda key: morphing.paper_schedule(key, 16, 1, 4, max_groups=17),
     lambda key: morphing.released_schedule(key, 16, 17, 4),
   ],
 )

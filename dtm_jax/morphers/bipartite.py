@@ -17,6 +17,7 @@ def build(
   drawn_per: str = "image",
   num_shards: int = 1,
   min_groups: int = 1,
+  max_groups: int | None = None,
   max_merged: int | None = None,
   max_rounds: int = 14,
   split: str = "random",
@@ -30,6 +31,7 @@ def build(
     drawn_per: "image", the most varied; "step", one for the batch; or "shard", one for each of `num_shards`
       equal parts of it, as the released code does, where every process draws its own.
     min_groups: N̄, the fewest groups the paper's schedule asks for.
+    max_groups: the most; by default N. Equal to `min_groups`, it fixes their number.
     max_merged: the most tokens the released schedule asks to merge; by default all.
     max_rounds: K, the most rounds.
     split, protect_first, merged_feature: of `morphing.bipartite_match`.
@@ -48,7 +50,7 @@ def build(
 
   def draw(key: Array, num_tokens: int) -> Array:
     if schedule == "paper":
-      return morphing.paper_schedule(key, num_tokens, min_groups, max_rounds)
+      return morphing.paper_schedule(key, num_tokens, min_groups, max_rounds, max_groups)
     return morphing.released_schedule(key, num_tokens, max_merged, max_rounds)
 
   def assign(

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The paper's comparisons on CIFAR-10 with the tiny CLIP: bash scripts/comparisons.sh a|b|c|d|e [flags of study.py]
+#   a  what is learned: the paper's morphing, tokens as they are, one token, a fixed number, one draw, the release
+#   b  other morphers      c  N̄ and K      d  the distance      e  how many schedules a step
+# Every run: 200 steps of 128 images, kNN, then a linear probe and fine-tuning. Results in results/cifar10_<letter>.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh requirements.txt
+letter=${1:?a, b, c, d or e}
+shift
+# The morphers section "tokens", no loss in the quickstart, is where another morpher takes the loss over.
+instead="--config.morphers.dtm.weight=0 --config.morphers.tokens.weight=1"
+dtm="--config.morphers.dtm"
+seeds=0,1,2
+case $letter in
+  a) variants=(
+    "DTM, drawn per image"
+    "DTM, drawn per step: $dtm.drawn_per=step"
+    "DTM, 32 groups: $dtm.min_groups=32 $dtm.max_groups=32"
+    "released: $dtm.schedule=released $dtm.drawn_per=step $dtm.split=alternate $dtm.protect_first=True"
+    "token-wise: $instead"
+    "image-level: $instead --config.morphers.tokens.name=image") ;;
+  b) variants=(
+    "DTM"
+    "superpixel: $instead --config.morphers.tokens.name=superpixel"
+    "k-means: $instead --config.morphers.tokens.name=kmeans"
+    "k-medoids: $instead --config.morphers.tokens.name=kmedoids"
+    "random groups: $instead --config.morphers.tokens.name=random") ;;
+  c) variants=(
+    "N̄ 1, K 6" "N̄ 1, K 1: $dtm.max_rounds=1" "N̄ 1, K 14: $dtm.max_rounds=14"
+    "N̄ 16, K 6: $dtm.min_groups=16" "N̄ 32, K 6: $dtm.min_groups=32") ;;
+  d) variants=(
+    "smooth L1" "L1: --config.loss.distance=l1" "L2: --config.loss.distance=l2"
+    "cosine: --config.loss.distance=cosine") ;;
+  e) variants=("S 2" "S 1: --config.loss.schedules=1" "S 4: --config.loss.schedules=4") ;;
+  *) echo "Which comparison? a, b, c, d or e, not $letter" >&2; exit 2 ;;
+esac
+flags=()
+for variant in "${variants[@]}"; do flags+=("--variant=$variant"); done
+python scripts/study.py --config=configs/quickstart.py --out="results/cifar10_$letter" --seeds=$seeds \
+  --metrics=knn/student_accuracy,probe/test/accuracy,finetune/test/logits_top1 \
+  --curves=loss_tokens,knn/student_accuracy \
+  --each="--config.total_steps=200 --config.evals.knn.at_start=False --config.evals.knn.max_queries=10000" \
+  --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir} --config.total_steps=100 --config.ema.decay=None" \
+  "${flags[@]}" "$@"
