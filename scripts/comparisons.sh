@@ -38,8 +38,9 @@ esac
 flags=()
 for variant in "${variants[@]}"; do flags+=("--variant=$variant"); done
 python scripts/study.py --config=configs/quickstart.py --out="results/cifar10_$letter" --seeds=$seeds \
-  --metrics=knn/student_accuracy,probe/test/accuracy,finetune/test/logits_top1 \
+  --metrics=knn/student_accuracy,probe/test/accuracy,finetune/test/top1 \
   --curves=loss_tokens,knn/student_accuracy \
   --each="--config.total_steps=200 --config.evals.knn.at_start=False --config.evals.knn.max_queries=10000" \
-  --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir} --config.total_steps=100 --config.ema.decay=None" \
+  --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir} \
+    --config.total_steps=100 --config.evals.test.outputs=\"('logits',)\"" \
   "${flags[@]}" "$@"
