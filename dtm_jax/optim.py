@@ -208,11 +208,11 @@ def layer_scales(name: str, ndim: int, layers: int, layer_decay: float) -> np.nd
 
 
 def _direction(name: str, betas: Sequence[float], eps: float) -> optax.GradientTransformation:
+  if name == "sgd":
+    return optax.trace(decay=betas[0])
   adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
   if name == "adamw":
     return adam
-  if name == "sgd":
-    return optax.trace(decay=betas[0])
   muon = optax.chain(
     optax.contrib.scale_by_muon(
       # The last two axes are the matrix, and every one before (the layers) is a batch of matrices.

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dtm_jax.data import Dataset, Example
-from dtm_jax.datasets import cache_folder
+from dtm_jax.datasets import cache_folder, sliceable
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -51,6 +51,7 @@ class _Arrays:
     return {"image": np.array(self._images[index]), "label": int(self._labels[index]), "name": name}
 
 
+@sliceable
 def build(split: str = "train", data_dir: str | None = None) -> Dataset:
   """The "train" (50,000) or "test" (10,000) images; see `datasets.cache_folder` for `data_dir`.
 

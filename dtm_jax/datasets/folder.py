@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from dtm_jax.data import Dataset, Example
+from dtm_jax.datasets import sliceable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "validation", "test")
@@ -25,6 +26,7 @@ class _Files:
       return {"image": file.read(), "label": self._labels[index], "name": path}
 
 
+@sliceable
 def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Dataset:
   """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
 

@@ -16,8 +16,7 @@ def build(split: str = "train", *, data_dir: str | None = None) -> Dataset:
   """The "train" or "val" images, from whichever of these `data_dir` is:
 
   - a folder with `train/<class>/*.JPEG` and `val/<class>/*.JPEG`;
-  - a TFDS folder in which `imagenet2012` is prepared, in either file format (default: that of TFDS). There,
-    parts such as "train[:99%]" are understood too.
+  - a TFDS folder in which `imagenet2012` is prepared, in either file format (default: that of TFDS).
 
   Raises:
     ValueError: neither is there (the message says where it looked and how to get the data), or the number

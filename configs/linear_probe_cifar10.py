@@ -1,0 +1,40 @@
+"""A linear probe of the quickstart's student on CIFAR-10.
+
+    python -m dtm_jax.main --config=configs/linear_probe_cifar10.py --workdir=runs/linear_probe_cifar10
+
+It probes runs/quickstart; the teacher instead, with
+`--config.teacher.name=clip --config.teacher.path=assets/tiny_clip_cifar10`.
+"""
+
+from ml_collections import config_dict
+
+from configs import linear_probe_vitb16_in1k
+
+
+def get_config():
+  config = linear_probe_vitb16_in1k.get_config()
+  config.batch_size = 256
+  config.total_epochs = None
+  config.total_steps = 400
+  cifar10 = dict(name="cifar10", data_dir=config_dict.placeholder(str))
+  config.data = dict(
+    dataset=cifar10,
+    split="train[:90%]",
+    image_size=32,
+    num_threads=2,
+    view=dict(crop="random_resized", scale=(0.4, 1.0)),
+  )
+  config.teacher.path = "runs/quickstart"
+  config.checkpoint.save_steps = 200
+  config.log.log_steps = 50
+  config.evals = dict(
+    test=dict(
+      name="best_head",
+      dataset=cifar10,
+      held_out="train[90%:]",
+      split="test",
+      image_size=32,
+      crop_pct=1.0,
+    ),
+  )
+  return config

@@ -1,0 +1,64 @@
+"""Of several classifiers the best on images held out from training, and its accuracy on the test set."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dtm_jax import data, evaluators, plugins
+from dtm_jax.arrays import PyTree
+from dtm_jax.evaluators.classification import label_rank
+
+
+class Evaluator:
+  """The test set has no part in the choice: its labels are compared with the chosen head's answers only.
+
+  Args:
+    predict: needs "logits" [B, R, G] of R heads, and their learning "rates" [R].
+    dataset: options of the data set, `name` among them; it must know its classes.
+    held_out: the split that chooses; the part of the training split that training does not see.
+    split: the split to report on.
+    crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped.
+  """
+
+  def __init__(
+    self,
+    predict: evaluators.Predict,
+    mesh: Mesh,
+    *,
+    dataset,
+    held_out: str,
+    split: str = "test",
+    image_size: int,
+    crop_pct: float = 0.875,
+    batch_size: int = 512,
+    tokenize=None,
+  ):
+    self._logits = evaluators.choose(predict, "logits")
+    self._rates = evaluators.choose(predict, "rates")
+    self._mesh = mesh
+    self._held_out, self._test = (
+      plugins.build("datasets", dataset, split=name) for name in (held_out, split)
+    )
+    self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
+
+  def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
+    """Yields held_out_accuracy and learning_rate of the best head (of equals the first), and its accuracy.
+
+    Raises:
+      ValueError: a label is none of the data set's classes.
+    """
+    held_out_R = self._accuracy(state, self._held_out)
+    best = int(np.argmax(held_out_R))
+    yield "learning_rate", float(np.asarray(self._rates(state, {}))[best])
+    yield "held_out_accuracy", float(held_out_R[best])
+    yield "accuracy", float(self._accuracy(state, self._test)[best])
+
+  def _accuracy(self, state: PyTree, dataset: data.Dataset) -> np.ndarray:
+    """[R], counted in integers."""
+    count, right_R = 0, 0
+    batches = (data.require_labels(b, dataset) for b in data.eval_batches(dataset, **self._options))
+    for logits, label in evaluators.each_batch(self._logits, state, batches, self._mesh):
+      count += len(label)
+      right_R += np.stack([label_rank(x, label) < 1 for x in logits.swapaxes(0, 1)]).sum(axis=1)
+    return right_R / count
