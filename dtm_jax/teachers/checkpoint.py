@@ -9,7 +9,7 @@ from dtm_jax.normalizations import mean_and_std
 from dtm_jax.teachers import Teacher, of_student
 
 
-def build(path: str, *, step: int | None = None, dtype: str = "float32") -> Teacher:
+def build(path: str | None, *, step: int | None = None, dtype: str = "float32") -> Teacher:
   """The student of a pre-training run, in the size, the resolution and the normalisation of that run.
 
   Args:
@@ -19,8 +19,10 @@ def build(path: str, *, step: int | None = None, dtype: str = "float32") -> Teac
 
   Raises:
     FileNotFoundError: there is no such run or step.
-    ValueError: the run trained no student.
+    ValueError: no path, or the run trained no student.
   """
+  if path is None:
+    raise ValueError("Teacher 'checkpoint' needs a run: --config.teacher.path=WORKDIR.")
   config_file = Path(path) / "config.json"
   if not config_file.exists():
     raise FileNotFoundError(f"No config.json in {path}: it is not the workdir of a run.")
