@@ -6,7 +6,7 @@
 Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no accuracy of ours.
 100 epochs with 20 of warm-up are BEiT v2-B's (arXiv 2208.06366); the rest is what the DTM authors run.
 Another data set: `--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`, or
-`name=tfds` with a `dataset.name` of TFDS in a config of your own; and the same below evals.
+`--config.data.dataset.name=tfds/cifar100`; and the same below evals.val. Classes come from the data set.
 """
 
 from ml_collections import config_dict

@@ -79,6 +79,7 @@ def get_config():
     clip_norm=3.0,
     accumulate=1,
   )
+  config.probe = dict(lr=placeholder(float))  # of a linear classifier beside the student; None: there is none
   config.mesh = dict(data=-1, fsdp=1, rules=((".*", "fsdp"),))
   config.checkpoint = dict(
     save_steps=1000, keep=2, keep_steps=placeholder(int), keep_epochs=placeholder(float)

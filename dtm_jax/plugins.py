@@ -35,6 +35,12 @@ def load(socket: str, name: str) -> ModuleType:
 
 
 def build(socket: str, options: Any, **more: Any) -> Any:
-  """`load(socket, options["name"]).build(...)` with the other options and `more`."""
-  keywords = {name: value for name, value in options.items() if name != "name"}
-  return load(socket, options["name"]).build(**keywords, **more)
+  """`load(socket, options["name"]).build(...)` with the other options and `more`.
+
+  What follows a slash in the name is the option `variant`: "tfds/cifar100".
+  """
+  name, _, variant = options["name"].partition("/")
+  keywords = {option: value for option, value in options.items() if option != "name"}
+  if variant:
+    keywords["variant"] = variant
+  return load(socket, name).build(**keywords, **more)

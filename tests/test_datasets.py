@@ -233,7 +233,7 @@ FORMATS = ["tfrecord", "array_record", "converted"]
 @pytest.mark.parametrize("file_format", FORMATS)
 class TestTfds:
   def _build(self, prepared, file_format, split="train", **kwargs):
-    return tfds.build(split, name="tiny_photos", data_dir=str(prepared[file_format]), **kwargs)
+    return tfds.build(split, variant="tiny_photos", data_dir=str(prepared[file_format]), **kwargs)
 
   def test_the_format_decides_the_reader(self, prepared, file_format):
     dataset = self._build(prepared, file_format)
@@ -271,11 +271,11 @@ class TestTfds:
     with pytest.raises(ValueError, match=r"nope.*train.*test"):
       self._build(prepared, file_format, "nope")
     with pytest.raises(ValueError, match=r"'mnist' is not prepared.*array_record"):
-      tfds.build("train", name="mnist", data_dir=str(prepared[file_format]))
+      tfds.build("train", variant="mnist", data_dir=str(prepared[file_format]))
 
 
 def test_a_stream_shares_an_epoch_out_among_the_processes(prepared):
-  dataset = tfds.build("train", name="tiny_photos", data_dir=str(prepared["tfrecord"]))
+  dataset = tfds.build("train", variant="tiny_photos", data_dir=str(prepared["tfrecord"]))
   parts = [_train_indices(dataset, 7, (p, 3), batch_size=3) for p in range(3)]
   assert sorted(itertools.chain(*parts)) == list(range(21))
 
@@ -283,7 +283,7 @@ def test_a_stream_shares_an_epoch_out_among_the_processes(prepared):
 def test_array_records_are_read_without_tensorflow(prepared):
   code = (
     "import sys; from dtm_jax import data; from dtm_jax.datasets import tfds;"
-    f"dataset = tfds.build('train', name='tiny_photos', data_dir={str(prepared['array_record'])!r});"
+    f"dataset = tfds.build('train', variant='tiny_photos', data_dir={str(prepared['array_record'])!r});"
     "next(data.train_batches(dataset, batch_size=4, image_size=8, seed=0));"
     "sys.exit('tensorflow' in sys.modules)"
   )

@@ -34,3 +34,8 @@ def test_keys_of_examples_do_not_depend_on_the_batch():
   key = rngs.stream(0, "mask", 3)
   eight, four = (jax.random.key_data(rngs.per_example(key, size)) for size in (8, 4))
   np.testing.assert_array_equal(eight[:4], four)
+
+
+def test_what_follows_a_slash_is_the_variant():
+  with pytest.raises(ValueError, match="no_such_set"):
+    plugins.build("datasets", {"name": "tfds/no_such_set", "data_dir": "/nowhere"}, split="train")

@@ -125,3 +125,28 @@ def test_predictions_hide_nothing(world, batch):
   expected = jax.jit(student.apply)({"params": state["params"]}, pixels)["patches"].mean(axis=1)
   features = task.predict["student"](state, task.frozen, batch)
   np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_a_probe_learns_beside_and_moves_nothing(world):
+  """Four classes of four grey levels; the student's parameters stay the same to the bit."""
+  label = np.arange(16, dtype=np.int32) % 4
+  noise = np.random.default_rng(3).integers(0, 20, (16, 32, 32, 3))
+  labelled = {"image": (60 * label[:, None, None, None] + noise).astype(np.uint8), "label": label}
+  states = {}
+  for lr in (None, 0.1):
+    config = small_world.debug_config(world, batch_size=16, probe__lr=lr)
+    task = pretrain.build(config, Run(2000, 20.0, 16, ("a", "b", "c", "d")))
+    assert task.needs_labels == (lr is not None)
+    state, step = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.train_step)
+    lines = []
+    for _ in range(30):
+      state, measurements = step(state, task.frozen, labelled)
+      lines.append(measurements)
+    states[lr] = state
+  jax.tree.map(np.testing.assert_array_equal, states[None]["params"], states[0.1]["params"])
+  assert "probe" not in states[None]
+  np.testing.assert_allclose(lines[0]["probe_loss"], np.log(4), rtol=1e-6)
+  assert lines[-1]["probe_loss"] < 0.5 * lines[0]["probe_loss"]
+  assert lines[-1]["probe_accuracy"] > 0.9
+  with pytest.raises(ValueError, match=r"probe.lr=0.1, but 'cifar10' has no class names"):
+    pretrain.build(config, Run(2000, 20.0, 16, None))

@@ -45,4 +45,4 @@ def _prepared(split: str, data_dir: str | None) -> Dataset:
       "<data_dir>/downloads/manual/ and run tensorflow_datasets.builder('imagenet2012', "
       "data_dir=<data_dir>, file_format='array_record').download_and_prepare()."
     )
-  return tfds.build(TFDS_SPLITS.get(base, base) + bracket + part, name=TFDS_NAME, data_dir=data_dir)
+  return tfds.build(TFDS_SPLITS.get(base, base) + bracket + part, variant=TFDS_NAME, data_dir=data_dir)

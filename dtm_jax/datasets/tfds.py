@@ -18,14 +18,15 @@ from dtm_jax.data import Dataset, Example
 def build(
   split: str = "train",
   *,
-  name: str,
+  variant: str,
   data_dir: str | None = None,
   image: str = "image",
   label: str = "label",
   shuffle_buffer: int = 4096,
 ) -> Dataset:
-  """The split (also "train[:90%]") of the prepared data set `name` (also "name/config:version").
+  """The split (also "train[:90%]") of the prepared data set `variant`, TFDS's "name/config:version".
 
+  In a config it is named "tfds/<variant>": `--config.data.dataset.name=tfds/oxford_flowers102`.
   `image` and `label` name its features; without a `label` feature all labels are -1. `data_dir` is that of
   TFDS (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets). `shuffle_buffer` encoded images are held
   to shuffle a `tfrecord` set, besides the shuffling of its files.
@@ -33,11 +34,11 @@ def build(
   Raises:
     ValueError: the data set is unknown, not prepared, or has no such split.
   """
-  builder = tfds.builder(name, data_dir=data_dir)
+  builder = tfds.builder(variant, data_dir=data_dir)
   if not builder.is_prepared():
     raise ValueError(
-      f"Data set {name!r} is not prepared in {builder.data_path}. "
-      f"Prepare it there with tfds.builder({name!r}, file_format='array_record').download_and_prepare()."
+      f"Data set {variant!r} is not prepared in {builder.data_path}. "
+      f"Prepare it there with tfds.builder({variant!r}, file_format='array_record').download_and_prepare()."
     )
   num_examples = builder.info.splits[split].num_examples
   label = label if label in builder.info.features else None

@@ -9,17 +9,20 @@ from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.models import vit, vit_transfer
 from dtm_jax.normalizations import mean_and_std
+from dtm_jax.online_probe import OnlineProbe
 from dtm_jax.tasks import Run, State, Task, build_optimizer
 from dtm_jax.teachers import Teacher
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, teacher, student, init_from, mask, morphers, loss, optim.
+  """Sections read: seed, data, augment, teacher, student, init_from, mask, morphers, loss, optim, probe.
 
-  `init_from.path` names a run's workdir or weights that the student goes on from.
+  `init_from.path` names a run's workdir or weights that the student goes on from. With `probe.lr` the state
+  has "probe", a linear classifier that learns beside the student and never moves it.
 
   Raises:
-    ValueError: the student's patch grid is not the teacher's; the message has both.
+    ValueError: the student's patch grid is not the teacher's, and the message has both; or a probe of a data
+      set without classes.
   """
   image_size = config.data.image_size
   teacher = plugins.build("teachers", config.teacher)
@@ -30,12 +33,15 @@ def build(config, run: Run) -> Task:
   weights = {name: options.weight for name, options in config.morphers.items()}
   distance = dict(distance=config.loss.distance, normalize_target=config.loss.normalize_target)
 
+  probe = _online_probe(config, student.width, run)
+
   params_shape = jax.eval_shape(lambda key: vit.init(student, key, image_size), jax.random.key(0))
   optimizer, learning_rate = build_optimizer(config.optim, params_shape, run)
 
   def init(key: RandomKey, params: PyTree | None = None) -> State:
     params = vit.init(student, key, image_size) if params is None else params
-    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    return state | ({"probe": probe.init()} if probe else {})
 
   def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
     """One update, in the order of the paper's figure."""
@@ -50,18 +56,18 @@ def build(config, run: Run) -> Task:
     mask_BN = masking.masks(keys_B=each("mask"), grid=grid, **config.mask)
     label_SBN = labels(rngs.stream(config.seed, "morph", step), target_BNC, image)
 
-    def loss_fn(params: PyTree) -> tuple[Array, dict[str, Array]]:
-      student_BNC = student.apply(
+    def loss_fn(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Array]]:
+      output = student.apply(
         {"params": params}, normalize(image, mean, std), mask_BN, train=True,
         rngs={"drop_path": rngs.stream(config.seed, "drop_path", step)},
-      )["prediction"]  # fmt: skip
+      )  # fmt: skip
       losses = {
-        f"loss_{name}": morphing.dtm_loss(student_BNC, target_BNC, label, **distance)
+        f"loss_{name}": morphing.dtm_loss(output["prediction"], target_BNC, label, **distance)
         for name, label in label_SBN.items()
       }
-      return sum(weights[name] * losses[f"loss_{name}"] for name in label_SBN), losses
+      return sum(weights[name] * losses[f"loss_{name}"] for name in label_SBN), (losses, output["patches"])
 
-    (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+    (loss, (losses, patches_BND)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
     updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
 
@@ -72,7 +78,11 @@ def build(config, run: Run) -> Task:
       "loss": loss, **losses, **groups,
       "learning_rate": learning_rate(step), "grad_norm": optax.tree.norm(grads),
     }  # fmt: skip
-    return {"params": params, "opt_state": opt_state, "step": step + 1}, measurements
+    after = {"params": params, "opt_state": opt_state, "step": step + 1}
+    if probe:
+      after["probe"], probed = probe.update(state["probe"], patches_BND.mean(axis=1), batch["label"])
+      measurements |= probed
+    return after, measurements
 
   def student_features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
     """The mean of the student's final patch tokens; no patch is hidden."""
@@ -94,7 +104,16 @@ def build(config, run: Run) -> Task:
     frozen=teacher.params,
     predict={"student": student_features, "teacher": teacher_features},
     pretrained=params_to_go_on_from if config.init_from.path else None,
+    needs_labels=probe is not None,
   )
+
+
+def _online_probe(config, width: int, run: Run) -> OnlineProbe | None:
+  if config.probe.lr is None:
+    return None
+  if run.class_names is None:
+    raise ValueError(f"probe.lr={config.probe.lr}, but {config.data.dataset.name!r} has no class names.")
+  return OnlineProbe(width, len(run.class_names), config.probe.lr)
 
 
 def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[int, int]:

@@ -1,0 +1,53 @@
+"""A linear classifier that learns beside pre-training, from features through which no gradient flows.
+
+It tells in every step what the student's tokens are worth. It reads those of the masked forward pass, which
+is there anyway: no pass of its own, and a number somewhat below that of a probe on whole images.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+
+from dtm_jax.arrays import Array, Float, Int, PyTree
+
+EPS = 1e-6
+
+
+class OnlineProbe:
+  """Softmax regression by Adam on features standardised within the batch.
+
+  Args:
+    width, num_classes: D and G.
+    lr: constant.
+  """
+
+  def __init__(self, width: int, num_classes: int, lr: float):
+    self._shape = (width, num_classes)
+    self._optimizer = optax.adam(lr)
+    logging.info(
+      "Online probe: %d x %d parameters, %.3g MFLOP an image a step, no forward pass of its own.",
+      width, num_classes, 6e-6 * width * num_classes,
+    )  # fmt: skip
+
+  def init(self) -> PyTree:
+    params = {"kernel": jnp.zeros(self._shape), "bias": jnp.zeros(self._shape[1])}
+    return {"params": params, "opt_state": self._optimizer.init(params)}
+
+  def update(
+    self, state: PyTree, feature_BD: Float[Array, "B D"], label_B: Int[Array, "B"]
+  ) -> tuple[PyTree, dict[str, Array]]:
+    """One step, and the loss and accuracy before it."""
+    feature_BD = jax.lax.stop_gradient(feature_BD)
+    feature_BD -= feature_BD.mean(axis=0, keepdims=True)
+    feature_BD *= jax.lax.rsqrt(feature_BD.var(axis=0, keepdims=True) + EPS)
+
+    def loss_fn(params: PyTree) -> tuple[Array, Array]:
+      logits_BG = feature_BD @ params["kernel"] + params["bias"][None]
+      loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BG, label_B)
+      return loss_B.mean(), jnp.mean(jnp.argmax(logits_BG, axis=1) == label_B)
+
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+    updates, opt_state = self._optimizer.update(grads, state["opt_state"], state["params"])
+    after = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+    return after, {"probe_loss": loss, "probe_accuracy": accuracy}
