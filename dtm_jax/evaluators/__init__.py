@@ -36,12 +36,13 @@ def collect(
 def each_batch(
   predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Batch by batch what `collect` puts together."""
+  """Batch by batch what `collect` puts together; an output may be a tuple of arrays."""
   for batch in batches:
     on_device = meshes.to_device(batch, mesh)
-    output = np.asarray(predict(state, on_device))
+    output = jax.device_get(predict(state, on_device))
     everyone = batch
     if jax.process_count() > 1:
       local = {name: batch[name] for name in ("label", "valid")}
       everyone = multihost_utils.process_allgather(local, tiled=True)
-    yield output[everyone["valid"]], everyone["label"][everyone["valid"]]
+    rows = np.flatnonzero(everyone["valid"])
+    yield jax.tree.map(lambda x, rows=rows: x[rows], output), everyone["label"][rows]

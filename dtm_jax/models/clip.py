@@ -192,6 +192,10 @@ class CLIP(nn.Module):
     """The embedding of each image, not normalised."""
     return self.image(image_BHW3, train)["cls_embedding"]
 
+  def encode_patches(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N P"]:
+    """Every patch's own embedding: the last layer's tokens in the space of the texts, not normalised."""
+    return self.image(image_BHW3)["patch_embeddings"]
+
   def encode_text(self, token_BT: Int[Array, "B T"]) -> Float[Array, "B P"]:
     """The embedding of each text, not normalised."""
     return self.text(token_BT)["embedding"]

@@ -33,8 +33,12 @@ def build(config, run: Run) -> Task:
     pixels = normalize(to_float(batch["image"]), mean, std)
     return model.apply({"params": frozen}, pixels, method="encode_image")
 
+  def patches(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N P"]:
+    pixels = normalize(to_float(batch["image"]), mean, std)
+    return model.apply({"params": frozen}, pixels, method="encode_patches")
+
   def text(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
     return model.apply({"params": frozen}, batch["tokens"], method="encode_text")
 
-  predict = {"image": image, "text": text}
+  predict = {"image": image, "patches": patches, "text": text}
   return Task(init=init, train_step=train_step, frozen=frozen, predict=predict, tokenize=tokenize)

@@ -91,8 +91,15 @@ def build(config, run: Run) -> Task:
 
   def teacher_features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
     """The mean of the teacher's patch tokens."""
-    image = normalize(to_float(batch["image"]), teacher.mean, teacher.std)
-    return teacher.tokens(frozen, image).mean(axis=1)
+    return teacher_tokens(state, frozen, batch).mean(axis=1)
+
+  def teacher_tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
+    return teacher.tokens(frozen, normalize(to_float(batch["image"]), teacher.mean, teacher.std))
+
+  def student_tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
+    """What the student says the teacher's tokens are; no patch is hidden."""
+    image = normalize(to_float(batch["image"]), mean, std)
+    return student.apply({"params": state["params"]}, image)["prediction"]
 
   def params_to_go_on_from(key: RandomKey) -> PyTree:
     given = pretrained.load(config.init_from.path, num_heads=student.num_heads)
@@ -102,7 +109,12 @@ def build(config, run: Run) -> Task:
     init=init,
     train_step=train_step,
     frozen=teacher.params,
-    predict={"student": student_features, "teacher": teacher_features},
+    predict={
+      "student": student_features,
+      "teacher": teacher_features,
+      "student_tokens": student_tokens,
+      "teacher_tokens": teacher_tokens,
+    },
     pretrained=params_to_go_on_from if config.init_from.path else None,
     needs_labels=probe is not None,
   )

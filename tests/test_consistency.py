@@ -1,0 +1,142 @@
+"""What tokens agree on: definitions against loops, and the evaluator on worlds with a known answer."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_world
+
+from dtm_jax import consistency
+from dtm_jax import mesh as meshes
+from dtm_jax.evaluators.consistency import Evaluator
+
+RNG = np.random.default_rng(0)
+
+
+def test_neighbour_cosine_is_its_definition():
+  tokens = RNG.normal(size=(2, 6, 5))
+  expected = []
+  for image in tokens.reshape(2, 2, 3, 5):
+    pairs = [(image[r, q], image[r, q + 1]) for r in range(2) for q in range(2)]
+    pairs += [(image[0, q], image[1, q]) for q in range(3)]
+    expected.append(np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in pairs]))
+  np.testing.assert_allclose(consistency.neighbour_cosine(tokens, (2, 3)), expected, atol=1e-12)
+
+
+def test_agreeing_is_its_definition():
+  predicted, groups = RNG.integers(0, 4, (3, 12)), RNG.integers(0, 5, (3, 12))
+  expected = [
+    sum(max(list(p[g == group]).count(c) for c in range(4)) for group in set(g.tolist()))
+    for p, g in zip(predicted, groups, strict=True)
+  ]
+  np.testing.assert_array_equal(consistency.agreeing(predicted, groups, 4), expected)
+  alone = np.broadcast_to(np.arange(12), (3, 12))
+  np.testing.assert_array_equal(consistency.agreeing(predicted, alone, 4), [12] * 3)
+
+
+def test_least_squares_in_parts_is_the_pseudo_inverse_at_once():
+  tokens, label = RNG.normal(size=(30, 4, 6)), RNG.integers(0, 3, 30)
+  probe = consistency.LeastSquares(6, 3, ridge=0.0)
+  for part in (slice(0, 7), slice(7, 30)):
+    probe.add(tokens[part], label[part])
+  x = consistency.unit(tokens).reshape(-1, 6)
+  x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+  expected = np.linalg.pinv(x) @ np.eye(3)[np.repeat(label, 4)]
+  np.testing.assert_allclose(probe.solve(), expected, atol=1e-9)
+  np.testing.assert_array_equal(
+    probe.predict(expected, tokens), (x @ expected).argmax(1).reshape(30, 4)
+  )  # fmt: skip
+
+
+MORPHERS = {
+  "identity": {"name": "identity"},
+  "image": {"name": "image"},
+  "pairs": {"name": "bipartite", "min_groups": 8, "max_groups": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  small_world.write_cifar10(folder)
+  return folder
+
+
+def evaluator(world, mesh, **options):
+  """Tokens are the means of 8x8 blocks of pixels; the texts are ten fixed vectors."""
+
+  @jax.jit
+  def patches(state, batch):
+    blocks = batch["image"].astype(jnp.float32).reshape(-1, 4, 8, 4, 8, 3)
+    return blocks.mean(axis=(2, 4)).reshape(-1, 16, 3) - 127.0
+
+  texts = np.random.default_rng(5).normal(size=(10, 3)).astype(np.float32)
+  predict = {"patches": patches, "text": lambda state, batch: texts[np.asarray(batch["tokens"])[:, 0]]}
+  names = iter(range(10))  # one class after the other is tokenized
+  keywords = dict(
+    tokenize=lambda captions: np.full((len(captions), 1), next(names)),
+    dataset={"name": "cifar10", "data_dir": str(world)},
+    morphers=MORPHERS,
+    prompts="cifar10",
+    image_size=32,
+    batch_size=24,
+  )
+  return Evaluator(predict, mesh, **keywords | options), texts
+
+
+def test_numbers_are_those_of_plain_loops(world):
+  made, texts = evaluator(world, meshes.make_mesh(8, 1))
+  result = dict(made.run({}))
+  arrays = world / "cifar10" / "arrays"
+  image, label = (np.load(arrays / f"test_{name}.npy") for name in ("images", "labels"))
+  tokens = image.astype(np.float64).reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 16, 3) - 127
+  texts = consistency.unit(texts)
+  zeroshot = lambda x: np.mean(
+    [[np.argmax(texts @ t) == y for t in row] for row, y in zip(x, label, strict=True)]
+  )
+  assert result["tokens_zeroshot"] == pytest.approx(zeroshot(tokens), abs=1e-12)
+  mean = np.broadcast_to(tokens.mean(1, keepdims=True), tokens.shape)
+  assert result["image_zeroshot"] == pytest.approx(zeroshot(mean), abs=1e-12)
+  assert result["image_cosine"] == pytest.approx(1.0, abs=1e-6)
+  for name in ("zeroshot", "linear", "cosine"):
+    assert result[f"identity_{name}"] == pytest.approx(result[f"tokens_{name}"], abs=1e-6)
+  assert result["identity_linear_purity"] == result["identity_zeroshot_purity"] == 1.0
+  assert result["image_zeroshot_purity"] < result["pairs_zeroshot_purity"] < 1.0
+
+
+def test_devices_do_not_change_a_digit(world):
+  results = [
+    dict(evaluator(world, mesh)[0].run({}))
+    for mesh in (meshes.make_mesh(8, 1), meshes.make_mesh(1, 1, devices=jax.devices()[:1]))
+  ]
+  counted = [{k: v for k, v in r.items() if not k.endswith("cosine")} for r in results]
+  assert counted[0] == counted[1]
+
+
+def test_only_so_many_images_and_no_texts(world):
+  made, _ = evaluator(world, meshes.make_mesh(8, 1), prompts=None, tokenize=None, max_images=5, max_fit=30)
+  result = dict(made.run({}))
+  assert not [name for name in result if "zeroshot" in name]
+  assert (5 * 16 * result["tokens_linear"]) % 1 == pytest.approx(0, abs=1e-9)
+  with pytest.raises(ValueError, match="prompts='cifar10' need a text tower"):
+    evaluator(world, meshes.make_mesh(8, 1), tokenize=None)
+
+
+def test_the_meter_runs_beside_pre_training(world, tmp_path):
+  """On the student's predictions and the teacher's tokens, as an evaluator of the debug config."""
+  from dtm_jax import loop
+
+  small_world.write_clip(world / "clip")
+  config = small_world.debug_config(world, total_steps=2)
+  section = importlib.import_module("configs.consistency").get_config().evals.consistency
+  section.dataset.data_dir = str(world)
+  section.update(prompts=None, batch_size=32, max_fit=32)
+  section.morphers = dict(bipartite=section.morphers.bipartite)
+  config.evals = {who: section.copy_and_resolve_references() for who in ("student_tokens", "teacher_tokens")}
+  for who in config.evals:
+    config.evals[who].update(name="consistency", tokens=who)
+  loop.train(config, str(tmp_path))
+  line = [line for line in small_world.metrics(tmp_path) if "student_tokens/bipartite_linear" in line][-1]
+  assert line["teacher_tokens/bipartite_cosine"] > line["teacher_tokens/tokens_cosine"]
