@@ -2,7 +2,7 @@
 # The paper's comparisons on CIFAR-10 with the tiny CLIP: bash scripts/comparisons.sh a|b|c|d|e [flags of study.py]
 #   a  what is learned: the paper's morphing, tokens as they are, one token, a fixed number, one draw, the release
 #   b  other morphers      c  N̄ and K      d  the distance      e  how many schedules a step
-# Every run: 200 steps of 128 images, kNN, then a linear probe and fine-tuning. Results in results/cifar10_<letter>.
+# Every run: 200 steps of 128 images, kNN, then 100 steps of fine-tuning. Results in results/cifar10_<letter>.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt
@@ -38,7 +38,7 @@ esac
 flags=()
 for variant in "${variants[@]}"; do flags+=("--variant=$variant"); done
 python scripts/study.py --config=configs/quickstart.py --out="results/cifar10_$letter" --seeds=$seeds \
-  --metrics=knn/student_accuracy,probe/test/accuracy,finetune/test/top1 \
+  --metrics=knn/student_accuracy,finetune/test/top1 \
   --curves=loss_tokens,knn/student_accuracy \
   --each="--config.total_steps=200 --config.evals.knn.at_start=False --config.evals.knn.max_queries=10000" \
   --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir} \
