@@ -53,11 +53,12 @@ class LeastSquares:
     self._gram += x_TD.T @ x_TD
     self._moment += x_TD.T @ y_TG
 
-  def solve(self) -> Float[np.ndarray, "D G"]:
-    """The weights; the last row is the bias."""
+  def solve(self, ridge: float | None = None) -> Float[np.ndarray, "D G"]:
+    """The weights; the last row is the bias. `ridge` takes the place of λ."""
     size = len(self._gram)
-    ridge = self._ridge * np.trace(self._gram) / size * np.eye(size)
-    return np.linalg.solve(self._gram + ridge, self._moment)
+    ridge = self._ridge if ridge is None else ridge
+    penalty = ridge * np.trace(self._gram) / size * np.eye(size)
+    return np.linalg.solve(self._gram + penalty, self._moment)
 
   @classmethod
   def predict(cls, weights_DG: Float[np.ndarray, "D G"], tokens_BNC: Float[np.ndarray, "B N C"]):

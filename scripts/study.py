@@ -9,18 +9,20 @@
 
 A variant is "name: overrides"; the first one is what the others are compared with, seed by seed. What comes
 --then is run after every variant's run, with {workdir} for its folder; its metrics are named "finetune/...".
-Runs lie in runs/study/<name of --out>/<variant>-<seed>[-<then>]. One seed of all variants comes before the
-next seed. What is finished is not run again, what was stopped resumes, and a run that fails is named in the
-table while the others go on.
+Runs lie in runs/study/<config>/<digest of the overrides>-<seed>[-<then>]: studies that have a run in common
+share it. One seed of all variants comes before the next seed, --jobs of them at a time. What is finished is
+not run again, what was stopped resumes, and a run that fails is named in the table while the others go on.
 """
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import math
-import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -35,6 +37,7 @@ _EACH = flags.DEFINE_string("each", "", "Overrides of all runs.")
 _THEN = flags.DEFINE_multi_string(
   "then", [], '"name: flags of dtm_jax.main", with {workdir} of the run before.'
 )
+_JOBS = flags.DEFINE_integer("jobs", 1, "How many runs go on at a time.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every variant for each.")
 _METRICS = flags.DEFINE_list("metrics", None, "Columns: the last value that each run wrote.", required=True)
 _CURVES = flags.DEFINE_list("curves", ["loss"], "What is drawn over the steps.")
@@ -56,10 +59,15 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   out = Path(_OUT.value)
   variants = [Variant.parse(text) for text in _VARIANTS.value]
+  runs = Path("runs/study") / Path(_CONFIG.value).stem
   lines = {variant.name: {} for variant in variants}
-  for seed in _SEEDS.value:
-    for variant in variants:
-      lines[variant.name][seed] = run_all(variant, seed, Path("runs/study") / out.name)
+  with ThreadPoolExecutor(_JOBS.value) as pool:  # of threads that wait for processes
+    pending = [
+      (variant.name, seed, pool.submit(run_all, variant, seed, runs))
+      for seed, variant in itertools.product(_SEEDS.value, variants)
+    ]
+    for name, seed, result in pending:
+      lines[name][seed] = result.result()
   out.mkdir(parents=True, exist_ok=True)
   (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
   command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
@@ -71,8 +79,8 @@ def main(argv: list[str]) -> None:
 
 def run_all(variant: Variant, seed: str, runs: Path) -> list[dict] | None:
   """The metrics of a variant's run and of what comes then; None if one of them failed."""
-  workdir = runs / f"{re.sub('[^a-z0-9]+', '_', variant.name.lower())}-{seed}"
   each = [f"--config={_CONFIG.value}", *shlex.split(_EACH.value), *variant.overrides]
+  workdir = runs / f"{hashlib.sha256(shlex.join(each).encode()).hexdigest()[:8]}-{seed}"
   lines = run(each, seed, workdir)
   for text in _THEN.value:
     name, _, options = text.partition(":")
@@ -92,7 +100,7 @@ def run(options: list[str], seed: str, workdir: Path) -> list[dict] | None:
   done = workdir / "done.txt"  # holds the options: with other ones it is another run
   if not (done.exists() and done.read_text() == shlex.join(command[1:])):
     workdir.mkdir(parents=True, exist_ok=True)
-    logging.info("%s", shlex.join(command))
+    logging.info("%s", shlex.join(command[1:]))
     with (workdir / "log.txt").open("a") as log:
       code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     if code:
