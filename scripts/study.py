@@ -14,10 +14,12 @@ share it. One seed of all variants comes before the next seed, --jobs of them at
 not run again, what was stopped resumes, and a run that fails is named in the table while the others go on.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import math
 import shlex
 import subprocess
@@ -28,19 +30,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
-from absl import app, flags, logging
-
-_CONFIG = flags.DEFINE_string("config", None, "The config that all variants start from.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder for table.md, curves.png and metrics.json.", required=True)
-_VARIANTS = flags.DEFINE_multi_string("variant", None, '"name" or "name: overrides".', required=True)
-_EACH = flags.DEFINE_string("each", "", "Overrides of all runs.")
-_THEN = flags.DEFINE_multi_string(
-  "then", [], '"name: flags of dtm_jax.main", with {workdir} of the run before.'
-)
-_JOBS = flags.DEFINE_integer("jobs", 1, "How many runs go on at a time.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every variant for each.")
-_METRICS = flags.DEFINE_list("metrics", None, "Columns: the last value that each run wrote.", required=True)
-_CURVES = flags.DEFINE_list("curves", ["loss"], "What is drawn over the steps.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,38 +44,53 @@ class Variant:
 
 
 def main(argv: list[str]) -> None:
-  if argv[1:]:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  out = Path(_OUT.value)
-  variants = [Variant.parse(text) for text in _VARIANTS.value]
-  runs = Path("runs/study") / Path(_CONFIG.value).stem
+  options = parser().parse_args(argv)
+  out, runs = Path(options.out), Path("runs/study") / Path(options.config).stem
+  variants = [Variant.parse(text) for text in options.variant]
   lines = {variant.name: {} for variant in variants}
-  with ThreadPoolExecutor(_JOBS.value) as pool:  # of threads that wait for processes
+  with ThreadPoolExecutor(options.jobs) as pool:  # of threads that wait for processes
     pending = [
-      (variant.name, seed, pool.submit(run_all, variant, seed, runs))
-      for seed, variant in itertools.product(_SEEDS.value, variants)
+      (variant.name, seed, pool.submit(run_all, variant, seed, runs, options))
+      for seed, variant in itertools.product(options.seeds, variants)
     ]
     for name, seed, result in pending:
       lines[name][seed] = result.result()
   out.mkdir(parents=True, exist_ok=True)
   (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
-  command = shlex.join(["python", "scripts/study.py", *sys.argv[1:]])
-  text = "\n".join([*table(lines, _METRICS.value), "", "Made by", "", f"    {command}", ""])
+  command = shlex.join(["python", "scripts/study.py", *argv])
+  text = "\n".join([*table(lines, options.metrics), "", "Made by", "", f"    {command}", ""])
   (out / "table.md").write_text(text)
-  draw(lines, _CURVES.value, out / "curves.png")
+  draw(lines, options.curves, out / "curves.png")
   print(text)
 
 
-def run_all(variant: Variant, seed: str, runs: Path) -> list[dict] | None:
+def parser() -> argparse.ArgumentParser:
+  """The flags; lists are written with commas."""
+  result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  comma_list = lambda text: text.split(",")
+  add = result.add_argument
+  add("--config", required=True, help="the config that all variants start from")
+  add("--out", required=True, help="folder for table.md, curves.png and metrics.json")
+  add("--variant", required=True, action="append", help='"name" or "name: overrides"')
+  add("--each", default="", help="overrides of all runs")
+  add("--then", default=[], action="append", help='"name: flags of dtm_jax.main", with {workdir} of the run')
+  add("--seeds", default=["0", "1", "2"], type=comma_list, help="one run of every variant for each")
+  add("--jobs", default=1, type=int, help="how many runs go on at a time")
+  add("--metrics", required=True, type=comma_list, help="columns: the last value that each run wrote")
+  add("--curves", default=["loss"], type=comma_list, help="what is drawn over the steps")
+  return result
+
+
+def run_all(variant: Variant, seed: str, runs: Path, options: argparse.Namespace) -> list[dict] | None:
   """The metrics of a variant's run and of what comes then; None if one of them failed."""
-  each = [f"--config={_CONFIG.value}", *shlex.split(_EACH.value), *variant.overrides]
+  each = [f"--config={options.config}", *shlex.split(options.each), *variant.overrides]
   workdir = runs / f"{hashlib.sha256(shlex.join(each).encode()).hexdigest()[:8]}-{seed}"
   lines = run(each, seed, workdir)
-  for text in _THEN.value:
-    name, _, options = text.partition(":")
+  for text in options.then:
+    name, _, flags = text.partition(":")
     if lines is None:
       return None
-    then = run(shlex.split(options.format(workdir=workdir)), seed, Path(f"{workdir}-{name}"))
+    then = run(shlex.split(flags.format(workdir=workdir)), seed, Path(f"{workdir}-{name}"))
     prefixed = [{k if k == "step" else f"{name}/{k}": v for k, v in line.items()} for line in then or ()]
     lines = None if then is None else lines + prefixed
   return lines
@@ -127,7 +131,8 @@ def table(lines: dict[str, dict[str, list[dict] | None]], metrics: list[str]) ->
     cells[0] += f" (failed: {', '.join(failed)})" if failed else ""
     for metric in metrics:
       values = value(name, metric)
-      cells.append(f"{np.nanmean(values):.4f} ± {spread(values):.4f}")
+      values = values[np.isfinite(values)]
+      cells.append(f"{values.mean():.4f} ± {spread(values):.4f}" if len(values) else "none")
     rows.append(f"| {name} | {' | '.join(cells)} |")
   for name in list(lines)[1:]:
     differences = [interval(value(name, metric) - value(first, metric)) for metric in metrics]
@@ -167,4 +172,5 @@ def draw(lines: dict[str, dict[str, list[dict] | None]], curves: list[str], path
 
 
 if __name__ == "__main__":
-  app.run(main)
+  logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+  main(sys.argv[1:])

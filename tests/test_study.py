@@ -1,0 +1,73 @@
+"""The study's bookkeeping: what runs, what is shared, what goes on where one fails, and the table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "scripts"))
+import study  # noqa: E402
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+  """Runs are recorded, not run: each writes its accuracy, 0.5 + seed, and one with "broken" fails."""
+  monkeypatch.chdir(tmp_path)
+  commands = []
+
+  def run(command, **_):
+    commands.append(command)
+    workdir, seed = (
+      next(word.split("=")[1] for word in command if word.startswith(name))
+      for name in ("--workdir", "--config.seed")
+    )
+    line = {"step": 3, "accuracy": 0.5 + int(seed) + 0.1 * any("other" in word for word in command)}
+    (Path(workdir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return subprocess.CompletedProcess(command, int(any("broken" in word for word in command)))
+
+  monkeypatch.setattr(subprocess, "run", run)
+  return commands
+
+
+def make(out, *variants, jobs=1):
+  flags = ["--config=configs/x.py", f"--out={out}", "--seeds=0,1", f"--jobs={jobs}", "--curves=accuracy"]
+  flags += ["--metrics=accuracy,then/accuracy", "--then=then: --config=y.py --init={workdir}"]
+  study.main(flags + [f"--variant={variant}" for variant in variants])
+  return Path(out, "table.md").read_text()
+
+
+def test_what_is_finished_is_not_run_again_even_by_another_study(commands):
+  make("a", "first", "second: --other=1")
+  assert len(commands) == 8  # two variants, two seeds, each with what comes then
+  make("a", "first", "second: --other=1")
+  make("b", "first under another name")
+  assert len(commands) == 8
+  make("b", "first", "third: --other=2", jobs=2)
+  assert len(commands) == 12
+
+
+def test_the_others_go_on_where_one_fails(commands):
+  text = make("a", "first", "second: --broken=1", "third: --other=1")
+  row = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+  assert "(failed: 0, 1)" in row["second"]
+  assert "1.0000 ± 0.7071" in row["first"]
+  assert "+0.1000 [+0.1000, +0.1000]" in row["third - first"]
+  assert "too few" in row["second - first"]
+  failed = [command for command in commands if "--broken=1" in command]
+  assert len(failed) == 2  # nothing came then
+
+
+def test_what_comes_then_starts_from_the_run_before(commands):
+  make("a", "first")
+  before = next(word for word in commands[0] if word.startswith("--workdir")).split("=")[1]
+  assert f"--init={before}" in commands[1]
+
+
+def test_intervals_are_students():
+  differences = np.array([0.1, 0.3, 0.2])
+  half = 4.302653 * 0.1 / np.sqrt(3)  # t(0.975, 2)
+  assert study.interval(differences) == f"+0.2000 [{0.2 - half:+.4f}, {0.2 + half:+.4f}]"
