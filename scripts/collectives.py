@@ -20,7 +20,9 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_COUNTED = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _PARTITIONS = re.compile(r"num_partitions=(\d+)")
@@ -114,12 +116,22 @@ def _walk(name: str, times: int | None, computations: dict, devices: int, found:
       continue  # what it calls is its addition
     inner = times
     if opcode == "while":
-      trips = _TRIPS.search(rest)
-      inner = times * int(trips[1]) if trips and times is not None else None
       condition = re.search(r"condition=%?([\w.\-]+)", rest)[1]
+      trips = _trips(rest, computations[condition])
+      inner = None if times is None or trips is None else times * trips
       _walk(condition, inner, computations, devices, found)
     for called in _called(rest):
       _walk(called, inner, computations, devices, found)
+
+
+def _trips(rest: str, condition: list[tuple[str, str]]) -> int | None:
+  """How often a loop runs: as XLA says, or else n if its condition is `i < n`, since JAX counts from 0."""
+  if match := _TRIPS.search(rest):
+    return int(match[1])
+  constants = {name: right for name, right in condition if " constant(" in right}
+  if (match := _COUNTED.search(condition[-1][1])) and match[2] in constants:
+    return int(re.search(r" constant\((\d+)\)", constants[match[2]])[1])
+  return None
 
 
 def _split(rest: str) -> tuple[str, str, list[str]]:
@@ -164,6 +176,9 @@ def _bytes(array: str) -> int:
 def _group_size(rest: str, devices: int) -> int:
   if match := _IOTA_GROUPS.search(rest):
     return int(match[2])
+  if match := _MESH_GROUPS.search(rest):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
   if match := _LISTED_GROUPS.search(rest):
     return len(match[1].split(","))
   return devices

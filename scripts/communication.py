@@ -90,7 +90,8 @@ def get_devices():
   if _TOPOLOGY.value:
     from jax.experimental import topologies
 
-    return topologies.get_topology_desc(_TOPOLOGY.value, platform="tpu").devices
+    options = {"chip_config_name": "megacore"} if _TOPOLOGY.value.startswith("v4") else {}
+    return topologies.get_topology_desc(_TOPOLOGY.value, platform="tpu", **options).devices
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", _DEVICES.value)
   return jax.devices()
