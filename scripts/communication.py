@@ -30,8 +30,8 @@ _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file."
 _HLO = flags.DEFINE_string("hlo", None, "Also write XLA's text to this file.")
 
 
-def compile_step(config, mesh) -> tuple[jax.stages.Compiled, object]:
-  """The train step of the config on the mesh, and the shapes of its state."""
+def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
+  """The train step of the config on the mesh, and the shapes of its state and of the frozen arrays."""
   from dtm_jax import loop, plugins
   from dtm_jax import mesh as meshes
   from dtm_jax.tasks import Run
@@ -51,7 +51,8 @@ def compile_step(config, mesh) -> tuple[jax.stages.Compiled, object]:
     "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     "index": jax.ShapeDtypeStruct((rows,), jnp.int64 if jax.config.jax_enable_x64 else jnp.int32),
   }
-  return loop.jit_train_step(task, state, frozen, mesh).lower(state, frozen, batch).compile(), state
+  step = loop.jit_train_step(task, state, frozen, mesh).lower(state, frozen, batch).compile()
+  return step, state, frozen
 
 
 @contextlib.contextmanager
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   devices = get_devices()
   mesh = make_mesh(_MESH.value, devices)
-  compiled, state = compile_step(_CONFIG.value, mesh)
+  compiled, state, _ = compile_step(_CONFIG.value, mesh)
   text = compiled.as_text()
   if _HLO.value:
     pathlib.Path(_HLO.value).write_text(text)
