@@ -7,6 +7,7 @@ the loops around it, as XLA states them (`known_trip_count`). Where it states no
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Collective:
   Attributes:
     kind: one of KINDS.
     arrays: what it works on, "f32[768,3072]": results, for reduce-scatter operands, without layouts.
-    size: their bytes. Of an all-gather the gathered array, of a reduce-scatter the one before it is scattered.
+    size: their bytes; of an all-gather the gathered array, of a reduce-scatter the whole one.
     group: how many devices take part together.
     times: how often a step runs it; None: as often as the data say.
     source: the path of the operation that caused it.
@@ -52,7 +53,7 @@ class Collective:
   def sent(self) -> float:
     """Bytes that a device sends each time, in a ring: the least that a group of n can do with.
 
-        all-reduce 2(n-1)/n·S    all-gather, reduce-scatter, all-to-all (n-1)/n·S    permute S
+    all-reduce 2(n-1)/n·S    all-gather, reduce-scatter, all-to-all (n-1)/n·S    permute S
     """
     share = (self.group - 1) / self.group
     return self.size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
@@ -136,16 +137,10 @@ def _trips(rest: str, condition: list[tuple[str, str]]) -> int | None:
 
 def _split(rest: str) -> tuple[str, str, list[str]]:
   """Type, opcode and names of the operands of an instruction's right side."""
-  end = 0
-  if rest.startswith("("):  # a tuple, perhaps of tuples
-    depth = 0
-    for end, character in enumerate(rest):
-      depth += (character == "(") - (character == ")")
-      if depth == 0:
-        break
-    end += 1
-  else:
-    end = rest.index(" ")
+  end = rest.index(" ")
+  if rest.startswith("("):  # a tuple, perhaps of tuples: up to the bracket that closes it
+    depths = itertools.accumulate((character == "(") - (character == ")") for character in rest)
+    end = next(place for place, depth in enumerate(depths) if depth == 0) + 1
   type_, call = rest[:end], rest[end:].lstrip()
   opcode, _, arguments = call.partition("(")
   operands = re.findall(r"%([\w.\-]+)", arguments.partition(")")[0])

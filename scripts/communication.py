@@ -1,12 +1,12 @@
-"""What the devices tell one another in a training step: every collective of the compiled step, with its bytes.
+"""What the devices tell one another in a training step: every collective of it, with its bytes.
 
     python scripts/communication.py --config=configs/vitb16.py --devices=8 --mesh=data
-    python scripts/communication.py --config=configs/vitb16.py --devices=8 --mesh=data=2,fsdp=4 --json=out.json
+    python scripts/communication.py --config=configs/vitb16.py --mesh=data=2,fsdp=4 --json=out.json
 
-The step is that of `dtm_jax.main`, lowered from shapes: nothing is trained, and no array of the model's size is
-made. The devices are the CPU, split; XLA's CPU compiler neither joins collectives nor forms reduce-scatters (it
-writes all-reduce and slice). With `--topology=v4:2x2x1` and libtpu installed (`pip install 'jax[tpu]'`) the TPU
-compiler itself is asked, without a TPU. A teacher that is no local folder is taken to be CLIP ViT-B/16.
+The step is that of `dtm_jax.main`, lowered from shapes: nothing is trained, and no array of the model's size
+is made. The devices are the CPU, split; XLA's CPU compiler writes all-reduce and slice for a reduce-scatter.
+With `--topology=v4:2x4x4` and libtpu installed (`pip install 'jax[tpu]'`) the TPU compiler itself is asked,
+without a TPU. A CLIP that is no local folder is taken to be ViT-B/16.
 """
 
 import contextlib
