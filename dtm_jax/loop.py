@@ -128,10 +128,21 @@ def restore_or_init(config, task: Task, mesh: Mesh, checkpoints: Checkpoints) ->
 
 
 def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
-  """The task's step under jit: state in and out with one sharding and in place, batch over all devices."""
+  """The task's step under jit: state in and out with one sharding and in place, batch over all devices.
+
+  Split parameters are gathered as the step begins. Left to itself, XLA would keep them split and instead
+  gather the activations, layer by layer, which grow with the batch.
+  """
   sharding = functools.partial(jax.tree.map, lambda x: x.sharding)
+
+  def train_step(state: State, frozen: PyTree, batch: Batch):
+    gather = lambda tree: jax.lax.with_sharding_constraint(tree, meshes.replicated(mesh))
+    state = state | {"params": gather(state["params"])}
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for what each device does with its own rows
+      return task.train_step(state, gather(frozen), batch)
+
   return jax.jit(
-    task.train_step,
+    train_step,
     in_shardings=(sharding(state), sharding(frozen), meshes.batch_sharding(mesh)),
     out_shardings=(sharding(state), meshes.replicated(mesh)),
     donate_argnums=0,

@@ -5,6 +5,7 @@ A mask is True where a patch is hidden. Every mask of a kind hides exactly `num_
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from dtm_jax.arrays import Array, Bool, Key, RandomKey
 
@@ -90,12 +91,21 @@ def masks(
 ) -> Bool[Array, "B N"]:
   """One mask for each key; `options` are those of the function MASKS[kind].
 
+  Where a mesh is set, every device makes its own rows of the masks by itself, with no word to the others; one
+  loop over all rows would ask them after every block whether anyone is unfinished.
+
   Raises:
     ValueError: an unknown kind, or what that function refuses.
   """
   if kind not in MASKS:
     raise ValueError(f"Unknown mask {kind!r}. Available: {', '.join(MASKS)}.")
-  return jax.vmap(lambda key: MASKS[kind](key, grid, num_masked, **options))(keys_B)
+  draw = jax.vmap(lambda key: MASKS[kind](key, grid, num_masked, **options))
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return draw(keys_B)
+  rows = P(mesh.axis_names)
+  # Unchecked, since the check refuses a loop whose start is the same for every device.
+  return jax.shard_map(draw, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(keys_B)
 
 
 def _make_up(key: Array, mask_N: Array, num_masked: int) -> Array:

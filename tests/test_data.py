@@ -283,3 +283,44 @@ def test_the_view_of_evaluation_is_the_centre_after_the_shorter_side_is_resized(
   top, left = round((size[0] - 32) / 2), round((size[1] - 32) / 2)
   expected = resized[top : top + 32, left : left + 32]
   np.testing.assert_array_equal(image_decoding.EvalView(32, resize=40)(image), expected)
+
+
+def _recording(kind, count):
+  """A dataset, and the set of the examples that were opened."""
+  opened = set()
+
+  class Recording(kind):
+    def __getitem__(self, index):
+      opened.add(index)
+      return super().__getitem__(index)
+
+  return _dataset(count, kind=Recording), opened
+
+
+@pytest.mark.parametrize("kind", [Images, StreamedImages])
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_a_process_opens_its_own_examples_alone(kind, start_step):
+  """Also after a resume, and with all that it reads ahead; 400 are an epoch that is not left here."""
+  parts = []
+  for process in range(2):
+    dataset, opened = _recording(kind, 400)
+    batches = _train(dataset, 3, (process, 2), start_step=start_step, prefetch=1)
+    assert set(_indices(batches)) <= opened
+    assert len(opened) < 200
+    parts.append((batches, opened))
+  (first, first_opened), (second, second_opened) = parts
+  assert not first_opened & second_opened
+  if kind is Images:  # the order of a stream is that of its processes
+    together = [[*a["index"], *b["index"]] for a, b in zip(first, second, strict=True)]
+    assert together == [batch["index"].tolist() for batch in _train(_dataset(400), 3, start_step=start_step)]
+
+
+@pytest.mark.parametrize("kind", [Images, StreamedImages])
+def test_in_evaluation_too_a_process_opens_its_own_examples_alone(kind):
+  every = []
+  for process in range(2):
+    dataset, opened = _recording(kind, 23)
+    batches = _eval(dataset, (process, 2))
+    assert opened == {index for index in _indices(batches) if index >= 0}
+    every += opened
+  assert sorted(every) == list(range(23))

@@ -1,0 +1,185 @@
+"""The collectives of a compiled program, read from XLA's text, and the bytes that they move.
+
+    collectives(compiled.as_text()) -> [Collective(kind="all-reduce", ...), ...]
+
+One collective is one instruction; `times` says how often a step runs it: the product of the trip counts of
+the loops around it, as XLA states them (`known_trip_count`). Where it states none, `times` is None.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "token": 0}  # others carry their bits in their name: bf16, s32, f8e4m3fn
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_COUNTED = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_PARTITIONS = re.compile(r"num_partitions=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One instruction.
+
+  Attributes:
+    kind: one of KINDS.
+    arrays: what it works on, "f32[768,3072]": results, for reduce-scatter operands, without layouts.
+    size: their bytes; of an all-gather the gathered array, of a reduce-scatter the whole one.
+    group: how many devices take part together.
+    times: how often a step runs it; None: as often as the data say.
+    source: the path of the operation that caused it.
+  """
+
+  kind: str
+  arrays: tuple[str, ...]
+  size: int
+  group: int
+  times: int | None
+  source: str
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends each time, in a ring: the least that a group of n can do with.
+
+    all-reduce 2(n-1)/n·S    all-gather, reduce-scatter, all-to-all (n-1)/n·S    permute S
+    """
+    share = (self.group - 1) / self.group
+    return self.size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+
+  @property
+  def sent_per_step(self) -> float:
+    """`sent` times `times`, one time where that is not known."""
+    return self.sent * (1 if self.times is None else self.times)
+
+
+def collectives(text: str) -> list[Collective]:
+  """All collectives that a run of the program `text` (optimised HLO) executes, in the order of the text.
+
+  A pair of start and done counts once. Groups of one device, which move nothing, are left out.
+
+  Raises:
+    ValueError: the text has no entry computation.
+  """
+  computations, entry = _computations(text)
+  devices = int(match[1]) if (match := _PARTITIONS.search(text)) else 1
+  found = []
+  _walk(entry, 1, computations, devices, found)
+  return found
+
+
+def total(found: list[Collective]) -> float:
+  """Bytes that a device sends in a step."""
+  return math.fsum(each.sent_per_step for each in found)
+
+
+def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
+  """name -> [(instruction, its right side)], and the name of the entry."""
+  computations, entry, current = {}, None, None
+  for line in text.splitlines():
+    if match := _COMPUTATION.match(line):
+      current = computations.setdefault(match["name"], [])
+      entry = match["name"] if line.startswith("ENTRY") else entry
+    elif current is not None and (match := _INSTRUCTION.match(line)):
+      current.append((match["name"], match["rest"]))
+  if entry is None:
+    raise ValueError(f"No ENTRY computation in this text of {len(text)} characters: is it optimised HLO?")
+  return computations, entry
+
+
+def _walk(name: str, times: int | None, computations: dict, devices: int, found: list[Collective]) -> None:
+  """Appends what the computation `name`, run `times` times, executes."""
+  types = {}
+  for instruction, rest in computations[name]:
+    type_, opcode, operands = _split(rest)
+    types[instruction] = type_
+    if opcode.endswith(("-done", "-update")):
+      continue
+    kind = opcode.removesuffix("-start")
+    if kind in KINDS:
+      arrays = _arrays(kind, opcode, type_, [types.get(operand, "") for operand in operands])
+      group = _group_size(rest, devices)
+      if group > 1:
+        size = sum(_bytes(array) for array in arrays)
+        source = match[1] if (match := _OP_NAME.search(rest)) else ""
+        found.append(Collective(kind, arrays, size, group, times, source))
+      continue  # what it calls is its addition
+    inner = times
+    if opcode == "while":
+      condition = re.search(r"condition=%?([\w.\-]+)", rest)[1]
+      trips = _trips(rest, computations[condition])
+      inner = None if times is None or trips is None else times * trips
+      _walk(condition, inner, computations, devices, found)
+    for called in _called(rest):
+      _walk(called, inner, computations, devices, found)
+
+
+def _trips(rest: str, condition: list[tuple[str, str]]) -> int | None:
+  """How often a loop runs: as XLA says, or else n if its condition is `i < n`, since JAX counts from 0."""
+  if match := _TRIPS.search(rest):
+    return int(match[1])
+  constants = {name: right for name, right in condition if " constant(" in right}
+  if (match := _COUNTED.search(condition[-1][1])) and match[2] in constants:
+    return int(re.search(r" constant\((\d+)\)", constants[match[2]])[1])
+  return None
+
+
+def _split(rest: str) -> tuple[str, str, list[str]]:
+  """Type, opcode and names of the operands of an instruction's right side."""
+  end = rest.index(" ")
+  if rest.startswith("("):  # a tuple, perhaps of tuples: up to the bracket that closes it
+    depths = itertools.accumulate((character == "(") - (character == ")") for character in rest)
+    end = next(place for place, depth in enumerate(depths) if depth == 0) + 1
+  type_, call = rest[:end], rest[end:].lstrip()
+  opcode, _, arguments = call.partition("(")
+  operands = re.findall(r"%([\w.\-]+)", arguments.partition(")")[0])
+  return type_, opcode, operands
+
+
+def _arrays(kind: str, opcode: str, type_: str, operands: list[str]) -> tuple[str, ...]:
+  """What the collective works on; see `Collective`."""
+  results = _list_arrays(type_)
+  given = [array for operand in operands for array in _list_arrays(operand)]
+  if kind == "reduce-scatter":
+    return tuple(given)
+  if opcode in ("all-gather-start", "collective-permute-start"):  # (operands, results, contexts)
+    return tuple(results[len(given) : 2 * len(given)])
+  return tuple(results)
+
+
+def _list_arrays(type_: str) -> list[str]:
+  return [f"{dtype}[{shape}]" for dtype, shape in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", type_))]
+
+
+def _bytes(array: str) -> int:
+  dtype, shape = _ARRAY.fullmatch(array).groups()
+  bits = BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])
+  return math.prod(map(int, shape.split(","))) * bits // 8 if shape else bits // 8
+
+
+def _group_size(rest: str, devices: int) -> int:
+  if match := _IOTA_GROUPS.search(rest):
+    return int(match[2])
+  if match := _MESH_GROUPS.search(rest):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+  if match := _LISTED_GROUPS.search(rest):
+    return len(match[1].split(","))
+  return devices
+
+
+def _called(rest: str) -> Iterator[str]:
+  yield from _CALLED.findall(rest)
+  for names in _BRANCHES.findall(rest):
+    yield from re.findall(r"%?([\w.\-]+)", names)

@@ -1,0 +1,123 @@
+"""The bytes of every collective: of a text with a known answer, and of the real step on eight devices."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import small_world
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import collectives
+import communication
+
+HLO = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%inner (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  ROOT %permute = f32[4]{0} collective-permute(%state), source_target_pairs={{0,1},{1,0}}
+}
+
+%body (carry: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %carry = (s32[], f32[16]{0}) parameter(0)
+  %shard = f32[2,8]{1,0:T(2,128)} constant({...})
+  %start = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%shard), replica_groups=[1,8]<=[8], dimensions={0}
+  %gathered = f32[16,8]{1,0} all-gather-done(%start)
+  %twice = (s32[], f32[4]{0}) while(%carry), condition=%counted, body=%inner
+}
+
+%counted (carry: (s32[], f32[16])) -> pred[] {
+  %end = s32[]{:T(128)} constant(5)
+  %carry = (s32[], f32[16]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+%asking (carry: pred[]) -> pred[] {
+  %carry = pred[] parameter(0)
+  ROOT %any = pred[] all-reduce(%carry), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (p: f32[16]) -> f32[16] {
+  %p = bf16[16]{0} parameter(0)
+  %both = (f32[100]{0}, /*index=1*/bf16[2,5]{1,0}) all-reduce(%p, %p), replica_groups={{0,1,2,3},{4,5,6,7}}, \
+to_apply=%add, metadata={op_name="jit(step)/gradient" stack_frame_id=1}
+  %alone = f32[100]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
+  %scattered = bf16[4]{0} reduce-scatter(%p), replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={0}
+  %loop = (s32[], f32[16]{0}) while(%p), condition=%counted, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %wait = pred[] while(%p), condition=%asking, body=%add
+}
+"""
+
+
+def test_a_text_with_a_known_answer():
+  found = collectives.collectives(HLO)
+  summary = [(each.kind, each.size, each.group, each.times) for each in found]
+  assert summary == [
+    ("all-reduce", 420, 4, 1),
+    ("reduce-scatter", 32, 4, 1),
+    ("all-gather", 512, 8, 3),
+    ("collective-permute", 16, 8, 15),
+    ("all-reduce", 1, 8, None),
+  ]
+  assert found[0].source == "jit(step)/gradient"
+  assert found[0].arrays == ("f32[100]", "bf16[2,5]")
+  expected = [420 * 2 * 3 / 4, 32 * 3 / 4, 3 * 512 * 7 / 8, 15 * 16, 2 * 7 / 8]
+  assert [each.sent_per_step for each in found] == pytest.approx(expected)
+  assert collectives.total(found) == pytest.approx(sum(expected))
+
+
+def test_a_text_without_entry_is_refused():
+  with pytest.raises(ValueError, match="No ENTRY"):
+    collectives.collectives("HloModule empty")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  world = tmp_path_factory.mktemp("world")
+  small_world.write_clip(world / "clip")
+  return small_world.debug_config(world)
+
+
+def bytes_of(tree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def compiled(config, mesh: str):
+  step, state, frozen = communication.compile_step(config, communication.make_mesh(mesh, jax.devices()))
+  return collectives.collectives(step.as_text()), state, frozen
+
+
+@pytest.mark.slow
+def test_data_parallel_steps_exchange_gradients_and_nothing_else(config):
+  """Every gradient once; the tables of relative positions as the biases [heads, T, T] made from them."""
+  found, state, _ = compiled(config, "data")
+  assert {each.kind for each in found} == {"all-reduce"}
+  assert None not in {each.times for each in found}
+  student = config.student
+  tokens = 1 + (config.data.image_size // student.patch_size) ** 2
+  biases = student.depth * student.num_heads * tokens**2 * 4
+  tables = bytes_of(state["params"]["blocks"]["attn"]["rel_pos_bias"])
+  tables += bytes_of(state["params"]["rel_pos_bias"])
+  gradients = bytes_of(state["params"]) - tables + biases
+  assert sum(each.size * each.times for each in found) == pytest.approx(gradients, rel=0.01)
+
+
+@pytest.mark.slow
+def test_fsdp_gathers_parameters_and_no_activations(config):
+  """What is split is gathered once, the teacher too; gradients are reduced as on the data mesh."""
+  found, state, frozen = compiled(config, "fsdp")
+  assert {each.kind for each in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+  split = bytes_of([
+    x for x in jax.tree.leaves([state["params"], frozen]) if "fsdp" in str(x.sharding.spec)
+  ])  # fmt: skip
+  gathered = sum(each.size * each.times for each in found if each.kind == "all-gather")
+  assert gathered == pytest.approx(split, rel=0.03)
