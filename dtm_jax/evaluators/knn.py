@@ -27,7 +27,7 @@ from dtm_jax import data, evaluators
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, PyTree
 
-BLOCK = 4096
+BLOCK = 16384
 NOBODY = np.iinfo(np.int32).max
 
 
@@ -51,7 +51,7 @@ class Evaluator:
     dataset,
     features: tuple[str, ...] = ("student",),
     bank: str = "train",
-    queries: str | None = "test",
+    queries: str | None = None,
     k: int | tuple[int, ...] = 20,
     temperature: float = 0.07,
     image_size: int,
@@ -165,9 +165,11 @@ def knn_predict(
 def empty_bank(mesh: Mesh, num_examples: int, batch_size: int, width: int) -> Bank:
   """Room for `num_examples` in batches of `batch_size`.
 
-  A device's blocks have the same number of rows, a multiple of the batch size, for any number of devices.
+  A device's blocks have at most BLOCK rows, rounded up to whole batches, and for any number of devices as
+  many: those that leave one device the least room to spare.
   """
-  in_block = math.ceil(min(num_examples, BLOCK) / batch_size) * mesh.size
+  rows = num_examples / math.ceil(num_examples / BLOCK)
+  in_block = math.ceil(rows / batch_size) * mesh.size
   shape = (math.ceil(num_examples / batch_size / in_block), in_block, batch_size)
 
   def empty() -> Bank:
@@ -294,7 +296,9 @@ def _ascending(k: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def _require(ks: tuple[int, ...], num_examples: int, whose: str = "") -> None:
   if num_examples < ks[-1]:
-    raise ValueError(f"kNN needs at least k = {ks[-1]} examples in its bank{whose}, which has {num_examples}.")
+    raise ValueError(
+      f"kNN needs at least k = {ks[-1]} examples in its bank{whose}, which has {num_examples}."
+    )
 
 
 def _padded(x: np.ndarray, size: int) -> np.ndarray:

@@ -35,7 +35,7 @@ class Evaluator:
     dataset,
     prompts: str,
     class_names: str | None = None,
-    split: str | None = "test",
+    split: str | None = None,
     image_size: int,
     resize: int | None = None,
     batch_size: int = 512,
