@@ -2,8 +2,9 @@
 
     python -m dtm_jax.main --config=configs/finetune_cifar10.py --workdir=runs/finetune_cifar10
 
-It starts from runs/quickstart; an empty `--config.init_from.path=` starts from random weights instead. Another set of small images, such as `--config.data.dataset.name=tfds/cifar100`,
-is evaluated by the same name; see finetune_vitb16_in1k.
+It starts from runs/quickstart; an empty `--config.init_from.path=` starts from random weights instead.
+Another set of small images is a name away, `--config.data.dataset.name=tfds/cifar100`: see
+finetune_vitb16_in1k.
 """
 
 from ml_collections import config_dict

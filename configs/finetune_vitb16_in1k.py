@@ -6,11 +6,11 @@
 Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no accuracy of ours.
 100 epochs with 20 of warm-up are BEiT v2-B's (arXiv 2208.06366); the rest is what the DTM authors run.
 
-Any other labelled set, by its name alone: `--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`
-or `--config.data.dataset.name=tfds/oxford_iiit_pet`. Its classes are its own; it is evaluated on its split "val",
-"validation" or "test", whichever there is first, or `--config.evals.val.split=...`. `--config.data.image_size=0`
-takes the size of its images where they have one, and `--config.augment.normalization=dataset` the mean and
-standard deviation of their channels.
+Any other labelled set is a name away: `--config.data.dataset.name=tfds/oxford_iiit_pet`, or
+`--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`. Its classes are its own; it is
+evaluated on its split "val", "validation" or "test", whichever there is first, or on
+`--config.evals.val.split=...`. `--config.data.image_size=0` takes the size of its images where they have
+one, and `--config.augment.normalization=dataset` the mean and standard deviation of their channels.
 """
 
 from ml_collections import config_dict

@@ -4,10 +4,10 @@
         --config.teacher.path=RUN --workdir=gs://BUCKET/vitb16_knn
 
 Another network: `--config.teacher.name=dinov2 --config.teacher.path=FOLDER_OR_REPOSITORY`; its class token
-instead of the mean of its patch tokens: `--config.evals.knn.features="('cls',)"`. Another labelled set is a name
-away, as in finetune_vitb16_in1k. Four k in one pass.
-Hardware: one GPU, or more, which share the bank of 3.9 GB; not yet run at this scale, so no time and no accuracy
-of ours.
+instead of the mean of its patch tokens: `--config.evals.knn.features="('cls',)"`. Another labelled set is
+a name away, as in finetune_vitb16_in1k. Four k in one pass.
+Hardware: one GPU, or more, which share the bank of 3.9 GB; not yet run at this scale, so no time and no
+accuracy of ours.
 """
 
 from ml_collections import config_dict

@@ -2,9 +2,9 @@
 
     python -m dtm_jax.main --config=configs/zeroshot_vitb16_in1k.py [--config.clip.path=FOLDER_OR_REPOSITORY]
 
-Expected, at second hand: 68.6 % top-1 by CLIP's paper (arXiv 2103.00020), 68.3 % as open_clip's README measured the
-same weights. Not run by us. Other templates and names: `--config.evals.zeroshot.prompts=FILE` with a template a
-line, {c} for the class, and `--config.evals.zeroshot.class_names=FILE` with a name a line.
+Expected, at second hand: 68.6 % top-1 by CLIP's paper (arXiv 2103.00020), 68.3 % as the README of open_clip
+has measured the same weights. Not run by us. Other templates: `--config.evals.zeroshot.prompts=FILE`, one a
+line, {c} for the class; other names: `--config.evals.zeroshot.class_names=FILE`, one a line.
 """
 
 from ml_collections import config_dict

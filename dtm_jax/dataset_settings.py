@@ -1,4 +1,4 @@
-"""What a config may leave to the data set: the size of its images, and the mean and deviation of their channels."""
+"""What a config may leave to the data set: images' size, channels' mean and deviation."""
 
 import itertools
 from collections.abc import Iterable
@@ -27,8 +27,8 @@ def resolve(config, dataset: Dataset) -> None:
   if not config.data.image_size:
     if dataset.image_size is None:
       raise ValueError(
-        f"data.image_size={config.data.image_size} leaves the size to data set {dataset.name!r}, whose images "
-        "have no single one. Set data.image_size."
+        f"data.image_size={config.data.image_size} leaves the size to data set {dataset.name!r}, whose "
+        "images have no single one. Set data.image_size."
       )
     config.data.image_size = dataset.image_size
     logging.info("data.image_size=%d, as the images of %r.", dataset.image_size, dataset.name)

@@ -22,9 +22,7 @@ def mean_and_std(name: str | Sequence[Sequence[float]]) -> tuple[Triple, Triple]
     mean, std = name
     return tuple(mean), tuple(std)
   if name == "dataset":
-    raise ValueError(
-      "normalization='dataset' is measured when a run starts; a name or numbers are needed here."
-    )
+    raise ValueError("normalization='dataset' is known only once a run has started; give a name or numbers.")
   if name not in NORMALIZATIONS:
     raise ValueError(f"Unknown normalization {name!r}. Available: {', '.join(NORMALIZATIONS)}.")
   return NORMALIZATIONS[name]

@@ -1,4 +1,4 @@
-"""Captions of classes: templates filled with class names, for zero-shot classification and for training on labels.
+"""Captions of classes: templates filled with class names, for zero-shot evaluation and training on labels.
 
 A set of templates is named, or is a file with a template on each line, {c} standing for the class. Names are
 those of the data set, or of the set of templates where it brings its own, or of a file with a name on each
@@ -16,7 +16,7 @@ FILES = importlib.resources.files("dtm_jax") / "prompt_files"
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-  """Templates, and the file of the class names that they were written for, if the data set's own will not do."""
+  """Templates, and the file of the class names to say where the data set's own are none."""
 
   templates: tuple[str, ...]
   class_names: os.PathLike | None = None

@@ -97,7 +97,8 @@ def test_zeroshot_counts_every_image_once(colours, batch_size):
     predict, meshes.make_mesh(8, 1), tokenize=tokenize, dataset=colours, prompts="cifar10",
     image_size=32, batch_size=batch_size,
   )  # fmt: skip
-  assert dict(evaluator.run({})) == {"accuracy": pytest.approx(40 / 50, abs=1e-9)}
+  # Of the ten wrong labels three say 0 of a blue image, to which classes 2 to 9 are all nearer.
+  assert dict(evaluator.run({})) == {"accuracy": 40 / 50, "top5": 47 / 50}
 
 
 def test_the_same_accuracy_on_one_device_and_on_eight(colours):
@@ -128,8 +129,10 @@ def test_a_frozen_clip_is_evaluated_through_the_loop(tmp_path):
     text = np.asarray(model.apply({"params": params}, jnp.asarray(tokenize(captions)), method="encode_text"))
     mean = np.mean([row / np.linalg.norm(row) for row in text], axis=0)
     class_GP.append(mean / np.linalg.norm(mean))
-  right = [int(np.argmax(class_GP @ row)) == i % 10 for i, row in enumerate(image_BP)]
-  assert line == {"step": 0, "zeroshot/accuracy": round(np.mean(right), 6)}
+  order = np.argsort(-image_BP @ np.transpose(class_GP), axis=1)
+  right = [order[i, :count].tolist().count(i % 10) for count in (1, 5) for i in range(len(order))]
+  accuracy, top5 = np.reshape(right, (2, -1)).mean(axis=1)
+  assert line == {"step": 0, "zeroshot/accuracy": accuracy, "zeroshot/top5": top5}
 
 
 def test_a_frozen_clip_is_not_trained(tmp_path):

@@ -1,7 +1,8 @@
 """Data sets: one module each, with `build(split, **options) -> data.Dataset` and `splits(**options)`.
 
 Every `build` takes `data_dir`, the place of the files; None means the usual place. A split may be a part of
-one, in TFDS's notation: "train[:90%]", "train[45000:]". `splits` takes the same options and names those there.
+one, in TFDS's notation: "train[:90%]", "train[45000:]". `splits` takes the same options and names those
+that are there.
 """
 
 import dataclasses
@@ -15,7 +16,6 @@ import numpy as np
 
 from dtm_jax import plugins
 from dtm_jax.data import Dataset, Example, Source
-
 
 EVALUATION_SPLITS = ("val", "validation", "test")
 
@@ -37,8 +37,8 @@ def evaluation_split(options) -> str:
       return split
   raise ValueError(
     f"Data set {options['name']!r} has none of the splits {', '.join(EVALUATION_SPLITS)}. It has: "
-    f"{', '.join(present) or 'no splits'}. Name one for the evaluation, or a part that training does not see: "
-    "data.split=train[:90%] and split=train[90%:]."
+    f"{', '.join(present) or 'no splits'}. Name one for the evaluation, or a part that training does not "
+    "see: data.split=train[:90%] and split=train[90%:]."
   )
 
 

@@ -5,11 +5,11 @@ float32, and no host ever sees them. Queries come batch by batch; every device f
 rows, block by block, so that no more than [queries of a batch, BLOCK] similarities exist at once, and then
 the candidates of all devices are merged. ImageNet's bank (1,281,167 x 768) takes 3.9 GB over all devices.
 
-What does not depend on the number of devices: of equal similarities the example that comes first in the data
-set is the nearer one; votes are added in the order of the neighbours; the products of features have one shape,
-[queries of a batch, D] x [D, BLOCK], wherever the rows lie. What may: the features themselves, in their last
-bits, since a network sees fewer images at once on each of many devices, and XLA promises the same rounding
-for the same shapes only. A neighbour changes places with another only where their cosines agree to about 1e-6.
+What does not depend on the number of devices: of equal similarities the example that comes first in the
+data set is the nearer one; votes are added in the order of the neighbours; the products of features have
+one shape, [queries of a batch, D] x [D, rows of a block], wherever the rows lie. What may: the features
+themselves, in their last bits, since each of many devices sees fewer images at once, and XLA promises the
+same rounding for the same shapes only. Neighbours then change places only where their cosines are that close.
 """
 
 import functools
