@@ -35,6 +35,14 @@ def dataset(options, split: str | None) -> data.Dataset:
   return plugins.build("datasets", options, split=split)
 
 
+def require_classes(num_scores: int, dataset: data.Dataset) -> None:
+  """Raises ValueError where a classifier's scores are not one for each class of the data set."""
+  if num_scores != len(dataset.class_names):
+    raise ValueError(
+      f"The classifier has {num_scores} classes, data set {dataset.name!r} has {len(dataset.class_names)}."
+    )
+
+
 def each_batch(
   predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -44,7 +44,7 @@ class Evaluator:
     """Yields held_out_accuracy and learning_rate of the best head (of equals the first), and its accuracy.
 
     Raises:
-      ValueError: a label is none of the data set's classes.
+      ValueError: a label is none of the data set's classes, or these are not as many as the heads'.
     """
     held_out_R = self._accuracy(state, self._held_out)
     best = int(np.argmax(held_out_R))
@@ -57,6 +57,7 @@ class Evaluator:
     count, right_R = 0, 0
     batches = (data.require_labels(b, dataset) for b in data.eval_batches(dataset, **self._options))
     for logits, label in evaluators.each_batch(self._logits, state, batches, self._mesh):
+      evaluators.require_classes(logits.shape[-1], dataset)
       count += len(label)
       right_R += np.stack([label_rank(x, label) < 1 for x in logits.swapaxes(0, 1)]).sum(axis=1)
     return right_R / count

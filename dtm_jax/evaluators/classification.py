@@ -43,13 +43,14 @@ class Evaluator:
     """Yields top1, top5 and loss; with several outputs ("<output>_top1", ...).
 
     Raises:
-      ValueError: a label is none of the data set's classes.
+      ValueError: a label is none of the data set's classes, or these are not as many as the classifier's.
     """
     for name, predict in self._predict.items():
       count, right1, right5, loss = 0, 0, 0, 0.0
       batches = data.eval_batches(self._dataset, **self._options)
       checked = (data.require_labels(batch, self._dataset) for batch in batches)
       for logits, label in evaluators.each_batch(predict, state, checked, self._mesh):
+        evaluators.require_classes(logits.shape[-1], self._dataset)
         rank = label_rank(logits, label)
         count += len(label)
         right1 += int(np.sum(rank < 1))

@@ -120,7 +120,6 @@ class Bank(NamedTuple):
   """
 
   feature: Float[Array, "J C B D"]
-  """Of unit length."""
   label: Int[Array, "J C B"]
   index: Int[Array, "J C B"]
 
@@ -145,13 +144,7 @@ def knn_predict(
   """
   _require((k,), len(bank))
   mesh = mesh or meshes.make_mesh(devices=jax.local_devices()[:1])
-  size = math.ceil(min(len(bank), BLOCK) / mesh.size) * mesh.size
-  on_devices = empty_bank(mesh, len(bank), size, bank.shape[1])
-  for place, start in enumerate(range(0, len(bank), size)):
-    rows = slice(start, start + size)
-    index = np.arange(start, start + size)
-    parts = (_padded(x[rows], size) for x in (np.asarray(bank), np.asarray(bank_labels)))
-    on_devices = _put(on_devices, place, *parts, index, index < len(bank))
+  on_devices = bank_of(bank, bank_labels, mesh)
   classes = [
     classify(
       on_devices, _padded(queries[start : start + block], block),
@@ -160,6 +153,18 @@ def knn_predict(
     for start in range(0, len(queries), block)
   ]  # fmt: skip
   return np.concatenate([np.asarray(part) for part in classes])[: len(queries)]
+
+
+def bank_of(features: Float[np.ndarray, "M D"], labels: Int[np.ndarray, "M"], mesh: Mesh) -> Bank:
+  """From features on this host."""
+  count, width = features.shape
+  size = math.ceil(min(count, BLOCK) / mesh.size) * mesh.size
+  bank = empty_bank(mesh, count, size, width)
+  for place, start in enumerate(range(0, count, size)):
+    index = np.arange(start, start + size)
+    rows = (_padded(np.asarray(x)[start : start + size], size) for x in (features, labels))
+    bank = _put(bank, place, *rows, index, index < count)
+  return bank
 
 
 def empty_bank(mesh: Mesh, num_examples: int, batch_size: int, width: int) -> Bank:
@@ -182,7 +187,7 @@ def empty_bank(mesh: Mesh, num_examples: int, batch_size: int, width: int) -> Ba
 def _put(bank: Bank, place: Array, feature_BD: Array, label_B: Array, index_B: Array, valid_B: Array) -> Bank:
   """The bank with one more batch, in place."""
   index_B = jnp.where(valid_B, index_B, NOBODY).astype(jnp.int32)
-  rows = (_unit(feature_BD.astype(jnp.float32)), label_B.astype(jnp.int32), index_B)
+  rows = (feature_BD.astype(jnp.float32), label_B.astype(jnp.int32), index_B)
   block, batch = jnp.divmod(place, bank.index.shape[1])
   return Bank(*(old.at[block, batch].set(new) for old, new in zip(bank, rows, strict=True)))
 
@@ -201,37 +206,44 @@ def classify(
 
   Equal votes go to the smallest class; a query whose features are not numbers gets -1.
   """
-  split, everywhere = meshes.batch_sharding(mesh, axis=2), meshes.replicated(mesh)
-  search = jax.shard_map(
-    functools.partial(_nearest_here, k=ks[-1]),
-    mesh=mesh,
-    in_specs=(split.spec, everywhere.spec),
-    out_specs=meshes.batch_sharding(mesh, axis=1).spec,
-    check_vma=False,  # the scan starts from constants
-  )
-  candidates = search(bank, _unit(query_QD.astype(jnp.float32)))
-  candidates = jax.lax.with_sharding_constraint(candidates, everywhere)
-  sim_Qk, _, label_Qk = (x[:, : ks[-1]] for x in _by_nearness(candidates))
-  return jax.lax.with_sharding_constraint(_vote(sim_Qk, label_Qk, num_classes, ks, temperature), everywhere)
+  found = nearest(bank, query_QD, mesh=mesh, k=ks[-1])
+  classes = _vote(found.sim, found.label, num_classes, ks, temperature)
+  return jax.lax.with_sharding_constraint(classes, meshes.replicated(mesh))
 
 
 class Neighbours(NamedTuple):
-  """Of each query some examples."""
+  """Of each query some examples, the nearest first."""
 
   sim: Float[Array, "Q k"]
   index: Int[Array, "Q k"]
   label: Int[Array, "Q k"]
 
 
+def nearest(bank: Bank, query_QD: Float[Array, "Q D"], *, mesh: Mesh, k: int) -> Neighbours:
+  """The k nearest of all devices; of equals that of the smaller index. To be jitted."""
+  everywhere = meshes.replicated(mesh)
+  search = jax.shard_map(
+    functools.partial(_nearest_here, k=k),
+    mesh=mesh,
+    in_specs=(meshes.batch_sharding(mesh, axis=2).spec, everywhere.spec),
+    out_specs=meshes.batch_sharding(mesh, axis=1).spec,
+    check_vma=False,  # the scan starts from constants
+  )
+  candidates = search(bank, query_QD.astype(jnp.float32))
+  sim, *others = jax.lax.with_sharding_constraint(candidates, everywhere)
+  distance, *others = jax.lax.sort((-sim, *others), dimension=1, num_keys=2)
+  return Neighbours(*(x[:, :k] for x in (-distance, *others)))
+
+
 def _nearest_here(bank: Bank, query_QD: Float[Array, "Q D"], *, k: int) -> Neighbours:
   """The k nearest of this device's rows, a block at a time."""
-  num_queries, width = query_QD.shape
+  query_QD, (num_queries, width) = _unit(query_QD), query_QD.shape
   feature_JRD = bank.feature.reshape(len(bank.feature), -1, width)
   label_JR, index_JR = (x.reshape(feature_JRD.shape[:2]) for x in (bank.label, bank.index))
 
   def nearer(best: Neighbours, block) -> tuple[Neighbours, None]:
     feature_RD, label_R, index_R = block
-    sim_QR = jnp.einsum("qd,rd->qr", query_QD, feature_RD, precision="highest")
+    sim_QR = jnp.einsum("qd,rd->qr", query_QD, _unit(feature_RD), precision="highest")
     nobody_QR = (index_R == NOBODY)[None] | jnp.isnan(sim_QR)
     # Of equals top_k takes the first, which is the one of smaller index.
     sim_Qk, place_Qk = jax.lax.top_k(jnp.where(nobody_QR, -jnp.inf, sim_QR), min(k, len(index_R)))
@@ -245,13 +257,6 @@ def _nearest_here(bank: Bank, query_QD: Float[Array, "Q D"], *, k: int) -> Neigh
   shape = (num_queries, k)
   none_yet = Neighbours(jnp.full(shape, -jnp.inf), jnp.full(shape, NOBODY), jnp.zeros(shape, jnp.int32))
   return jax.lax.scan(nearer, none_yet, (feature_JRD, label_JR, index_JR))[0]
-
-
-def _by_nearness(candidates: Neighbours) -> Neighbours:
-  """The nearest first, and of equals that of the smallest index, whichever device it comes from."""
-  sim, index, label = candidates
-  distance, index, label = jax.lax.sort((-sim, index, label), dimension=1, num_keys=2)
-  return Neighbours(-distance, index, label)
 
 
 def _vote(

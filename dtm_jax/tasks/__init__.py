@@ -45,6 +45,17 @@ class Task:
   needs_labels: bool = False
 
 
+def count_classes(config, run: Run) -> int:
+  """Of the training set; a ValueError that names it where it has none."""
+  if run.class_names is None:
+    dataset = config.data.dataset
+    raise ValueError(
+      f"Data set {dataset.name!r} has no class names in {dataset.get('data_dir') or 'its usual place'}: there "
+      "is nothing to classify. In a folder, each class is a folder of images below the split."
+    )
+  return len(run.class_names)
+
+
 def build_optimizer(options, shapes: PyTree, run: Run):
   """`optim.make_optimizer` from the config's section, its warm-up resolved to steps."""
   durations = {"warmup_steps", "warmup_epochs", "warmup_examples"}
