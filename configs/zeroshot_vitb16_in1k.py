@@ -7,10 +7,7 @@ has measured the same weights. Not run by us. Other templates: `--config.evals.z
 line, {c} for the class; other names: `--config.evals.zeroshot.class_names=FILE`, one a line.
 """
 
-from ml_collections import config_dict
-
 from configs import zeroshot_cifar10
-from configs.finetune_vitb16_in1k import references
 
 
 def get_config():
@@ -20,13 +17,6 @@ def get_config():
   config.data.image_size = 224
   config.data.num_threads = 64
   config.clip.path = "openai/clip-vit-base-patch16"
-  config.evals.zeroshot = dict(
-    dataset=references(config.data.dataset),
-    prompts="imagenet",
-    class_names=config_dict.placeholder(str),
-    split=config_dict.placeholder(str),
-    image_size=config.data.get_oneway_ref("image_size"),
-    resize=224,
-    batch_size=512,
-  )
+  config.evals.zeroshot.prompts = "imagenet"
+  config.evals.zeroshot.resize = 224
   return config

@@ -82,7 +82,9 @@ def test_a_classifier_of_other_classes(world, name):
     dict(evaluator(name, {"name": "cifar10", "data_dir": str(world)}, num_scores=7).run({}))
 
 
-@pytest.mark.parametrize(("name", "task"), [("finetune_cifar10", finetune), ("linear_probe_cifar10", linear_probe)])
+@pytest.mark.parametrize(
+  ("name", "task"), [("finetune_cifar10", finetune), ("linear_probe_cifar10", linear_probe)]
+)
 def test_training_without_class_names(tmp_path, name, task):
   config = tiny_config(name, tmp_path, "folder")
   with pytest.raises(ValueError, match=rf"'folder' has no class names in {tmp_path}"):
@@ -109,7 +111,9 @@ def test_a_checkpoint_of_another_shape(world):
   config.total_steps, config.optim.warmup_steps, config.evals = 1, 0, {}
   loop.train(config, str(world / "run"))
   config.model.width = 32
-  with pytest.raises(ValueError, match=rf"{world}/run/checkpoints/1 .*\n.*saved .*24.*, the config wants .*32"):
+  with pytest.raises(
+    ValueError, match=rf"{world}/run/checkpoints/1 .*\n.*saved .*24.*, the config wants .*32"
+  ):
     loop.train(config, str(world / "run"))
   config.init_from.path = str(world / "run")
   with pytest.raises(ValueError, match=rf"init_from.path={world}/run: (.|\n)*\(24,\).* wants \(32,\)"):

@@ -49,7 +49,6 @@ def configs(world):
     config.log.log_steps = 10
     for evaluation in config.evals.values():
       evaluation.batch_size = 16
-  result["zeroshot_cifar10"].evals.zeroshot.dataset = dict(name="folder", data_dir=str(world / "images"))
   finetune, probe = result["finetune_cifar10"], result["linear_probe_cifar10"]
   finetune.model.update(width=24, depth=1, num_heads=2, head_init_scale=1.0)
   finetune.init_from.path = ""
@@ -88,7 +87,9 @@ def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
     for index in range(2)
   }
   for name in ("1", "8", "2x4"):
-    shutil.copytree(tmp_path / "trained" / "checkpoints", tmp_path / name / "linear_probe_cifar10" / "checkpoints")
+    shutil.copytree(
+      tmp_path / "trained" / "checkpoints", tmp_path / name / "linear_probe_cifar10" / "checkpoints"
+    )
   runs = [
     subprocess.Popen(
       [sys.executable, __file__, str(world), str(tmp_path / name.split("/")[0])],
@@ -101,7 +102,9 @@ def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
   numbers = {}
   for task in configs(world):
     one, eight, two = (small_world.metrics(tmp_path / name / task)[-1] for name in ("1", "8", "2x4"))
-    floats = [line.pop("test/logits_loss", 0.0) for line in (one, eight, two)]  # the only sums that are no counts
+    floats = [
+      line.pop("test/logits_loss", 0.0) for line in (one, eight, two)
+    ]  # the only sums that are no counts
     np.testing.assert_allclose(floats[1:], floats[0], rtol=1e-5)
     ema = [line.pop("test/logits_ema_loss", 0.0) for line in (one, eight, two)]
     np.testing.assert_allclose(ema[1:], ema[0], rtol=1e-5)

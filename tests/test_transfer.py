@@ -108,6 +108,7 @@ def test_a_tfds_set_by_its_name_alone(squares, tmp_path):
     ("linear_probe_cifar10", "test"),
     ("knn_vitb16_in1k", "knn"),
     ("knn_cifar10", "knn"),
+    ("zeroshot_cifar10", "zeroshot"),
     ("zeroshot_vitb16_in1k", "zeroshot"),
   ],
 )

@@ -48,10 +48,10 @@ class Task:
 def count_classes(config, run: Run) -> int:
   """Of the training set; a ValueError that names it where it has none."""
   if run.class_names is None:
-    dataset = config.data.dataset
+    name, place = config.data.dataset.name, config.data.dataset.get("data_dir") or "its usual place"
     raise ValueError(
-      f"Data set {dataset.name!r} has no class names in {dataset.get('data_dir') or 'its usual place'}: there "
-      "is nothing to classify. In a folder, each class is a folder of images below the split."
+      f"Data set {name!r} has no class names in {place}: there is nothing to classify. In a folder of images "
+      "each class is a folder below the split."
     )
   return len(run.class_names)
 
