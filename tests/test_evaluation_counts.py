@@ -102,12 +102,9 @@ def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
   numbers = {}
   for task in configs(world):
     one, eight, two = (small_world.metrics(tmp_path / name / task)[-1] for name in ("1", "8", "2x4"))
-    floats = [
-      line.pop("test/logits_loss", 0.0) for line in (one, eight, two)
-    ]  # the only sums that are no counts
-    np.testing.assert_allclose(floats[1:], floats[0], rtol=1e-5)
-    ema = [line.pop("test/logits_ema_loss", 0.0) for line in (one, eight, two)]
-    np.testing.assert_allclose(ema[1:], ema[0], rtol=1e-5)
+    for loss in ("test/logits_loss", "test/logits_ema_loss"):  # the only sums that are no counts
+      values = [line.pop(loss, 0.0) for line in (one, eight, two)]
+      np.testing.assert_allclose(values[1:], values[0], rtol=1e-5)
     assert one == eight == two
     numbers |= one
   counted = {
