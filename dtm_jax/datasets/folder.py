@@ -27,7 +27,7 @@ class _Files:
 
 
 @sliceable
-def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Dataset:
+def build(split: str = "train", *, data_dir: str | None, labels: bool = True) -> Dataset:
   """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
 
   The class of an image is the first folder below that root. Classes are numbered in the sorted order of
@@ -51,7 +51,7 @@ def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Datase
   return Dataset(str(root), len(paths), class_names or None, _Files(paths, label_of))
 
 
-def splits(*, data_dir: str, labels: bool = True) -> tuple[str, ...]:
+def splits(*, data_dir: str | None, labels: bool = True) -> tuple[str, ...]:
   """The folders of splits in `data_dir`, of the usual names; none where classes or images lie in it directly.
 
   Raises:
