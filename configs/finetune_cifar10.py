@@ -2,7 +2,9 @@
 
     python -m dtm_jax.main --config=configs/finetune_cifar10.py --workdir=runs/finetune_cifar10
 
-It starts from runs/quickstart; `--config.init_from.path=None` starts from random weights instead.
+It starts from runs/quickstart; an empty `--config.init_from.path=` starts from random weights instead.
+Another set of small images is a name away, `--config.data.dataset.name=tfds/cifar100`: see
+finetune_vitb16_in1k.
 """
 
 from ml_collections import config_dict
@@ -15,9 +17,8 @@ def get_config():
   config.batch_size = 128
   config.total_epochs = None
   config.total_steps = 400
-  cifar10 = dict(name="cifar10", data_dir=config_dict.placeholder(str))
   config.data = dict(
-    dataset=cifar10,
+    dataset=dict(name="cifar10", data_dir=config_dict.placeholder(str)),
     split="train",
     image_size=32,
     num_threads=2,
@@ -36,10 +37,10 @@ def get_config():
   config.evals = dict(
     test=dict(
       name="classification",
-      dataset=cifar10,
-      split="test",
+      dataset=finetune_vitb16_in1k.references(config.data.dataset),
+      split=config_dict.placeholder(str),
       outputs=("logits", "logits_ema"),
-      image_size=32,
+      image_size=config.data.get_oneway_ref("image_size"),
       crop_pct=1.0,
       every_steps=config_dict.placeholder(int),
     ),

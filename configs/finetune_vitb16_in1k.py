@@ -5,8 +5,12 @@
 
 Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no accuracy of ours.
 100 epochs with 20 of warm-up are BEiT v2-B's (arXiv 2208.06366); the rest is what the DTM authors run.
-Another data set: `--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`, or
-`--config.data.dataset.name=tfds/cifar100`; and the same below evals.val. Classes come from the data set.
+
+Any other labelled set is a name away: `--config.data.dataset.name=tfds/oxford_iiit_pet`, or
+`--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`. Its classes are its own; it is
+evaluated on its split "val", "validation" or "test", whichever there is first, or on
+`--config.evals.val.split=...`. `--config.data.image_size=0` takes the size of its images where they have
+one, and `--config.augment.normalization=dataset` the mean and standard deviation of their channels.
 """
 
 from ml_collections import config_dict
@@ -14,6 +18,11 @@ from ml_collections import config_dict
 from configs import vitb16
 
 placeholder = config_dict.placeholder
+
+
+def references(section):
+  """A section whose values are those of another, changed with them until they are set themselves."""
+  return {name: section.get_oneway_ref(name) for name in section}
 
 
 def get_config():
@@ -76,10 +85,10 @@ def get_config():
   config.evals = dict(
     val=dict(
       name="classification",
-      dataset=dict(name="imagenet", data_dir=placeholder(str)),
-      split="val",
+      dataset=references(config.data.dataset),
+      split=placeholder(str),
       outputs=("logits",),
-      image_size=224,
+      image_size=config.data.get_oneway_ref("image_size"),
       batch_size=1536,
       every_epochs=1.0,
     ),

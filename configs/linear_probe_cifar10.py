@@ -9,6 +9,7 @@ It probes runs/quickstart; the teacher instead, with
 from ml_collections import config_dict
 
 from configs import linear_probe_vitb16_in1k
+from configs.finetune_vitb16_in1k import references
 
 
 def get_config():
@@ -16,9 +17,8 @@ def get_config():
   config.batch_size = 256
   config.total_epochs = None
   config.total_steps = 400
-  cifar10 = dict(name="cifar10", data_dir=config_dict.placeholder(str))
   config.data = dict(
-    dataset=cifar10,
+    dataset=dict(name="cifar10", data_dir=config_dict.placeholder(str)),
     split="train[:90%]",
     image_size=32,
     num_threads=2,
@@ -30,10 +30,10 @@ def get_config():
   config.evals = dict(
     test=dict(
       name="best_head",
-      dataset=cifar10,
+      dataset=references(config.data.dataset),
       held_out="train[90%:]",
-      split="test",
-      image_size=32,
+      split=config_dict.placeholder(str),
+      image_size=config.data.get_oneway_ref("image_size"),
       crop_pct=1.0,
     ),
   )

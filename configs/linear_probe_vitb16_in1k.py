@@ -4,13 +4,15 @@
         --config.teacher.path=RUN_OR_WEIGHTS --workdir=gs://BUCKET/vitb16_probe
 
 Any other teacher can be probed: `--config.teacher.name=clip --config.teacher.path=...`. The head is chosen on
-the 1 % of the training images that are held out, never on the validation set.
+the 1 % of the training images that are held out, never on the validation set. Another labelled set is a name
+away, as in finetune_vitb16_in1k.
 Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no accuracy of ours.
 """
 
 from ml_collections import config_dict
 
 from configs import vitb16
+from configs.finetune_vitb16_in1k import references
 
 placeholder = config_dict.placeholder
 
@@ -56,10 +58,10 @@ def get_config():
   config.evals = dict(
     test=dict(
       name="best_head",
-      dataset=dict(name="imagenet", data_dir=placeholder(str)),
+      dataset=references(config.data.dataset),
       held_out="train[99%:]",
-      split="val",
-      image_size=224,
+      split=placeholder(str),
+      image_size=config.data.get_oneway_ref("image_size"),
       crop_pct=0.875,
       batch_size=1536,
       every_epochs=5.0,

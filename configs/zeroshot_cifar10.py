@@ -3,12 +3,16 @@
     python -m dtm_jax.main --config=configs/zeroshot_cifar10.py [--config.clip.path=FOLDER_OR_REPOSITORY]
 
 The tiny CLIP of this repository takes half a minute on two CPU cores and reaches 75.29 %. For another CLIP
-set `--config.evals.zeroshot.image_size=224 --config.evals.zeroshot.resize=224`, its own size.
+set `--config.data.image_size=224 --config.evals.zeroshot.resize=224`, its own size. Another data set is
+a name away, `--config.data.dataset.name=tfds/cifar100`; `prompts` and `class_names` may be files.
 """
 
 from ml_collections import config_dict
 
 from configs import tiny_clip_cifar10
+from configs.finetune_vitb16_in1k import references
+
+placeholder = config_dict.placeholder
 
 
 def get_config():
@@ -17,8 +21,17 @@ def get_config():
   config.total_steps = 0
   config.clip = dict(
     path="assets/tiny_clip_cifar10",
-    revision=config_dict.placeholder(str),
+    revision=placeholder(str),
     normalization="clip",
     dtype="float32",
+  )
+  config.evals.zeroshot = dict(
+    dataset=references(config.data.dataset),
+    prompts="cifar10",
+    class_names=placeholder(str),
+    split=placeholder(str),
+    image_size=config.data.get_oneway_ref("image_size"),
+    resize=placeholder(int),
+    batch_size=512,
   )
   return config

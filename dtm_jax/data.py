@@ -32,6 +32,7 @@ from absl import logging
 
 from dtm_jax.arrays import Batch
 from dtm_jax.image_decoding import CorruptImageError, EvalView, Pixels, TrainView, decode
+from dtm_jax.normalizations import Triple
 
 Example = dict[str, Any]
 """image: encoded bytes or uint8 [H, W, 3]; label: int (-1: none); name: for messages. A Stream adds index."""
@@ -62,12 +63,18 @@ class Stream(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A named set of images. `class_names` is None where there are no labels."""
+  """A named set of images.
+
+  `class_names` is None where there are no labels, `image_size` where images are not all squares of one side,
+  and `mean_and_std` of the training images' channels where they are not known beforehand.
+  """
 
   name: str
   num_examples: int
   class_names: tuple[str, ...] | None
   source: Source | Stream
+  image_size: int | None = None
+  mean_and_std: tuple[Triple, Triple] | None = None
 
 
 _corrupt = collections.Counter()

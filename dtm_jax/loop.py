@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dtm_jax import data, optim, plugins, reporting, rngs
+from dtm_jax import data, dataset_settings, optim, plugins, reporting, rngs
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Batch, PyTree
 from dtm_jax.checkpoints import Checkpoints
@@ -32,10 +32,11 @@ def train(config, workdir: str) -> State:
   """
   workdir = epath.Path(workdir).absolute()  # may be a bucket
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
   mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
+  dataset_settings.resolve(config, dataset)
+  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
   steps = functools.partial(
     optim.duration, steps_per_epoch=dataset.num_examples / config.batch_size, batch_size=config.batch_size
   )

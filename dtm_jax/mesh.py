@@ -47,9 +47,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis over all devices: both mesh axes split the batch."""
-  return NamedSharding(mesh, P(AXES))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """The leading axis, or another, over all devices: both mesh axes split the batch."""
+  return NamedSharding(mesh, P(*(None,) * axis, AXES))
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:

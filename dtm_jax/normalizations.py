@@ -1,5 +1,7 @@
 """What a network expects its RGB input in [0, 1] to be normalised by, under the names that people use."""
 
+from collections.abc import Sequence
+
 Triple = tuple[float, float, float]
 
 NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
@@ -10,12 +12,17 @@ NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
 """Mean and standard deviation of the channels."""
 
 
-def mean_and_std(name: str) -> tuple[Triple, Triple]:
-  """Of the channels, by name.
+def mean_and_std(name: str | Sequence[Sequence[float]]) -> tuple[Triple, Triple]:
+  """Of the channels, by name; or those given, as a pair of triples.
 
   Raises:
     ValueError: an unknown name.
   """
+  if not isinstance(name, str):
+    mean, std = name
+    return tuple(mean), tuple(std)
+  if name == "dataset":
+    raise ValueError("normalization='dataset' is known only once a run has started; give a name or numbers.")
   if name not in NORMALIZATIONS:
     raise ValueError(f"Unknown normalization {name!r}. Available: {', '.join(NORMALIZATIONS)}.")
   return NORMALIZATIONS[name]

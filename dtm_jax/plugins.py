@@ -34,8 +34,8 @@ def load(socket: str, name: str) -> ModuleType:
   return importlib.import_module(f"dtm_jax.{socket}.{name}")
 
 
-def build(socket: str, options: Any, **more: Any) -> Any:
-  """`load(socket, options["name"]).build(...)` with the other options and `more`.
+def build(socket: str, options: Any, *, function: str = "build", **more: Any) -> Any:
+  """`load(socket, options["name"]).build(...)`, or another `function`, with the other options and `more`.
 
   What follows a slash in the name is the option `variant`: "tfds/cifar100".
   """
@@ -43,4 +43,4 @@ def build(socket: str, options: Any, **more: Any) -> Any:
   keywords = {option: value for option, value in options.items() if option != "name"}
   if variant:
     keywords["variant"] = variant
-  return load(socket, name).build(**keywords, **more)
+  return getattr(load(socket, name), function)(**keywords, **more)

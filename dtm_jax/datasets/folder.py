@@ -27,7 +27,7 @@ class _Files:
 
 
 @sliceable
-def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Dataset:
+def build(split: str = "train", *, data_dir: str | None, labels: bool = True) -> Dataset:
   """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
 
   The class of an image is the first folder below that root. Classes are numbered in the sorted order of
@@ -37,9 +37,9 @@ def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Datase
 
   Raises:
     FileNotFoundError: no such folder.
-    ValueError: the root holds no images, or `data_dir` has splits but not this one.
+    ValueError: no `data_dir`, the root holds no images, or `data_dir` has splits but not this one.
   """
-  folder = pathlib.Path(data_dir).expanduser()
+  folder = _existing(data_dir)
   root = _root(folder, split)
   paths = list(_images(root))
   if not paths:
@@ -51,9 +51,26 @@ def build(split: str = "train", *, data_dir: str, labels: bool = True) -> Datase
   return Dataset(str(root), len(paths), class_names or None, _Files(paths, label_of))
 
 
-def _root(folder: pathlib.Path, split: str) -> pathlib.Path:
+def splits(*, data_dir: str | None, labels: bool = True) -> tuple[str, ...]:
+  """The folders of splits in `data_dir`, of the usual names; none where classes or images lie in it directly.
+
+  Raises:
+    FileNotFoundError: no such folder.
+  """
+  folder = _existing(data_dir)
+  return tuple(name for name in SPLITS if (folder / name).is_dir())
+
+
+def _existing(data_dir: str | None) -> pathlib.Path:
+  if data_dir is None:
+    raise ValueError("Data set 'folder' needs data_dir, the folder of the images.")
+  folder = pathlib.Path(data_dir).expanduser()
   if not folder.is_dir():
     raise FileNotFoundError(f"No such folder of images: {folder}")
+  return folder
+
+
+def _root(folder: pathlib.Path, split: str) -> pathlib.Path:
   present = [name for name in dict.fromkeys((split, *SPLITS)) if (folder / name).is_dir()]
   if split in present or not present:
     return folder / split if present else folder

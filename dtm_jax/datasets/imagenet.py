@@ -1,11 +1,13 @@
 """ImageNet-1k (ILSVRC 2012): 1,281,167 training and 50,000 validation photos in 1,000 classes."""
 
+import dataclasses
 import pathlib
 
 import tensorflow_datasets
 
 from dtm_jax.data import Dataset
 from dtm_jax.datasets import folder, tfds
+from dtm_jax.normalizations import NORMALIZATIONS
 
 NUM_CLASSES = 1000
 TFDS_NAME = "imagenet2012"
@@ -29,7 +31,12 @@ def build(split: str = "train", *, data_dir: str | None = None) -> Dataset:
   if len(dataset.class_names or ()) != NUM_CLASSES:
     found = len(dataset.class_names or ())
     raise ValueError(f"{dataset.name} has {found} classes; ImageNet-1k has {NUM_CLASSES}.")
-  return dataset
+  return dataclasses.replace(dataset, mean_and_std=NORMALIZATIONS["imagenet"])
+
+
+def splits(*, data_dir: str | None = None) -> tuple[str, ...]:
+  """Both, wherever they are; TFDS's "test" has no labels."""
+  return tuple(TFDS_SPLITS)
 
 
 def _prepared(split: str, data_dir: str | None) -> Dataset:

@@ -34,12 +34,7 @@ def build(
   Raises:
     ValueError: the data set is unknown, not prepared, or has no such split.
   """
-  builder = tfds.builder(variant, data_dir=data_dir)
-  if not builder.is_prepared():
-    raise ValueError(
-      f"Data set {variant!r} is not prepared in {builder.data_path}. "
-      f"Prepare it there with tfds.builder({variant!r}, file_format='array_record').download_and_prepare()."
-    )
+  builder = _prepared(variant, data_dir)
   num_examples = builder.info.splits[split].num_examples
   label = label if label in builder.info.features else None
   class_names = tuple(getattr(builder.info.features[label], "names", ())) if label else ()
@@ -47,7 +42,32 @@ def build(
     source = _Indexed(builder, split, image, label)
   else:
     source = _Streamed(builder, split, image, label, shuffle_buffer)
-  return Dataset(builder.info.full_name, num_examples, class_names or None, source)
+  image_size = _one_size(builder.info.features[image].shape)
+  return Dataset(builder.info.full_name, num_examples, class_names or None, source, image_size)
+
+
+def splits(*, variant: str, data_dir: str | None = None, **options: Any) -> tuple[str, ...]:
+  """Those prepared.
+
+  Raises:
+    ValueError: the data set is unknown or not prepared.
+  """
+  return tuple(_prepared(variant, data_dir).info.splits)
+
+
+def _prepared(variant: str, data_dir: str | None) -> Any:
+  builder = tfds.builder(variant, data_dir=data_dir)
+  if not builder.is_prepared():
+    raise ValueError(
+      f"Data set {variant!r} is not prepared in {builder.data_path}. "
+      f"Prepare it there with tfds.builder({variant!r}, file_format='array_record').download_and_prepare()."
+    )
+  return builder
+
+
+def _one_size(shape: tuple[int | None, ...]) -> int | None:
+  """The side of images that are all of one size and square."""
+  return shape[0] if shape[0] == shape[1] else None
 
 
 class _Indexed:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from dtm_jax import data, datasets, plugins
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, PyTree
 
@@ -25,18 +27,29 @@ def choose(predict: Predict, name: str) -> Callable[[PyTree, Batch], Array]:
   return predict[name]
 
 
-def collect(
-  predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
-  """Outputs and labels of all valid examples of all processes, in order, on every host."""
-  outputs, labels = zip(*each_batch(predict, state, batches, mesh), strict=True)
-  return np.concatenate(outputs), np.concatenate(labels)
+def dataset(options, split: str | None) -> data.Dataset:
+  """The split of the data set `options`; None: "val", "validation" or "test", whichever it has first."""
+  if split is None:
+    split = datasets.evaluation_split(options)
+    logging.info("Data set %r is evaluated on its split %r.", options["name"], split)
+  return plugins.build("datasets", options, split=split)
+
+
+def require_classes(num_scores: int, dataset: data.Dataset) -> None:
+  """Raises ValueError where a classifier's scores are not one for each class of the data set."""
+  if num_scores != len(dataset.class_names):
+    raise ValueError(
+      f"The classifier has {num_scores} classes, data set {dataset.name!r} has {len(dataset.class_names)}."
+    )
 
 
 def each_batch(
   predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Batch by batch what `collect` puts together; an output may be a tuple of arrays."""
+  """Batch by batch the outputs and labels of all valid examples of all processes, in order, on every host.
+
+  An output may be a tuple of arrays.
+  """
   for batch in batches:
     on_device = meshes.to_device(batch, mesh)
     output = jax.device_get(predict(state, on_device))

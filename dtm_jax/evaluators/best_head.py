@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators, plugins
+from dtm_jax import data, evaluators
 from dtm_jax.arrays import PyTree
 from dtm_jax.evaluators.classification import label_rank
 
@@ -17,7 +17,7 @@ class Evaluator:
     predict: needs "logits" [B, R, G] of R heads, and their learning "rates" [R].
     dataset: options of the data set, `name` among them; it must know its classes.
     held_out: the split that chooses; the part of the training split that training does not see.
-    split: the split to report on.
+    split: the split to report on; None: "val", "validation" or "test", whichever there is first.
     crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped.
   """
 
@@ -28,7 +28,7 @@ class Evaluator:
     *,
     dataset,
     held_out: str,
-    split: str = "test",
+    split: str | None = None,
     image_size: int,
     crop_pct: float = 0.875,
     batch_size: int = 512,
@@ -37,16 +37,14 @@ class Evaluator:
     self._logits = evaluators.choose(predict, "logits")
     self._rates = evaluators.choose(predict, "rates")
     self._mesh = mesh
-    self._held_out, self._test = (
-      plugins.build("datasets", dataset, split=name) for name in (held_out, split)
-    )
+    self._held_out, self._test = (evaluators.dataset(dataset, name) for name in (held_out, split))
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
     """Yields held_out_accuracy and learning_rate of the best head (of equals the first), and its accuracy.
 
     Raises:
-      ValueError: a label is none of the data set's classes.
+      ValueError: a label is none of the data set's classes, or these are not as many as the heads'.
     """
     held_out_R = self._accuracy(state, self._held_out)
     best = int(np.argmax(held_out_R))
@@ -59,6 +57,7 @@ class Evaluator:
     count, right_R = 0, 0
     batches = (data.require_labels(b, dataset) for b in data.eval_batches(dataset, **self._options))
     for logits, label in evaluators.each_batch(self._logits, state, batches, self._mesh):
+      evaluators.require_classes(logits.shape[-1], dataset)
       count += len(label)
       right_R += np.stack([label_rank(x, label) < 1 for x in logits.swapaxes(0, 1)]).sum(axis=1)
     return right_R / count

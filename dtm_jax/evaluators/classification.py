@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators, plugins
+from dtm_jax import data, evaluators
 from dtm_jax.arrays import Float, Int, PyTree
 
 
@@ -15,6 +15,7 @@ class Evaluator:
   Args:
     predict: the task's functions; `outputs` names those that give logits [B, G].
     dataset: options of the data set, `name` among them; it must know its classes.
+    split: None: "val", "validation" or "test", whichever there is first.
     crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped. By default
       0.875, and 1 from 384 pixels on.
   """
@@ -26,7 +27,7 @@ class Evaluator:
     *,
     dataset,
     outputs: tuple[str, ...] = ("logits",),
-    split: str = "test",
+    split: str | None = None,
     image_size: int,
     crop_pct: float | None = None,
     batch_size: int = 512,
@@ -34,7 +35,7 @@ class Evaluator:
   ):
     self._predict = {name: evaluators.choose(predict, name) for name in outputs}
     self._mesh = mesh
-    self._dataset = plugins.build("datasets", dataset, split=split)
+    self._dataset = evaluators.dataset(dataset, split)
     crop_pct = crop_pct or (0.875 if image_size < 384 else 1.0)
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
 
@@ -42,13 +43,14 @@ class Evaluator:
     """Yields top1, top5 and loss; with several outputs ("<output>_top1", ...).
 
     Raises:
-      ValueError: a label is none of the data set's classes.
+      ValueError: a label is none of the data set's classes, or these are not as many as the classifier's.
     """
     for name, predict in self._predict.items():
       count, right1, right5, loss = 0, 0, 0, 0.0
       batches = data.eval_batches(self._dataset, **self._options)
       checked = (data.require_labels(batch, self._dataset) for batch in batches)
       for logits, label in evaluators.each_batch(predict, state, checked, self._mesh):
+        evaluators.require_classes(logits.shape[-1], self._dataset)
         rank = label_rank(logits, label)
         count += len(label)
         right1 += int(np.sum(rank < 1))

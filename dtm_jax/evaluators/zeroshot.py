@@ -1,13 +1,16 @@
 """Zero-shot accuracy: an image takes the class whose prompts it is most similar to."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators, plugins
+from dtm_jax import data, evaluators
+from dtm_jax import mesh as meshes
 from dtm_jax import prompts as prompt_sets
 from dtm_jax.arrays import PyTree
+from dtm_jax.evaluators.classification import label_rank
 
 
 class Evaluator:
@@ -16,8 +19,11 @@ class Evaluator:
   Args:
     predict: needs "image" and "text" embeddings of one space.
     tokenize: captions -> int32 [n, T].
-    dataset: options of the data set, `name` among them; it must know its class names.
-    prompts: the name of a set of templates.
+    dataset: options of the data set, `name` among them; it must know its classes.
+    prompts: the name of a set of templates, or a file of them (see `prompts`).
+    class_names: a file of names; None: those that the set of templates brings, or else the data set's.
+    split: None: "val", "validation" or "test", whichever there is first.
+    text_batch_size: captions that are embedded at once, by all devices together.
   """
 
   def __init__(
@@ -28,45 +34,84 @@ class Evaluator:
     tokenize,
     dataset,
     prompts: str,
-    split: str = "test",
+    class_names: str | None = None,
+    split: str | None = None,
     image_size: int,
     resize: int | None = None,
     batch_size: int = 512,
+    text_batch_size: int = 512,
   ):
     self._image = evaluators.choose(predict, "image")
     self._mesh = mesh
-    self._dataset = plugins.build("datasets", dataset, split=split)
-    self._class_embeddings = ClassEmbeddings(predict, tokenize, self._dataset, prompts)
-    self._batches = lambda: data.eval_batches(
-      self._dataset, batch_size=batch_size, image_size=image_size, resize=resize
-    )
+    self._dataset = evaluators.dataset(dataset, split)
+    self._class_embeddings = ClassEmbeddings(
+      predict, tokenize, self._dataset, prompts,
+      class_names=class_names, mesh=mesh, batch_size=text_batch_size,
+    )  # fmt: skip
+    self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
-    """Yields ("accuracy", share of the split's images whose nearest class is theirs)."""
+    """Yields accuracy and top5: shares of the split's images, counted in integers.
+
+    Raises:
+      ValueError: a label is none of the data set's classes.
+    """
     class_GE = self._class_embeddings(state)
-    image_BE, labels = evaluators.collect(self._image, state, self._batches(), self._mesh)
-    predicted = np.argmax(image_BE @ class_GE.T, axis=-1)
-    yield "accuracy", float(np.mean(predicted == labels))
+    count, right1, right5 = 0, 0, 0
+    batches = data.eval_batches(self._dataset, **self._options)
+    checked = (data.require_labels(batch, self._dataset) for batch in batches)
+    for image_BE, label_B in evaluators.each_batch(self._image, state, checked, self._mesh):
+      rank_B = label_rank(image_BE @ class_GE.T, label_B)
+      count += len(label_B)
+      right1 += int(np.sum(rank_B < 1))
+      right5 += int(np.sum(rank_B < 5))
+    yield "accuracy", right1 / count
+    yield "top5", right5 / count
 
 
 class ClassEmbeddings:
   """The classes of a data set in the space of a text tower: [G, E], of unit length.
 
+  All captions go through the tower in batches of one shape, so it compiles once. With a `mesh` its devices
+  share each batch; without, each embeds all of it.
+
   Raises:
-    ValueError: the templates are unknown, the data set has no class names, or the task has no text tower.
+    ValueError: the captions cannot be made (see `prompts.captions`), or the task has no text tower.
   """
 
-  def __init__(self, predict: evaluators.Predict, tokenize, dataset: data.Dataset, prompts: str):
+  def __init__(
+    self,
+    predict: evaluators.Predict,
+    tokenize,
+    dataset: data.Dataset,
+    prompts: str,
+    *,
+    class_names: str | None = None,
+    mesh: Mesh | None = None,
+    batch_size: int = 512,
+  ):
     self._text = evaluators.choose(predict, "text")
-    captions_GP = prompt_sets.captions(dataset.class_names, prompts)
+    captions_GP = prompt_sets.captions(
+      dataset.class_names, prompts, names_file=class_names, dataset=f"data set {dataset.name!r}"
+    )
     self._tokens_GPT = np.stack([tokenize(captions_P) for captions_P in captions_GP])
+    self._mesh, self._batch_size = mesh, batch_size
 
   def __call__(self, state: PyTree) -> np.ndarray:
-    return np.stack([self._mean(state, tokens_PT) for tokens_PT in self._tokens_GPT])
+    num_classes, num_prompts, length = self._tokens_GPT.shape
+    tokens_BT = self._tokens_GPT.reshape(-1, length)
+    devices = self._mesh.size if self._mesh else 1
+    size = math.ceil(min(self._batch_size, len(tokens_BT)) / devices) * devices
+    padded_BT = np.pad(tokens_BT, ((0, -len(tokens_BT) % size), (0, 0)), mode="edge")
+    text_BE = np.concatenate([self._embed(state, rows) for rows in padded_BT.reshape(-1, size, length)])
+    text_GPE = text_BE[: len(tokens_BT)].reshape(num_classes, num_prompts, -1)
+    return _unit(_unit(text_GPE).mean(axis=1))
 
-  def _mean(self, state: PyTree, tokens_PT: np.ndarray) -> np.ndarray:
-    text_PE = np.asarray(self._text(state, {"tokens": tokens_PT}))
-    return _unit(_unit(text_PE).mean(axis=0))
+  def _embed(self, state: PyTree, tokens_BT: np.ndarray) -> np.ndarray:
+    batch = {"tokens": tokens_BT}
+    if self._mesh is not None:
+      batch = meshes.place(batch, {"tokens": meshes.batch_sharding(self._mesh)})
+    return np.asarray(self._text(state, batch))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ class FrozenViT(nn.Module):
 
     Returns:
       pre [B, T, D]: what enters the first block, CLS and the registers first; patch_tokens [B, N, D]: the
-      final LayerNorm of the patches.
+      final LayerNorm of the patches; cls [B, D]: that of CLS, if there is one.
 
     Raises:
       ValueError: the image is not a whole number of patches.
@@ -100,7 +100,8 @@ class FrozenViT(nn.Module):
     )
     stream, _ = scan(config, self.attention, self.dtype, name="blocks")(pre, None)
     normed = FLOAT32_NORM(epsilon=config.tower.eps, name="norm")(stream)
-    return {"pre": pre, "patch_tokens": normed[:, config.class_token + config.num_registers :]}
+    outputs = {"pre": pre, "patch_tokens": normed[:, config.class_token + config.num_registers :]}
+    return outputs | ({"cls": normed[:, 0]} if config.class_token else {})
 
 
 class Block(nn.Module):

@@ -45,6 +45,17 @@ class Task:
   needs_labels: bool = False
 
 
+def count_classes(config, run: Run) -> int:
+  """Of the training set; a ValueError that names it where it has none."""
+  if run.class_names is None:
+    name, place = config.data.dataset.name, config.data.dataset.get("data_dir") or "its usual place"
+    raise ValueError(
+      f"Data set {name!r} has no class names in {place}: there is nothing to classify. In a folder of images "
+      "each class is a folder below the split."
+    )
+  return len(run.class_names)
+
+
 def build_optimizer(options, shapes: PyTree, run: Run):
   """`optim.make_optimizer` from the config's section, its warm-up resolved to steps."""
   durations = {"warmup_steps", "warmup_epochs", "warmup_examples"}

@@ -23,7 +23,8 @@ from dtm_jax.tasks import Run, State, Task, build_optimizer
 
 def build(config, run: Run) -> Task:
   """Sections read: seed, data, augment, clip, text, optim."""
-  captions_GP = prompts.captions(run.class_names, config.text.prompts)
+  dataset = f"data set {config.data.dataset.name!r}"
+  captions_GP = prompts.captions(run.class_names, config.text.prompts, dataset=dataset)
   tokenize = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
   tokens_GPT = np.stack([tokenize(captions_P) for captions_P in captions_GP])
   model = clip.CLIP(

@@ -10,7 +10,7 @@ from dtm_jax.augment import augment, normalize, random_erase, to_float
 from dtm_jax.mixing import mix
 from dtm_jax.models import vit, vit_classifier, vit_transfer
 from dtm_jax.normalizations import mean_and_std
-from dtm_jax.tasks import Run, State, Task, build_optimizer
+from dtm_jax.tasks import Run, State, Task, build_optimizer, count_classes
 
 
 def build(config, run: Run) -> Task:
@@ -22,11 +22,7 @@ def build(config, run: Run) -> Task:
   Raises:
     ValueError: the data set has no class names, or colour jitter comes on top of RandAugment.
   """
-  if run.class_names is None:
-    raise ValueError(
-      f"Data set {config.data.dataset.name!r} has no class names: there is nothing to classify."
-    )
-  num_classes, image_size = len(run.class_names), config.data.image_size
+  num_classes, image_size = count_classes(config, run), config.data.image_size
   model = vit_classifier.build(**config.model, num_classes=num_classes)
   mean, std = mean_and_std(config.augment.normalization)
   decay, accumulate = config.ema.decay, config.optim.accumulate
@@ -85,7 +81,10 @@ def build(config, run: Run) -> Task:
     given = pretrained.load(config.init_from.path, num_heads=model.num_heads)
     options = {name: value for name, value in config.init_from.items() if name != "path"}
     grid = (image_size // model.patch_size,) * 2
-    return vit_transfer.to_finetune(given, jax.jit(init_params)(key), grid=grid, **options)
+    try:
+      return vit_transfer.to_finetune(given, jax.jit(init_params)(key), grid=grid, **options)
+    except ValueError as error:
+      raise ValueError(f"init_from.path={config.init_from.path}: {error}") from error
 
   return Task(
     init=init,

@@ -1,11 +1,10 @@
 """A trained CLIP as it is, for evaluators that need both towers, such as zero-shot. Nothing is learned."""
 
-import jax.numpy as jnp
-
-from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
+from dtm_jax.arrays import Array, Batch, Float, PyTree
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.models import clip, clip_tokenizer, clip_weights, weight_files
 from dtm_jax.tasks import Run, State, Task
+from dtm_jax.tasks.frozen import untrained
 from dtm_jax.teachers.clip import mean_and_std_of
 
 
@@ -15,19 +14,11 @@ def build(config, run: Run) -> Task:
   Raises:
     ValueError: the run has steps to train, or the CLIP has no text tower.
   """
-  if run.total_steps:
-    raise ValueError(f"A frozen CLIP learns nothing: total_steps must be 0, not {run.total_steps}.")
   folder = weight_files.find(config.clip.path, revision=config.clip.revision)
   tokenize = clip_tokenizer.load_tokenizer(folder)
   clip_config, frozen = clip_weights.load(folder)
   model = clip.CLIP(clip_config, dtype=config.clip.dtype)
   mean, std = mean_and_std_of(config.clip.normalization, folder)
-
-  def init(key: RandomKey, params: PyTree | None = None) -> State:
-    return {"params": {}, "opt_state": {}, "step": jnp.int32(0)}
-
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
-    return state, {"loss": jnp.float32(0)}
 
   def image(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
     pixels = normalize(to_float(batch["image"]), mean, std)
@@ -41,4 +32,4 @@ def build(config, run: Run) -> Task:
     return model.apply({"params": frozen}, batch["tokens"], method="encode_text")
 
   predict = {"image": image, "patches": patches, "text": text}
-  return Task(init=init, train_step=train_step, frozen=frozen, predict=predict, tokenize=tokenize)
+  return untrained(run, f"CLIP {config.clip.path}", frozen, predict, tokenize)

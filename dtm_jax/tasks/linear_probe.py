@@ -7,7 +7,7 @@ import optax
 from dtm_jax import plugins, rngs
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
-from dtm_jax.tasks import Run, State, Task, build_optimizer
+from dtm_jax.tasks import Run, State, Task, build_optimizer, count_classes
 
 EPS = 1e-6
 
@@ -25,10 +25,7 @@ def build(config, run: Run) -> Task:
     ValueError: the data set has no class names; no rates; the teacher sees another image size; or a gradient
       clipping or weight decay, which would tie the heads together or is not part of a probe.
   """
-  if run.class_names is None:
-    raise ValueError(
-      f"Data set {config.data.dataset.name!r} has no class names: there is nothing to classify."
-    )
+  num_classes = count_classes(config, run)
   if config.optim.clip_norm or config.optim.weight_decay:
     raise ValueError(
       f"A linear probe has no clip_norm ({config.optim.clip_norm}) and no weight_decay "
@@ -42,7 +39,7 @@ def build(config, run: Run) -> Task:
   if not config.probe.rates:
     raise ValueError(f"probe.rates={config.probe.rates} names no learning rate.")
   rate_R = jnp.asarray(config.probe.rates, jnp.float32)
-  num_heads, num_classes, momentum = len(rate_R), len(run.class_names), config.probe.statistics_momentum
+  num_heads, momentum = len(rate_R), config.probe.statistics_momentum
   shapes = {
     "kernel": jax.ShapeDtypeStruct((num_heads, teacher.width, num_classes), jnp.float32),
     "bias": jax.ShapeDtypeStruct((num_heads, num_classes), jnp.float32),

@@ -25,6 +25,7 @@ class Teacher:
     image_size, patch_size, grid: pixels of a side, of a patch, and (rows, columns) of patches.
     width: C.
     mean, std: what the network expects its RGB input in [0, 1] to be normalised by.
+    cls: as `tokens`, what it makes of its class token, [B, _]; None without such a token.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Teacher:
   width: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+  cls: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B _"]] | None = None
 
 
 def build_frozen_vit(
@@ -65,30 +67,34 @@ def build_frozen_vit(
     width=config.tower.width,
     mean=mean,
     std=std,
+    cls=(lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["cls"])
+    if config.class_token
+    else None,
   )
 
 
 def of_student(
   name: str, model: vit.VisionTransformer, params: PyTree, image_size: int, mean: Triple, std: Triple
 ) -> Teacher:
-  """The patch tokens of a frozen student after its final LayerNorm; no patch is hidden."""
+  """The tokens of a frozen student after its final LayerNorm; no patch is hidden."""
 
-  def tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+  def output(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> dict[str, Array]:
     height, width = image_BHW3.shape[1:3]
     if (height, width) != (image_size, image_size):  # its tables of positions are of this grid
       raise ValueError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
-    return model.apply({"params": params}, image_BHW3)["patches"]
+    return model.apply({"params": params}, image_BHW3)
 
   return Teacher(
     name=name,
     params=params,
-    tokens=tokens,
+    tokens=lambda params, image_BHW3: output(params, image_BHW3)["patches"],
     image_size=image_size,
     patch_size=model.patch_size,
     grid=grid_of((image_size, image_size, 3), model.patch_size),
     width=model.width,
     mean=mean,
     std=std,
+    cls=lambda params, image_BHW3: output(params, image_BHW3)["cls"],
   )
 
 

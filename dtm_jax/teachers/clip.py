@@ -51,6 +51,9 @@ def build(
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     return tower.apply({"params": params}, image_BHW3)[OUTPUTS[tokens]]
 
+  def class_embedding(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B P"]:
+    return tower.apply({"params": params}, image_BHW3)["cls_embedding"]
+
   return Teacher(
     name=f"clip {path}",
     params=params["image"],
@@ -61,6 +64,7 @@ def build(
     width=config.embed_dim if tokens == "projected" else config.image.tower.width,
     mean=mean,
     std=std,
+    cls=class_embedding if config.embed_dim else None,
   )
 
 

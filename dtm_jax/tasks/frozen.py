@@ -1,0 +1,68 @@
+"""The features of any teacher or earlier run as they are, for evaluators of features such as kNN.
+
+Nothing is learned: the run has no steps and only evaluates.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+
+from dtm_jax import plugins
+from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
+from dtm_jax.augment import normalize, to_float
+from dtm_jax.tasks import Run, State, Task
+
+
+def build(config, run: Run) -> Task:
+  """Sections read: teacher, and data.image_size.
+
+  `predict` has "features", the mean of the teacher's patch tokens (the teacher "checkpoint" is an earlier
+  run's student), "tokens" themselves, and "cls", the class token's output, of a teacher that has one.
+
+  Raises:
+    ValueError: the run has steps to train, or the teacher sees another image size.
+  """
+  teacher = plugins.build("teachers", config.teacher)
+  if teacher.image_size != config.data.image_size:
+    raise ValueError(
+      f"data.image_size={config.data.image_size}, but {teacher.name!r} sees {teacher.image_size} pixels."
+    )
+
+  def pixels(batch: Batch) -> Float[Array, "B H W 3"]:
+    return normalize(to_float(batch["image"]), teacher.mean, teacher.std)
+
+  def tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
+    return teacher.tokens(frozen, pixels(batch))
+
+  def features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
+    return tokens(state, frozen, batch).mean(axis=1)
+
+  def cls(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B _"]:
+    return teacher.cls(frozen, pixels(batch))
+
+  predict = {"features": features, "tokens": tokens} | ({"cls": cls} if teacher.cls else {})
+  return untrained(run, teacher.name, teacher.params, predict)
+
+
+def untrained(
+  run: Run,
+  name: str,
+  frozen: PyTree,
+  predict: Mapping[str, Callable[[State, PyTree, Batch], Array]],
+  tokenize: Callable | None = None,
+) -> Task:
+  """A task whose state is empty and whose `frozen` parameters are those of `name`.
+
+  Raises:
+    ValueError: the run has steps to train.
+  """
+  if run.total_steps:
+    raise ValueError(f"{name} is frozen and learns nothing: total_steps must be 0, not {run.total_steps}.")
+
+  def init(key: RandomKey, params: PyTree | None = None) -> State:
+    return {"params": {}, "opt_state": {}, "step": jnp.int32(0)}
+
+  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+    return state, {"loss": jnp.float32(0)}
+
+  return Task(init=init, train_step=train_step, frozen=frozen, predict=predict, tokenize=tokenize)
