@@ -66,7 +66,7 @@ class Pictures:
         words = f"{share} tokens of the {self._class(i)} are right, {self._way(way)}"
         picture = self._svg(i, words, marks(right_RQ), "faded")
         count = f'<data class="count" value="{right_RQ.sum()}">{share}</data>'
-        panels.append(figure(picture, f"{self._way(way)}: {count} right"))
+        panels.append(figure(picture, f"{self._way(way)}<br>{count} right"))
       cards.append(card(self._title(i), panels))
     return "\n".join(cards)
 
@@ -83,7 +83,9 @@ class Pictures:
     for i in range(len(self._examples.label_B)):
       panels = [self._image(i)]
       for count, label_BN in zip(counts, label_CBN, strict=True):
-        picture = self._svg(i, f"{self._class(i)} in {count} groups of patches", self._painted(label_BN[i], colour_BN3[i]))
+        picture = self._svg(
+          i, f"{self._class(i)} in {count} groups of patches", self._painted(label_BN[i], colour_BN3[i])
+        )
         panels.append(figure(picture, f"{count} groups" if count > 1 else "one group"))
       cards.append(card(self._title(i, said=False), panels))
     return "\n".join(cards)
@@ -99,7 +101,7 @@ class Pictures:
         cosine_RQ = self._cosine_BSN[i, place].reshape(self._grid)
         words = f"cosine to the query patch, {self._way(way)}: from {cosine_RQ.min():.2f}, mean {cosine_RQ.mean():.2f}"
         picture = self._svg(i, words, heat((cosine_RQ - self.lowest) / (1 - self.lowest)) + ring)
-        panels.append(figure(picture, f"{self._way(way)}: mean {cosine_RQ.mean():.2f}"))
+        panels.append(figure(picture, f"{self._way(way)}<br>mean {cosine_RQ.mean():.2f}"))
       cards.append(card(self._title(i, said=False), panels))
     return "\n".join(cards)
 
@@ -112,7 +114,9 @@ class Pictures:
     parts = []
     for group in np.unique(label_N):
       colour = colour_N3[label_N == group].mean(axis=0)
-      parts.append(f'<path fill="{hexadecimal(colour)}" d="{squares((label_N == group).reshape(self._grid))}"/>')
+      parts.append(
+        f'<path fill="{hexadecimal(colour)}" d="{squares((label_N == group).reshape(self._grid))}"/>'
+      )
     border = borders(label_N.reshape(self._grid))
     return "".join(parts) + f'<path class="halo" d="{border}"/><path class="border" d="{border}"/>'
 
@@ -131,7 +135,9 @@ class Pictures:
     title = f"{html.escape(self._class(i))} <small>test image {self._examples.index_B[i]}</small>"
     if said:
       sign, style = ("✓", "yes") if label == predicted else ("✗", "no")
-      title += f' <span class="{style}">{sign} image taken for: {html.escape(self._class_names[predicted])}</span>'
+      title += (
+        f' <span class="{style}">{sign} image taken for: {html.escape(self._class_names[predicted])}</span>'
+      )
     return title
 
   def _class(self, i: int) -> str:
@@ -174,7 +180,8 @@ def borders(label_RQ: Int[np.ndarray, "R Q"]) -> str:
 def heat(share_RQ: Float[np.ndarray, "R Q"]) -> str:
   """A square of the scale's colour for each patch."""
   return "".join(
-    f'<path fill="{hexadecimal(colour_of(share))}" d="M{q} {r}h1v1h-1z"/>' for (r, q), share in np.ndenumerate(share_RQ)
+    f'<path fill="{hexadecimal(colour_of(share))}" d="M{q} {r}h1v1h-1z"/>'
+    for (r, q), share in np.ndenumerate(share_RQ)
   )
 
 

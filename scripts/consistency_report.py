@@ -53,12 +53,16 @@ class Study:
     """Raises FileNotFoundError or ValueError, with the folder's name and what it lacks."""
     workdir = epath.Path(workdir)
     if not workdir.is_dir():
-      raise FileNotFoundError(f"There is no run {workdir}. python -m dtm_jax.main --config=configs/consistency.py makes one.")
+      raise FileNotFoundError(
+        f"There is no run {workdir}. python -m dtm_jax.main --config=configs/consistency.py makes one."
+      )
     files = {name: workdir / name for name in ("config.json", "metrics.jsonl")}
     if missing := [name for name, file in files.items() if not file.exists()]:
       raise FileNotFoundError(f"The run {workdir} has no {' and no '.join(missing)}.")
     config = config_dict.ConfigDict(json.loads(files["config.json"].read_text()))
-    evals = {name: options for name, options in config.evals.items() if options.get("name", name) == "consistency"}
+    evals = {
+      name: options for name, options in config.evals.items() if options.get("name", name) == "consistency"
+    }
     if len(evals) != 1 or config.total_steps != 0:
       raise ValueError(
         f"The run {workdir} is no consistency study of a frozen network: it has {len(evals)} evaluators of that kind, "
@@ -66,7 +70,9 @@ class Study:
       )
     ((name, options),) = evals.items()
     if options.get("prompts") is None:
-      raise ValueError(f"The run {workdir} has prompts=None in evals.{name}, hence no zero-shot classes to show.")
+      raise ValueError(
+        f"The run {workdir} has prompts=None in evals.{name}, hence no zero-shot classes to show."
+      )
     lines = [json.loads(line) for line in files["metrics.jsonl"].read_text().splitlines()]
     wanted = f"{name}/{AS_THEY_ARE}_zeroshot"
     found = [line for line in lines if wanted in line]
@@ -167,7 +173,11 @@ def summary(numbers: dict[str, float], morphed: tuple[str, ...], groups: dict[st
   if CONTROL in morphed[1:]:
     text += f"; averaged in random groups, the control, by {signed(gain(CONTROL), 1)}"
   tiles = []
-  for kind, title in (("zeroshot", "zero-shot"), ("linear", "linear probe"), ("cosine", "neighbours’ cosine")):
+  for kind, title in (
+    ("zeroshot", "zero-shot"),
+    ("linear", "linear probe"),
+    ("cosine", "neighbours’ cosine"),
+  ):
     before, after = (shown(numbers[f"{name}_{kind}"], MEASURES[kind]) for name in (AS_THEY_ARE, way))
     tiles.append(f"<div><dt>{title}</dt><dd>{before} <span>→</span> <b>{after}</b></dd></div>")
   return f"<p>{text}.</p>\n<dl class=tiles>{''.join(tiles)}</dl>"
@@ -178,7 +188,9 @@ def table(numbers: dict[str, float], names: tuple[str, ...], groups: dict[str, s
   rows = []
   for name in names:
     note = f" <small>{groups[name]}</small>" if name in groups else ""
-    title = html.escape("as they are" if name == AS_THEY_ARE else name) + (" (control)" if name == CONTROL else "")
+    title = html.escape("as they are" if name == AS_THEY_ARE else name) + (
+      " (control)" if name == CONTROL else ""
+    )
     cells = [f"<th scope=row>{title}{note}</th>"]
     for kind, factor in MEASURES.items():
       value, reference = numbers[f"{name}_{kind}"], numbers[f"{AS_THEY_ARE}_{kind}"]
@@ -209,10 +221,17 @@ def signed(value: float, digits: int) -> str:
 def made(study: Study, evaluator: Evaluator, num_test: int) -> str:
   """Terms and what they are: all that is needed to make the page again."""
   config, options = study.config, study.options
-  fit = "all" if options.get("max_fit") is None else f"{options.max_fit:,} evenly spaced" if options.get(
-    "fit_evenly") else f"the first {options.max_fit:,}"
+  fit = (
+    "all"
+    if options.get("max_fit") is None
+    else f"{options.max_fit:,} evenly spaced"
+    if options.get("fit_evenly")
+    else f"the first {options.max_fit:,}"
+  )
   versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
-  network = {key: value for key, value in config.clip.items() if value is not None} if "clip" in config else {}
+  network = (
+    {key: value for key, value in config.clip.items() if value is not None} if "clip" in config else {}
+  )
   facts = {
     "network": f"{config.task}: " + ", ".join(f"{key} {value}" for key, value in network.items()),
     "data": f"{evaluator.test.name}, {options.get('split', 'test')}: {num_test:,} images of "

@@ -73,7 +73,9 @@ def paint(image: np.ndarray, label: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 if __name__ == "__main__":  # the flags too: scripts/consistency_drawing.py imports this file
-  _TEACHER = flags.DEFINE_string("teacher", None, "Folder of the CLIP whose tokens are matched.", required=True)
+  _TEACHER = flags.DEFINE_string(
+    "teacher", None, "Folder of the CLIP whose tokens are matched.", required=True
+  )
   _OUT = flags.DEFINE_string("out", "groups.png", "The picture.")
   _GROUPS = flags.DEFINE_list("groups", ["48", "32", "16", "8", "4"], "Numbers of groups, one column each.")
   _IMAGES = flags.DEFINE_integer("images", 12, "How many images.")

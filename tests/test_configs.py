@@ -39,6 +39,8 @@ def test_config_traces(name, monkeypatch):
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.get("teacher") and config.teacher.name == "checkpoint":  # of a run that is not there
     config.teacher = dict(name="clip", path="tiny" if config.data.image_size == 32 else "base")
+  if config.task == "frozen_clip":
+    config.clip.path = str(ROOT / "assets" / "tiny_clip_cifar10")  # for its tokenizer
   config.lock()
   for section in config.evals.values():
     plugins.load("datasets", section.dataset.name)

@@ -74,7 +74,11 @@ def evaluator(world, mesh, **options):
 
   texts = np.random.default_rng(5).normal(size=(10, 3)).astype(np.float32)
   image = lambda state, batch: batch["image"].astype(jnp.float32).mean(axis=(1, 2)) - 127.0
-  predict = {"image": image, "patches": patches, "text": lambda state, batch: texts[np.asarray(batch["tokens"])[:, 0]]}
+  predict = {
+    "image": image,
+    "patches": patches,
+    "text": lambda state, batch: texts[np.asarray(batch["tokens"])[:, 0]],
+  }
   names = iter(range(10))  # one class after the other is tokenized
   keywords = dict(
     tokenize=lambda captions: np.full((len(captions), 1), next(names)),
@@ -157,7 +161,9 @@ def test_agreeing_of_a_thousand_classes_is_votes_counted_class_by_class():
 
 def test_classify_on_the_device_is_classify_on_the_host():
   tokens, weights = RNG.normal(size=(5, 9, 16)), RNG.normal(size=(17, 1000))
-  on_device = jax.jit(consistency.classify)(jnp.asarray(tokens, jnp.float32), jnp.asarray(weights, jnp.float32))
+  on_device = jax.jit(consistency.classify)(
+    jnp.asarray(tokens, jnp.float32), jnp.asarray(weights, jnp.float32)
+  )
   np.testing.assert_array_equal(on_device, consistency.classify(tokens, weights))
 
 

@@ -96,6 +96,7 @@ class Evaluator:
     assigns = [plugins.build("morphers", options) for options in morphers.values()]
     self._morph = _on_tokens(tokens_of, functools.partial(_morph, assigns, mesh, seed), mesh)
     self._measure = _on_tokens(tokens_of, functools.partial(_measure, assigns, mesh, seed), mesh)
+    self._see = _on_tokens(tokens_of, functools.partial(_see, assigns, mesh, seed), mesh)
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
     """Yields "<morpher>_zeroshot", "_linear", "_cosine", "_zeroshot_purity", "_linear_purity"."""
@@ -129,8 +130,7 @@ class Evaluator:
     num_classes, image_of = len(self.test.class_names), evaluators.choose(self._predict, "image")
 
     def see(state: PyTree, batch: Batch) -> tuple:
-      classes = self._measure(state, batch, weights)["zeroshot"]
-      return batch["image"], batch["index"], image_of(state, batch), *self._morph(state, batch), classes
+      return batch["image"], batch["index"], image_of(state, batch), *self._see(state, batch, weights)
 
     seen, rows = collections.Counter(), []
     for outputs, label_B in self._batches(see, state, self.test):
@@ -211,6 +211,14 @@ def _measure(
     agreeing = functools.partial(consistency.agreeing, alone_BN)
     found[f"{kind}_agreeing"] = jax.lax.map(agreeing, group_SBN)
   return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found)
+
+
+def _see(
+  assigns, mesh: Mesh, seed: int, token_BNC: Array, image: Array, index: Array, weights: dict[str, Array]
+) -> tuple[Array, Array, Array]:
+  """The tokens, their groups and their zero-shot classes, in every way of morphing."""
+  found = _measure(assigns, mesh, seed, token_BNC, image, index, weights)  # whose morphing is compiled once
+  return *_morph(assigns, mesh, seed, token_BNC, image, index), found["zeroshot"]
 
 
 def evenly(dataset: data.Dataset, count: int) -> data.Dataset:
