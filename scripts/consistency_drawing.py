@@ -51,7 +51,7 @@ class Pictures:
     """Every image once; the drawings refer to it."""
     rows, columns = self._grid
     return "\n".join(
-      f'<image id="photo{i}" width="{columns}" height="{rows}" preserveAspectRatio="none" href="{data_uri(image)}"/>'
+      f'<image id="photo{i}" width="{columns}" height="{rows}" href="{data_uri(image)}"/>'
       for i, image in enumerate(self._examples.image_BHW3)
     )
 
@@ -93,13 +93,14 @@ class Pictures:
   def similarity(self) -> str:
     """The cosine of one token to all, as they are and morphed."""
     row, column = self._query
-    ring = f'<circle class="ring" cx="{column + 0.5}" cy="{row + 0.5}" r="0.42"/><circle class="ring2" cx="{column + 0.5}" cy="{row + 0.5}" r="0.42"/>'
+    circle = f'cx="{column + 0.5}" cy="{row + 0.5}" r="0.42"'
+    ring = f'<circle class="ring dark" {circle}/><circle class="ring" {circle}/>'
     cards = []
     for i in range(len(self._examples.label_B)):
       panels = [figure(self._svg(i, f"{self._class(i)}, the query patch ringed", ring), "query")]
       for place, way in enumerate(self._shown[:2]):
         cosine_RQ = self._cosine_BSN[i, place].reshape(self._grid)
-        words = f"cosine to the query patch, {self._way(way)}: from {cosine_RQ.min():.2f}, mean {cosine_RQ.mean():.2f}"
+        words = f"cosine to the query patch, {self._way(way)}: {cosine_RQ.min():.2f} to 1"
         picture = self._svg(i, words, heat((cosine_RQ - self.lowest) / (1 - self.lowest)) + ring)
         panels.append(figure(picture, f"{self._way(way)}<br>mean {cosine_RQ.mean():.2f}"))
       cards.append(card(self._title(i, said=False), panels))
@@ -159,11 +160,11 @@ def marks(right_RQ: Bool[np.ndarray, "R Q"]) -> str:
   """Right patches with a tick, wrong ones with a cross: two colours, and not by them alone."""
   tick = lambda r, q: f"M{q + 0.3:g} {r + 0.52:g}l.15.17.26-.36"
   cross = lambda r, q: f"M{q + 0.36:g} {r + 0.36:g}l.28.28m0-.28l-.28.28"
-  return "".join(
-    f'<path class="{name}" d="{squares(mask)}"/><path class="sign" d="{"".join(sign(r, q) for r, q in np.argwhere(mask))}"/>'
-    for name, mask, sign in (("right", right_RQ, tick), ("wrong", ~right_RQ, cross))
-    if mask.any()
-  )
+  parts = []
+  for name, mask, sign in (("right", right_RQ, tick), ("wrong", ~right_RQ, cross)):
+    signs = "".join(sign(r, q) for r, q in np.argwhere(mask))
+    parts.append(f'<path class="{name}" d="{squares(mask)}"/><path class="sign" d="{signs}"/>')
+  return "".join(parts)
 
 
 def squares(mask_RQ: Bool[np.ndarray, "R Q"]) -> str:

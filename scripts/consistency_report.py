@@ -13,7 +13,6 @@ import datetime
 import html
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import string
@@ -65,8 +64,8 @@ class Study:
     }
     if len(evals) != 1 or config.total_steps != 0:
       raise ValueError(
-        f"The run {workdir} is no consistency study of a frozen network: it has {len(evals)} evaluators of that kind, "
-        f"not 1, and total_steps={config.total_steps}, not 0."
+        f"The run {workdir} is no consistency study of a frozen network: it has {len(evals)} evaluators of "
+        f"that kind, not 1, and total_steps={config.total_steps}, not 0."
       )
     ((name, options),) = evals.items()
     if options.get("prompts") is None:
@@ -130,7 +129,7 @@ def make_page(workdir: str, num_images: int) -> str:
     right_wrong=pictures.right_wrong(),
     group_maps=pictures.group_maps(),
     query=pictures.query_words(),
-    lowest=f"{pictures.lowest:.2f}",
+    lowest=f"{pictures.lowest:.2f}".replace("-", "−"),
     gradient=drawing.gradient(),
     similarity=pictures.similarity(),
     made=made(study, evaluator, num_test),
@@ -157,9 +156,14 @@ def said_names(class_names: tuple[str, ...], templates: str) -> list[str]:
   spelled = [name.replace("_", " ") for name in class_names]
   if all(name in caption for name, caption in zip(spelled, captions, strict=True)):
     return spelled
-  start = len(os.path.commonprefix(captions))
-  end = len(os.path.commonprefix([caption[::-1] for caption in captions]))
+  start, end = common(captions), common([caption[::-1] for caption in captions])
   return [caption[start : len(caption) - end] for caption in captions]
+
+
+def common(texts: list[str]) -> int:
+  """The length of their common beginning."""
+  places = enumerate(zip(*texts, strict=False))
+  return next((place for place, letters in places if len(set(letters)) > 1), 0)
 
 
 def summary(numbers: dict[str, float], morphed: tuple[str, ...], groups: dict[str, str]) -> str:

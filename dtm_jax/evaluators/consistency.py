@@ -117,7 +117,7 @@ class Evaluator:
       yield name, value / tokens
 
   def examples(self, state: PyTree, count: int) -> Examples:
-    """The first image of each class in the order of the data set, then the second of each, ... `count` in all.
+    """The first image of each class in the order of the data set, then the second of each, ...: `count`.
 
     They are morphed as `run` morphs them, in the same batches, hence in the same groups.
 
