@@ -111,7 +111,7 @@ def test_nothing_is_fetched_and_every_image_decodes(page):
 
 
 def test_all_images_together_are_the_runs_shares(world, page):
-  """Every test image is shown: the counts beside the drawings add up to the table, for each way of morphing."""
+  """Every test image is shown: the counts beside the drawings add up to the table, for each way."""
   found, (line,) = Page(page), small_world.metrics(world / "run")
   counts = np.reshape(found.counts, (NUM_TEST, 3))
   for way, column in zip(("tokens", "bipartite", "random"), counts.T, strict=True):
