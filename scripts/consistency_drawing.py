@@ -6,6 +6,7 @@ import io
 import math
 
 import draw_groups
+import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from PIL import Image
@@ -74,7 +75,10 @@ class Pictures:
     """The image, and its groups at several numbers of them, each in the mean colour of its pixels."""
     num_tokens = math.prod(self._grid)
     counts = sorted({max(1, round(share * num_tokens)) for share in SHARES}, reverse=True)
-    label_CBN = [np.asarray(draw_groups.match(self._examples.token_BSNC[:, 0], count)) for count in counts]
+    token_BNC = jnp.asarray(self._examples.token_BSNC[:, 0])
+    label_CBN = [
+      np.asarray(draw_groups.match(token_BNC, count, merges_a_round(num_tokens, count))) for count in counts
+    ]
     colour_BN3 = reduce(
       self._examples.image_BHW3.astype(float), "b (r h) (q w) c -> b (r q) c", "mean",
       r=self._grid[0], q=self._grid[1],
@@ -146,6 +150,16 @@ class Pictures:
 
   def _way(self, way: int) -> str:
     return "as they are" if self._names[way] == AS_THEY_ARE else self._names[way]
+
+
+def merges_a_round(num_tokens: int, num_groups: int) -> int:
+  """4, or fewer where the last round, which takes the remainder too, could not merge as many."""
+  merged = num_tokens - num_groups
+  for merges in (4, 2, 1):
+    rounds = -(-merged // merges)
+    if merged - (rounds - 1) * (merged // rounds) <= num_groups:
+      return merges
+  return 1
 
 
 def figure(picture: str, caption: str) -> str:
