@@ -171,8 +171,8 @@ def summary(numbers: dict[str, float], morphed: tuple[str, ...], groups: dict[st
   way = morphed[0]
   gain = lambda name: 100 * (numbers[f"{name}_zeroshot"] - numbers[f"{AS_THEY_ARE}_zeroshot"])
   text = (
-    f"Averaged by {html.escape(way)} ({groups[way]}), the share of tokens whose own zero-shot class is their "
-    f"image's changes by {signed(gain(way), 1)} points"
+    f"Morphed by {html.escape(way)} ({groups[way]}), the share of tokens whose own zero-shot class is their "
+    f"image’s changes by {signed(gain(way), 1)} points"
   )
   if CONTROL in morphed[1:]:
     text += f"; averaged in random groups, the control, by {signed(gain(CONTROL), 1)}"
@@ -199,8 +199,8 @@ def table(numbers: dict[str, float], names: tuple[str, ...], groups: dict[str, s
     for kind, factor in MEASURES.items():
       value, reference = numbers[f"{name}_{kind}"], numbers[f"{AS_THEY_ARE}_{kind}"]
       change = factor * (value - reference)
-      small = "" if name == AS_THEY_ARE else f" <small>{signed(change, 1 if factor > 1 else 3)}</small>"
-      cells.append(f"<td>{cell(name, kind, value, factor)}{small}</td>")
+      small = "" if name == AS_THEY_ARE else signed(change, 1 if factor > 1 else 3)
+      cells.append(f"<td>{cell(name, kind, value, factor)} <small>{small}</small></td>")
     for kind in PURITIES:
       known = name != AS_THEY_ARE
       cells.append(f"<td>{cell(name, kind, numbers[f'{name}_{kind}'], 100) if known else '–'}</td>")
