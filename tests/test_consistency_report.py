@@ -24,6 +24,7 @@ from dtm_jax.models import clip, clip_weights
 from dtm_jax.models.clip_tokenizer import special_ids, word_tokenizer
 from dtm_jax.normalizations import NORMALIZATIONS
 
+pytestmark = pytest.mark.slow
 NUM_TEST, NUM_TOKENS = 32, 16
 
 
@@ -53,7 +54,9 @@ class Page(HTMLParser):
 def report():
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    yield importlib.import_module("consistency_report")
+    module = importlib.import_module("consistency_report")
+    patch.setattr(module.drawing, "SHARES", (1 / 2,))  # every number of groups is compiled anew
+    yield module
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(world, report):
+def page(world, report):  # a minute of one core with `world`
   return report.make_page(str(world / "run"), NUM_TEST)
 
 
@@ -169,3 +172,16 @@ def test_names_are_those_of_the_captions(report, monkeypatch):
   assert report.said_names(CLASS_NAMES, "cifar10") == list(CLASS_NAMES)
   monkeypatch.setattr(prompts, "captions", lambda names, templates: [["a tench."], ["a great white shark."]])
   assert report.said_names(("n01440764", "n01484850"), "imagenet") == ["tench", "great white shark"]
+
+
+@pytest.mark.parametrize("num_tokens", [16, 49, 64, 196, 256, 576])
+@pytest.mark.parametrize("share", [3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
+def test_rounds_reach_the_number_of_groups(report, num_tokens, share):
+  """By the schedule and the rule that a round merges at most half of the live tokens."""
+  num_groups = max(1, round(share * num_tokens))
+  merges = report.drawing.merges_a_round(num_tokens, num_groups)
+  rounds, live = -(-(num_tokens - num_groups) // merges), num_tokens
+  each = (num_tokens - num_groups) // rounds
+  for wanted in [each] * (rounds - 1) + [num_tokens - num_groups - (rounds - 1) * each]:
+    live -= min(wanted, live // 2)
+  assert live == num_groups
