@@ -170,8 +170,8 @@ def test_classify_on_the_device_is_classify_on_the_host():
 def test_evenly_spaced_images_of_a_split():
   from dtm_jax import data
 
-  dataset = data.Dataset("ten", 10, ("a",), list(range(10)))
-  assert [evenly(dataset, 4).source[i] for i in range(4)] == [0, 2, 5, 7]
+  dataset = data.Dataset("ten", 10, ("a",), [{"label": i} for i in range(10)])
+  assert [evenly(dataset, 4).source[i]["label"] for i in range(4)] == [0, 2, 5, 7]
   assert len(evenly(dataset, 99).source) == evenly(dataset, 99).num_examples == 10
 
   class Sequence:
