@@ -22,6 +22,8 @@ def get_config():
       dataset=evaluation.dataset,
       fit="train",
       max_fit=5000,
+      fit_evenly=False,
+      batch_size=250,
       split="test",
       prompts=evaluation.prompts,
       image_size=evaluation.image_size,

@@ -14,10 +14,6 @@ from PIL import Image, ImageDraw
 from dtm_jax import morphing, plugins
 from dtm_jax.augment import normalize, to_float
 
-_TEACHER = flags.DEFINE_string("teacher", None, "Folder of the CLIP whose tokens are matched.", required=True)
-_OUT = flags.DEFINE_string("out", "groups.png", "The picture.")
-_GROUPS = flags.DEFINE_list("groups", ["48", "32", "16", "8", "4"], "Numbers of groups, one column each.")
-_IMAGES = flags.DEFINE_integer("images", 12, "How many images.")
 SCALE, HEADER = 4, 24
 
 
@@ -76,5 +72,11 @@ def paint(image: np.ndarray, label: np.ndarray, patch_size: int) -> np.ndarray:
   return painted
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the flags too: scripts/consistency_drawing.py imports this file
+  _TEACHER = flags.DEFINE_string(
+    "teacher", None, "Folder of the CLIP whose tokens are matched.", required=True
+  )
+  _OUT = flags.DEFINE_string("out", "groups.png", "The picture.")
+  _GROUPS = flags.DEFINE_list("groups", ["48", "32", "16", "8", "4"], "Numbers of groups, one column each.")
+  _IMAGES = flags.DEFINE_integer("images", 12, "How many images.")
   app.run(main)

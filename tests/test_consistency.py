@@ -10,7 +10,7 @@ import small_world
 
 from dtm_jax import consistency
 from dtm_jax import mesh as meshes
-from dtm_jax.evaluators.consistency import Evaluator
+from dtm_jax.evaluators.consistency import Evaluator, evenly
 
 RNG = np.random.default_rng(0)
 
@@ -31,9 +31,9 @@ def test_agreeing_is_its_definition():
     sum(max(list(p[g == group]).count(c) for c in range(4)) for group in set(g.tolist()))
     for p, g in zip(predicted, groups, strict=True)
   ]
-  np.testing.assert_array_equal(consistency.agreeing(predicted, groups, 4), expected)
+  np.testing.assert_array_equal(consistency.agreeing(jnp.asarray(predicted), jnp.asarray(groups)), expected)
   alone = np.broadcast_to(np.arange(12), (3, 12))
-  np.testing.assert_array_equal(consistency.agreeing(predicted, alone, 4), [12] * 3)
+  np.testing.assert_array_equal(consistency.agreeing(jnp.asarray(predicted), jnp.asarray(alone)), [12] * 3)
 
 
 def test_least_squares_in_parts_is_the_pseudo_inverse_at_once():
@@ -46,7 +46,7 @@ def test_least_squares_in_parts_is_the_pseudo_inverse_at_once():
   expected = np.linalg.pinv(x) @ np.eye(3)[np.repeat(label, 4)]
   np.testing.assert_allclose(probe.solve(), expected, atol=1e-9)
   np.testing.assert_array_equal(
-    probe.predict(expected, tokens), (x @ expected).argmax(1).reshape(30, 4)
+    consistency.classify(tokens, expected), (x @ expected).argmax(1).reshape(30, 4)
   )  # fmt: skip
 
 
@@ -73,7 +73,12 @@ def evaluator(world, mesh, **options):
     return blocks.mean(axis=(2, 4)).reshape(-1, 16, 3) - 127.0
 
   texts = np.random.default_rng(5).normal(size=(10, 3)).astype(np.float32)
-  predict = {"patches": patches, "text": lambda state, batch: texts[np.asarray(batch["tokens"])[:, 0]]}
+  image = lambda state, batch: batch["image"].astype(jnp.float32).mean(axis=(1, 2)) - 127.0
+  predict = {
+    "image": image,
+    "patches": patches,
+    "text": lambda state, batch: texts[np.asarray(batch["tokens"])[:, 0]],
+  }
   names = iter(range(10))  # one class after the other is tokenized
   keywords = dict(
     tokenize=lambda captions: np.full((len(captions), 1), next(names)),
@@ -140,3 +145,54 @@ def test_the_meter_runs_beside_pre_training(world, tmp_path):
   loop.train(config, str(tmp_path))
   line = [line for line in small_world.metrics(tmp_path) if "student_tokens/bipartite_linear" in line][-1]
   assert line["teacher_tokens/bipartite_cosine"] > line["teacher_tokens/tokens_cosine"]
+
+
+def test_agreeing_of_a_thousand_classes_is_votes_counted_class_by_class():
+  """Whatever the number of classes no [B, N, G] is made, and the numbers are those of one that is."""
+  predicted, groups = RNG.integers(0, 1000, (6, 49)), RNG.integers(0, 12, (6, 49))
+  predicted[3:] = RNG.choice([0, 7, 999], (3, 49))  # few of the classes, hence majorities
+  votes_BNG = np.zeros((6, 49, 1000), int)
+  np.add.at(votes_BNG, (np.arange(6)[:, None], groups, predicted), 1)
+  result = consistency.agreeing(jnp.asarray(predicted), jnp.asarray(groups))
+  np.testing.assert_array_equal(result, votes_BNG.max(axis=2).sum(axis=1))
+  largest = jax.make_jaxpr(consistency.agreeing)(jnp.asarray(predicted), jnp.asarray(groups))
+  assert max(variable.aval.size for e in largest.eqns for variable in e.outvars) == 6 * 49 * 49
+
+
+def test_classify_on_the_device_is_classify_on_the_host():
+  tokens, weights = RNG.normal(size=(5, 9, 16)), RNG.normal(size=(17, 1000))
+  on_device = jax.jit(consistency.classify)(
+    jnp.asarray(tokens, jnp.float32), jnp.asarray(weights, jnp.float32)
+  )
+  np.testing.assert_array_equal(on_device, consistency.classify(tokens, weights))
+
+
+def test_evenly_spaced_images_of_a_split():
+  from dtm_jax import data
+
+  dataset = data.Dataset("ten", 10, ("a",), [{"label": i} for i in range(10)])
+  assert [evenly(dataset, 4).source[i]["label"] for i in range(4)] == [0, 2, 5, 7]
+  assert len(evenly(dataset, 99).source) == evenly(dataset, 99).num_examples == 10
+
+  class Sequence:
+    def num_local(self, process_index, process_count): ...
+    def read(self, process_index, process_count, seed, skip): ...
+
+  with pytest.raises(ValueError, match=r"random access, and 'told' has none"):
+    evenly(data.Dataset("told", 10, ("a",), Sequence()), 4)
+
+
+def test_examples_are_the_first_of_each_class_in_the_runs_own_groups(world):
+  made, texts = evaluator(world, meshes.make_mesh(8, 1))
+  found = made.examples({}, 13)  # of ten classes, in batches of 24
+  np.testing.assert_array_equal(found.index_B, range(13))  # the labels are 0..9, 0, 1, 2, ...
+  np.testing.assert_array_equal(found.label_B, np.arange(13) % 10)
+  image_score = (found.image_BHW3.astype(np.float64).mean((1, 2)) - 127) @ consistency.unit(texts).T
+  np.testing.assert_array_equal(found.predicted_B, image_score.argmax(-1))
+  expected = (found.token_BSNC.astype(np.float64) @ consistency.unit(texts).T).argmax(-1)
+  np.testing.assert_array_equal(found.zeroshot_BSN, expected)
+  whole, _ = evaluator(world, meshes.make_mesh(8, 1), max_images=24, max_fit=24)
+  everyone = whole.examples({}, 24)
+  right = (everyone.zeroshot_BSN == everyone.label_B[:, None, None]).mean(axis=(0, 2))
+  numbers = dict(whole.run({}))
+  np.testing.assert_allclose(right, [numbers[f"{name}_zeroshot"] for name in whole.names], atol=1e-12)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators, plugins
+from dtm_jax import data, evaluators
 from dtm_jax.arrays import PyTree
-from dtm_jax.consistency import LeastSquares
+from dtm_jax.consistency import LeastSquares, classify
 
 
 class Evaluator:
@@ -19,7 +19,8 @@ class Evaluator:
   Args:
     predict: the task's functions; `features` names those to probe, one accuracy each.
     dataset: options of the data set, `name` among them; it must know its classes.
-    fit, held_out, split: the splits that fit, choose and are reported on; parts such as "train[:90%]".
+    fit, held_out, split: the splits that fit, choose and are reported on; parts such as "train[:90%]". A `split`
+      of None: "val", "validation" or "test", whichever there is first.
     ridges: the strengths to choose from, relative to the mean square of a feature (`LeastSquares`).
   """
 
@@ -32,7 +33,7 @@ class Evaluator:
     features: tuple[str, ...] = ("student",),
     fit: str = "train[:90%]",
     held_out: str = "train[90%:]",
-    split: str = "test",
+    split: str | None = None,
     ridges: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
     image_size: int,
     resize: int | None = None,
@@ -42,7 +43,7 @@ class Evaluator:
     self._predict = {name: evaluators.choose(predict, name) for name in features}
     self._mesh, self._ridges = mesh, ridges
     self._fit, self._held_out, self._test = (
-      plugins.build("datasets", dataset, split=name) for name in (fit, held_out, split)
+      evaluators.dataset(dataset, name) for name in (fit, held_out, split)
     )
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
 
@@ -70,7 +71,8 @@ class Evaluator:
     for feature_BD, label_B in self._batches(predict, state, dataset):
       count += len(label_B)
       for index, weights_DG in enumerate(weights):
-        right[index] += np.sum(LeastSquares.predict(weights_DG, feature_BD[:, None, :])[:, 0] == label_B)
+        predicted_B1 = classify(feature_BD[:, None, :].astype(np.float64), weights_DG)
+        right[index] += np.sum(predicted_B1[:, 0] == label_B)
     return (right / count).tolist()
 
   def _batches(self, predict, state: PyTree, dataset: data.Dataset):
