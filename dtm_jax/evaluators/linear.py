@@ -19,8 +19,8 @@ class Evaluator:
   Args:
     predict: the task's functions; `features` names those to probe, one accuracy each.
     dataset: options of the data set, `name` among them; it must know its classes.
-    fit, held_out, split: the splits that fit, choose and are reported on; parts such as "train[:90%]". A `split`
-      of None: "val", "validation" or "test", whichever there is first.
+    fit, held_out, split: the splits that fit, choose and are reported on; parts such as "train[:90%]". A
+      `split` of None: "val", "validation" or "test", whichever there is first.
     ridges: the strengths to choose from, relative to the mean square of a feature (`LeastSquares`).
   """
 
