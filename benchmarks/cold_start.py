@@ -202,8 +202,8 @@ def main(argv=None):
   order = ["in all", *(name for name in names if name != "in all")]
   rows = [[name, *(measuring.spread(summary[kind][name], ".1f") for kind in kinds)] for name in order]
   body = (
-    f"Batch {args.batch}; seconds, median and quartiles of {args.repeats} starts of each kind, in turns. Lines "
-    "with JAX are sums over the whole start and lie within others, as the parts of the first step do.\n\n"
+    f"Batch {args.batch}; seconds, median and quartiles of {args.repeats} starts of each kind, in turns. "
+    "Lines with JAX are sums over the whole start and lie within others, as do the first step's parts.\n\n"
     + measuring.table([Path(args.config).stem, "no cache", "cache, empty", "cache, filled"], rows)
   )
   print(
