@@ -1,9 +1,10 @@
 """What a compiled step needs, as its compiler plans it, and what the backward pass keeps by its shapes."""
 
 import jax
+import jax.extend.core
 import numpy as np
 
-from benchmarks import measuring, workload
+from benchmarks import beginnings, measuring, workload
 from dtm_jax import mesh as meshes
 
 GIB = 2**30
@@ -32,21 +33,23 @@ def flops_by_xla(lowered, compiled, batch_size: int) -> dict[str, float]:
 
 
 def kept_for_backward(config) -> float:
-  """GiB of what the student's forward keeps for its backward, from shapes alone: the same on any device."""
-  from jax._src.ad_checkpoint import saved_residuals  # print_saved_residuals, without the printing
+  """GiB that the student's forward keeps for its backward, from shapes alone: the same on any device.
 
-  from benchmarks import step
-
-  functions, *_ = step.beginnings(config)
+  Parameters that the backward reads are not counted, their casts are.
+  """
+  functions, *_ = beginnings.of(config)
   task, mesh = workload.task_of(config), meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
   state, frozen = workload.state_and_frozen(config, task, mesh, abstract=True)
   size = config.data.image_size
   batch = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)}
-  saved = saved_residuals(
-    lambda params: functions["loss"](params, np.int32(0), frozen, batch), state["params"]
-  )
-  kept = [value for value, source in saved if "argument" not in source]
-  return sum(value.size * value.dtype.itemsize for value in kept) / GIB
+
+  def backward(params, frozen, batch):
+    """A function that is a tree: its leaves are what was kept."""
+    return jax.vjp(lambda params: functions["loss"](params, np.int32(0), frozen, batch), params)[1]
+
+  jaxpr = jax.make_jaxpr(backward)(state["params"], frozen, batch).jaxpr
+  kept = {x for x in jaxpr.outvars if isinstance(x, jax.extend.core.Var)} - set(jaxpr.invars)
+  return sum(x.aval.size * x.aval.dtype.itemsize for x in kept) / GIB
 
 
 def plan(path: str, overrides, batch_size: int, dtype: str) -> dict:

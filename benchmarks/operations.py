@@ -25,7 +25,13 @@ def student_forward(model: vit.VisionTransformer, grid: tuple[int, int]) -> int:
 
 
 def teacher_forward(teacher: Teacher) -> int:
-  """Of a CLIP's image tower, from the shapes of its parameters."""
+  """Of a CLIP's image tower, from the shapes of its parameters.
+
+  Raises:
+    ValueError: it is another teacher.
+  """
+  if not teacher.name.startswith("clip "):
+    raise ValueError(f"Only the operations of a CLIP are counted, not those of teacher {teacher.name!r}.")
   patches = teacher.grid[0] * teacher.grid[1]
   depth, width, mlp_width = teacher.params["blocks"]["mlp"]["fc1"]["kernel"].shape
   projection = 2 * patches * width * teacher.width if "projection" in teacher.params else 0

@@ -4,7 +4,7 @@
     python -m benchmarks.step --input=real --data_dir=FOLDER_OF_JPEGS --plan=256
 
 The config's own step is timed, jitted as the loop jits it; a CLIP that is not here gets random weights. The
-parts are what is left between nested beginnings of that step, timed in the same rounds (`beginnings`); the
+parts are what is left between nested beginnings of that step, timed in the same rounds (beginnings.py); the
 last of them is held against the step itself. The ceiling is a large square matrix product in the same rounds.
 `--plan` compiles for another batch without running it and reads what the compiler plans for memory.
 """
@@ -17,71 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measuring, memory, operations, workload
-from dtm_jax import loop, masking, morphing, plugins, rngs
+from benchmarks import beginnings, measuring, memory, operations, workload
+from benchmarks.beginnings import PARTS
+from dtm_jax import loop, plugins
 from dtm_jax import mesh as meshes
-from dtm_jax.augment import augment, normalize
-from dtm_jax.models import vit
-from dtm_jax.normalizations import mean_and_std
-from dtm_jax.tasks import pretrain
 
 STEP, ALONE, PER_STEP = "whole step", "morphing + loss", "morphing + loss, a schedule a step"
 CEILING = "matrix product"
-PARTS = ("augmentation", "teacher", "student forward", "loss", "backward", "optimiser")
-
-
-def beginnings(config):
-  """{what it ends with: function (params, step, frozen, batch)}: the train step, cut off ever later.
-
-  Each function gives what the next part would need, so that nothing is left out. The order, and every random
-  draw, is that of tasks/pretrain.py.
-  """
-  teacher = plugins.build("teachers", config.teacher)
-  student = vit.build(**config.student, out_dim=teacher.width)
-  mean, std = mean_and_std(config.augment.normalization)
-  grid = (config.data.image_size // student.patch_size,) * 2
-  loss_of = morph_and_loss(config)
-
-  def augmented(params, step, frozen, batch):
-    keys_B = rngs.per_example(rngs.stream(config.seed, "augment", step), len(batch["image"]))
-    options = dict(flip=config.augment.flip, color_jitter=config.augment.color_jitter)
-    return augment(keys_B, batch["image"], **options)
-
-  def taught(params, step, frozen, batch):
-    image = augmented(params, step, frozen, batch)
-    return image, teacher.tokens(frozen, normalize(image, teacher.mean, teacher.std))
-
-  def predicted(params, step, frozen, batch):
-    image, target_BNC = taught(params, step, frozen, batch)
-    keys_B = rngs.per_example(rngs.stream(config.seed, "mask", step), len(image))
-    mask_BN = masking.masks(keys_B=keys_B, grid=grid, **config.mask)
-    output = student.apply(
-      {"params": params}, normalize(image, mean, std), mask_BN, train=True,
-      rngs={"drop_path": rngs.stream(config.seed, "drop_path", step)},
-    )  # fmt: skip
-    return image, jax.lax.stop_gradient(target_BNC), output["prediction"]
-
-  def compared(params, step, frozen, batch):
-    image, target_BNC, prediction_BNC = predicted(params, step, frozen, batch)
-    return loss_of(rngs.stream(config.seed, "morph", step), prediction_BNC, target_BNC, image)
-
-  functions = (augmented, taught, predicted, compared, jax.value_and_grad(compared))
-  return dict(zip(PARTS, functions, strict=False)), teacher, student, grid
-
-
-def morph_and_loss(config):
-  """(key, prediction, target, image) -> the loss over all morphers of the config."""
-  labels = pretrain._labels(config.morphers, config.loss.schedules)
-  distance = dict(distance=config.loss.distance, normalize_target=config.loss.normalize_target)
-
-  def loss(key, prediction_BNC, target_BNC, image):
-    label_SBN = labels(key, target_BNC, image)
-    return sum(
-      config.morphers[name].weight * morphing.dtm_loss(prediction_BNC, target_BNC, label, **distance)
-      for name, label in label_SBN.items()
-    )
-
-  return loss
 
 
 def morphing_alone(config, teacher, grid, batch_size: int):
@@ -89,7 +31,7 @@ def morphing_alone(config, teacher, grid, batch_size: int):
   shape = (batch_size, grid[0] * grid[1], teacher.width)
   target, prediction = jax.random.normal(jax.random.key(0), (2, *shape))
   image = jnp.zeros((batch_size, *(config.data.image_size,) * 2, 3))
-  step = jax.jit(jax.value_and_grad(morph_and_loss(config), argnums=1))
+  step = jax.jit(jax.value_and_grad(beginnings.morph_and_loss(config), argnums=1))
   return lambda i: step(jax.random.key(i), prediction, target, image)
 
 
@@ -177,7 +119,7 @@ def flops(config, teacher, student, grid) -> dict[str, float]:
 def measure(config, args) -> dict:
   """All numbers of one run."""
   step = Step(config)
-  functions, teacher, student, grid = beginnings(config)
+  functions, teacher, student, grid = beginnings.of(config)
   dtype, size = config.student.dtype, args.matmul
   calls = beginnings_on(step, functions)
   same = require_same(step, calls)

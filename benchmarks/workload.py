@@ -53,10 +53,15 @@ def config_from(path: str, overrides: Sequence[str], dtype: str = "auto") -> con
 def random_clip(folder: Path, config: clip.CLIPConfig | None = None) -> Path:
   """A folder with the image tower of `config`, by default of CLIP B/16, its weights at random."""
   config = config or clip.CLIPConfig(text=None)
-  tower = clip.ImageTower(config.image, config.embed_dim)
-  size = config.image.image_size
-  params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
-  clip_weights.save(folder, config, {"image": params})
+  tower, size = clip.ImageTower(config.image, config.embed_dim), config.image.image_size
+  shapes = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    """Norms multiply by one; everything else is small."""
+    return np.float32(path[-1].key == "scale") + 0.03 * rng.standard_normal(x.shape, np.float32)
+
+  clip_weights.save(folder, config, {"image": jax.tree_util.tree_map_with_path(draw, shapes)})
   return folder
 
 

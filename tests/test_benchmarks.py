@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small_world
 
-from benchmarks import measuring, operations, peer, recompiles, step
+from benchmarks import beginnings, measuring, operations, peer, recompiles, step, workload
 from dtm_jax import morphing
 from dtm_jax.models import vit
 
@@ -79,22 +79,22 @@ def test_the_parts_are_those_of_the_step(world, tmp_path):
     ["--config=configs/debug.py", "--batch=8", "--repeats=2", "--matmul=64", f"--out={tmp_path}",
      f"--config.teacher.path={world / 'clip'}"]
   )  # fmt: skip
-  config = step.workload.config_from(args.config, overrides)
+  config = workload.config_from(args.config, overrides)
   config.batch_size = args.batch
   record = step.measure(config, args)
   json.dumps(record)
-  assert set(record["parts_s"]) == set(step.PARTS)
+  assert set(record["parts_s"]) == set(beginnings.PARTS)
   shares = record["parts_share"]
   assert {"median", "low", "high"} == set(shares["teacher"])
   assert record["memory"]["planned in all"] > 0
   assert math.isfinite(record["mfu"]["median"])
   text = step.body(record | {"plans": []}, args.repeats)
-  assert all(f"| {part} |" in text for part in step.PARTS)
+  assert all(f"| {part} |" in text for part in beginnings.PARTS)
 
   other = config.copy_and_resolve_references()
   other.mask.num_masked = 10
   run = step.Step(config)
-  calls = step.beginnings_on(run, step.beginnings(other)[0])
+  calls = step.beginnings_on(run, beginnings.of(other)[0])
   with pytest.raises(AssertionError):
     step.require_same(run, calls)
 
