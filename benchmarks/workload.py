@@ -39,8 +39,9 @@ def config_from(path: str, overrides: Sequence[str], dtype: str = "auto") -> con
   elsewhere.
   """
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", path, flag_values=values, lock_config=True)
-  values(["benchmark", f"--config={path}", *overrides])
+  argv = ["benchmark", f"--config={path}", *overrides]
+  config_flags.DEFINE_config_file("config", path, flag_values=values, lock_config=True, sys_argv=argv)
+  values(argv)
   config = values["config"].value
   if dtype == "auto":
     dtype = "float32" if jax.default_backend() == "cpu" else config.teacher.dtype
