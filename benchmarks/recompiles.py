@@ -102,7 +102,8 @@ def count(call: Callable[[int], tuple[int, int]], draws: int) -> dict:
 
 def small_config(path: str, overrides=()):
   """`path` with a random teacher of two narrow blocks in place of one that is not here."""
-  grid = ["--config.batch_size=2", "--config.data.image_size=32"]
+  batch_size = max(2, jax.device_count())
+  grid = [f"--config.batch_size={batch_size}", "--config.data.image_size=32"]
   tower = clip.ImageConfig(clip.Tower(32, 2, 2, 64), image_size=32, patch_size=4)
   teacher = workload.random_clip(workload.temporary_folder(), clip.CLIPConfig(tower, None, 16))
   return workload.config_from(path, [*grid, f"--config.teacher.path={teacher}", *overrides])
