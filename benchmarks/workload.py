@@ -18,7 +18,7 @@ from dtm_jax import mesh as meshes
 from dtm_jax.models import clip, clip_weights
 from dtm_jax.tasks import Run, Task, pretrain
 
-TOTAL_STEPS = 1000
+TOTAL_STEPS, STEPS_PER_EPOCH = 100_000, 1000
 PHOTO = (375, 500, 3)
 
 
@@ -81,7 +81,7 @@ def photos(folder: Path, count: int) -> Path:
 
 
 def task_of(config: config_dict.ConfigDict) -> Task:
-  return pretrain.build(config, Run(TOTAL_STEPS, TOTAL_STEPS, config.batch_size))
+  return pretrain.build(config, Run(TOTAL_STEPS, STEPS_PER_EPOCH, config.batch_size))
 
 
 def synthetic_batch(config: config_dict.ConfigDict, mesh) -> dict[str, jax.Array]:
