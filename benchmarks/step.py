@@ -192,9 +192,9 @@ def summary(record, repeats: int) -> str:
     ["images/s", show(record["images_per_s"])],
     ["share of the ceiling (MFU)", show(record["mfu"], ".1%")],
     [f"ceiling: {record['dtype']} matrix product, GFLOP/s", show(record["ceiling_gflop_per_s"], ".0f")],
-    ["GFLOP an image: teacher and student", f"{record['gflop_an_image']['step']:.1f}"],
-    ["GFLOP an image: morphing and loss", f"{record['gflop_an_image']['morphing']:.2f}"],
-    *([f"GFLOP an image by XLA, {k}", f"{v:.1f}"] for k, v in record["gflop_by_xla"].items()),
+    ["GFLOP an image: teacher and student", f"{record['gflop_an_image']['step']:.4g}"],
+    ["GFLOP an image: morphing and loss", f"{record['gflop_an_image']['morphing']:.3g}"],
+    *([f"GFLOP an image by XLA, {k}", f"{v:.4g}"] for k, v in record["gflop_by_xla"].items()),
     ["a schedule an image, to one a step", show(record["per_image_to_per_step"], ".4f")],
     *([f"memory: {name}, GiB", f"{value:.2f}"] for name, value in plan.items()),
   ]
