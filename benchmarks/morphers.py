@@ -8,17 +8,13 @@ machine does falls on all alike. Ratios are of times of one round. The tables la
 """
 
 import argparse
-import json
-import os
-import platform
-import random
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import measuring
 from benchmarks.morphing import tokens
 from dtm_jax import morphing, plugins
 from dtm_jax.models import vit
@@ -44,12 +40,13 @@ def images(batch_size, grid, patch=16):
 
 
 def student_step(batch_size, image_BHW3, width):
-  """key -> loss and gradients of a ViT-B/16 on the first `batch_size` images."""
+  """round -> loss and gradients of a ViT-B/16 on the first `batch_size` images."""
   model = vit.build("B", out_dim=width)
   params = vit.init(model, jax.random.key(0), image_BHW3.shape[1])
   image_BHW3 = image_BHW3[:batch_size]
   num_tokens = (image_BHW3.shape[1] // model.patch_size) ** 2
 
+  @jax.jit
   def step(key):
     mask_BN = jax.random.bernoulli(key, 0.4, (batch_size, num_tokens))
     target_BNC = jax.random.normal(key, (batch_size, num_tokens, width))
@@ -61,28 +58,7 @@ def student_step(batch_size, image_BHW3, width):
 
     return jax.value_and_grad(loss)(params)
 
-  return jax.jit(step)
-
-
-def seconds(call, key):
-  start = time.perf_counter()
-  jax.block_until_ready(call(key))
-  return time.perf_counter() - start
-
-
-def interleaved(calls, rounds):
-  """{name: seconds of each round}, and {name: seconds of the first call, that compiles}."""
-  first = {name: seconds(call, jax.random.key(0)) for name, call in calls.items()}
-  times = {name: [] for name in calls}
-  for i in range(rounds):
-    for name in random.Random(i).sample(list(calls), len(calls)):
-      times[name].append(seconds(calls[name], jax.random.key(i)))
-  return {name: np.array(each) for name, each in times.items()}, first
-
-
-def quartiles(values):
-  low, median, high = np.percentile(values, (25, 50, 75))
-  return {"median": float(median), "low": float(low), "high": float(high)}
+  return lambda i: step(jax.random.key(i))
 
 
 def summary(times, first, args):
@@ -91,50 +67,28 @@ def summary(times, first, args):
   for name, each in times.items():
     batch_size = args.student_batch if name == STUDENT else args.batch
     rows[name] = {
-      "ms_per_image": quartiles(1e3 * each / batch_size),
-      "ratio_to_bipartite": quartiles(each / batch_size / (times[YARDSTICK] / args.batch)),
+      "ms_per_image": measuring.quartiles(1e3 * each / batch_size),
+      "ratio_to_bipartite": measuring.quartiles(each / batch_size / (times[YARDSTICK] / args.batch)),
       "first_call_s": round(first[name], 2),
     }
     if STUDENT in times:
       share = each / batch_size / (times[STUDENT] / args.student_batch)
-      rows[name]["share_of_student"] = quartiles(share)
+      rows[name]["share_of_student"] = measuring.quartiles(share)
   return rows
 
 
-def machine():
-  device = jax.devices()[0]
-  cores = f" of {os.cpu_count()} cores" if device.platform == "cpu" else ""
-  versions = f"Python {platform.python_version()}, JAX {jax.__version__}"
-  return f"{platform.machine()} {device.device_kind}{cores}, {versions}"
-
-
-def markdown(rows, args):
+def markdown(rows, rounds):
   header = ["morpher", "ms an image", "to bipartite", "of the student", "first call, s"]
-  lines = [
-    "# What a morpher costs",
-    "",
-    f"`python -m benchmarks.morphers --batch={args.batch} --tokens={args.tokens} --width={args.width} "
-    f"--rounds={args.rounds}{' --student' if args.student else ''}`",
-    "",
-    f"{machine()}. One label map a call; median and, in brackets, the quartiles of {args.rounds} interleaved "
-    f"rounds. {args.note}".strip(),
-    "",
-    "| " + " | ".join(header) + " |",
-    "|---|" + "---:|" * (len(header) - 1),
-  ]
-  for name, row in rows.items():
-    lines.append(f"| {name} | " + " | ".join(_cells(row)) + " |")
-  return "\n".join(lines) + "\n"
+  return (
+    f"One label map a call; median and, in brackets, the quartiles of {rounds} interleaved rounds.\n\n"
+    + measuring.table(header, [[name, *_cells(row)] for name, row in rows.items()])
+  )
 
 
 def _cells(row):
   ms, ratio, share = (row.get(name) for name in ("ms_per_image", "ratio_to_bipartite", "share_of_student"))
   percent = f"{share['median']:.2%}" if share else "-"
-  return [_spread(ms), _spread(ratio), percent, f"{row['first_call_s']:.1f}"]
-
-
-def _spread(values):
-  return "{median:.3f} ({low:.3f}-{high:.3f})".format(**values)
+  return [measuring.spread(ms), measuring.spread(ratio), percent, f"{row['first_call_s']:.1f}"]
 
 
 def main():
@@ -156,19 +110,19 @@ def main():
   if args.student:
     calls[STUDENT] = student_step(args.student_batch, image_BHW3, args.width)
 
-  rows = summary(*interleaved(calls, args.rounds), args)
-  table = markdown(rows, args)
-  print(table)
-  args.out.mkdir(parents=True, exist_ok=True)
-  (args.out / "morphers.md").write_text(table)
+  rows = summary(*measuring.interleaved(calls, args.rounds), args)
   sizes = {name: value for name, value in vars(args).items() if name not in ("out", "note")}
-  record = {"machine": machine(), "note": args.note, **sizes, "morphers": rows}
-  (args.out / "morphers.json").write_text(json.dumps(record, indent=2) + "\n")
+  print(
+    measuring.report(
+      args.out, "morphers", title="What a morpher costs", module="benchmarks.morphers", note=args.note,
+      body=markdown(rows, args.rounds), record={**sizes, "morphers": rows},
+    )
+  )  # fmt: skip
 
 
 def _call(assign, target_BNC, image_BHW3):
   jitted = jax.jit(assign)
-  return lambda key: jitted(key, target_BNC, image_BHW3)
+  return lambda i: jitted(jax.random.key(i), target_BNC, image_BHW3)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,17 @@
 
 On a pod every host runs the same command. Where JAX cannot find the cluster by itself, the environment names
 it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+
+Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so that a second start need not
+compile them; JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 """
 
 import difflib
+import hashlib
 import logging as python_logging
 import os
+import pathlib
+import platform
 import runpy
 import sys
 from collections.abc import Iterator
@@ -32,6 +38,7 @@ def main(argv: list[str]) -> None:
   quiet_orbax()
   hide_accelerators_from_tensorflow()
   start_distributed()
+  keep_compiled_programs()
   logging.info("Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices())
   from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
 
@@ -65,6 +72,30 @@ def start_distributed() -> None:
     jax.distributed.initialize()
   except ValueError as error:  # no cluster was detected
     logging.info("Single process (%s).", error)
+
+
+def keep_compiled_programs() -> None:
+  """Turns JAX's persistent compilation cache on, unless the user has chosen its folder or to have none.
+
+  XLA's programs for the CPU use what the compiling machine's processor can do; users report that unlike
+  machines found each other's. A home may be shared by such, so each kind has a folder of its own.
+  """
+  from dtm_jax import datasets  # as the loop: after jax.distributed
+
+  if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    folder = datasets.cache_folder() / "xla" / kind_of_processor()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def kind_of_processor() -> str:
+  """Short and the same on machines whose processors have the same features."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:  # not Linux
+    lines = []
+  features = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+  about = "\n".join([platform.machine(), platform.processor(), *sorted(features)])
+  return f"{platform.machine()}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
 
 def parse_flags(argv: list[str]) -> list[str]:

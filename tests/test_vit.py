@@ -221,7 +221,7 @@ def test_remat_changes_no_gradient():
 
   plain = gradient("none")
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
-  for remat in ("attention", "block"):
+  for remat in ("attention", "elementwise", "block"):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient(remat), plain)
 
 
@@ -234,7 +234,7 @@ def test_remat_of_attention_stores_no_probabilities():
 
   heads_and_tokens = lambda shape: shape[-2:] == (65, 65) and 2 in shape[1:-2]  # one for each image
   assert any(map(heads_and_tokens, residuals("none")))
-  for remat in ("attention", "block"):
+  for remat in ("attention", "elementwise", "block"):
     assert not any(map(heads_and_tokens, residuals(remat)))
 
 

@@ -32,7 +32,8 @@ VARIANTS = {
   "B": {"width": 768, "depth": 12, "num_heads": 12},
   "L": {"width": 1024, "depth": 24, "num_heads": 16},
 }
-REMATS = ("none", "attention", "block")
+REMATS = ("none", "attention", "elementwise", "block")
+REMAT_POLICIES = {"elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
 EPS = 1e-6
 
 # N(0, 0.02²) cut at one standard deviation: what remains has standard deviation 0.01079.
@@ -49,7 +50,8 @@ class Trunk(nn.Module):
     abs_pos_emb: a learned embedding of each place, added before the first block.
     layer_scale_init: initial factor of every residual branch; 0 or None for no factors.
     drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
-    remat: what the backward pass computes again: "none", "attention" (logits and softmax) or "block".
+    remat: what the backward pass computes again: "none", "attention" (logits and softmax), "elementwise"
+      (also norms, activations and all else but the products with kernels) or "block" (everything).
     unroll: how many blocks one iteration of the scan holds: more take longer to compile, and spare copies of
       what the backward pass needs (a sixth of the quickstart's time on a CPU).
     dtype: of the matrix products; parameters, softmax and residual stream are float32.
@@ -102,7 +104,9 @@ class Trunk(nn.Module):
     return self._blocks(grid, train)(tokens, rates, shared_bias)[0]
 
   def _blocks(self, grid: tuple[int, int], train: bool) -> nn.Module:
-    block = nn.remat(Block, prevent_cse=False) if self.remat == "block" else Block
+    block = Block
+    if self.remat in REMAT_POLICIES:
+      block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
     scan = nn.scan(
       block,
       variable_axes={"params": 0},

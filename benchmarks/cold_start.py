@@ -1,0 +1,222 @@
+"""From the command to the end of the first step, with and without the persistent compilation cache.
+
+    python -m benchmarks.cold_start --config=configs/vitb16.py --batch=4 --repeats=3
+
+Each start is a process of its own that runs dtm_jax.main until its first step is done, from a folder of JPEGs
+where the config's data set is not here and with random weights where the teacher is not. "off" keeps no
+compiled programs, "cold" fills an empty folder, "warm" finds what the cold start left. What the start spends
+its time on is taken by putting a clock around the loop's own functions.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+CLOCKED = {  # what is reported: module, function; the rest of `loop.train` is "other"
+  "TensorFlow's import": ("dtm_jax.main", "hide_accelerators_from_tensorflow"),
+  "distributed": ("dtm_jax.main", "start_distributed"),
+  "data set": ("dtm_jax.plugins", "build"),
+  "initial state": ("dtm_jax.loop", "restore_or_init"),
+  "parameters' table": ("dtm_jax.reporting", "log_parameters"),
+  "writers": ("dtm_jax.reporting", "make_writer"),
+  "checkpoints": ("dtm_jax.loop", "Checkpoints"),
+}
+STARTED, RESULT = "DTM_JAX_BENCHMARK_STARTED", "DTM_JAX_BENCHMARK_RESULT"
+EVENTS = {
+  "/jax/core/compile/jaxpr_trace_duration": "tracing",
+  "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
+  "/jax/core/compile/backend_compile_duration": "compiling or loading",
+}
+
+
+class Clock:
+  """Seconds by name; of nested functions the outermost counts."""
+
+  def __init__(self):
+    self.seconds = defaultdict(float)
+    self._inside = False
+
+  def wrap(self, name: str, function):
+    @functools.wraps(function)
+    def clocked(*args, **kwargs):
+      if self._inside:
+        return function(*args, **kwargs)
+      self._inside, start = True, time.time()
+      try:
+        return function(*args, **kwargs)
+      finally:
+        self.seconds[name] += time.time() - start
+        self._inside = False
+
+    return clocked
+
+
+def child() -> None:
+  """dtm_jax.main with a clock on it, ended after the first step. Its arguments are main's own."""
+  began = time.time()
+  clock = Clock()
+  clock.seconds["Python"] = began - float(os.environ[STARTED])
+  import jax.monitoring
+  from absl import app
+
+  from dtm_jax import main
+
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: event in EVENTS and clock.seconds.__setitem__(
+      "JAX: " + EVENTS[event], clock.seconds["JAX: " + EVENTS[event]] + seconds
+    )
+  )  # fmt: skip
+  clock.seconds["imports of main"] = time.time() - began
+  for name, (module, function) in CLOCKED.items():
+    if module == "dtm_jax.main":
+      setattr(main, function, clock.wrap(name, getattr(main, function)))
+  keep = main.keep_compiled_programs
+
+  def before_the_loop():
+    keep()
+    start = time.time()
+    watch_the_loop(clock)
+    clock.seconds["imports of the loop"] = time.time() - start
+
+  main.keep_compiled_programs = before_the_loop
+  app.run(main.main, flags_parser=main.parse_flags)
+
+
+def watch_the_loop(clock: Clock) -> None:
+  import jax
+
+  from dtm_jax import loop, plugins, reporting
+
+  modules = {"dtm_jax.loop": loop, "dtm_jax.plugins": plugins, "dtm_jax.reporting": reporting}
+  for name, (module, function) in CLOCKED.items():
+    if module in modules:
+      owner = modules[module]
+      setattr(owner, function, clock.wrap(name, getattr(owner, function)))
+
+  load = plugins.load
+
+  def load_and_clock(kind, name):
+    module = load(kind, name)
+    if kind == "tasks":
+      module.build = clock.wrap("task, with the teacher's weights", module.build)
+    return module
+
+  plugins.load = load_and_clock
+  batches, jit = loop.device_batches, loop.jit_train_step
+
+  def first_batch(*args, **kwargs):
+    iterator = batches(*args, **kwargs)
+    yield clock.wrap("first batch", next)(iterator)
+    yield from iterator
+
+  def first_step(*args):
+    step = jit(*args)
+
+    def call(state, frozen, batch):
+      before = {name: clock.seconds["JAX: " + name] for name in EVENTS.values()}
+      result = clock.wrap("first step", lambda: jax.block_until_ready(step(state, frozen, batch)))()
+      for name, seconds in before.items():
+        clock.seconds[f"first step: {name}"] = clock.seconds["JAX: " + name] - seconds
+      finish(clock)
+      return result
+
+    return call
+
+  loop.device_batches, loop.jit_train_step = first_batch, first_step
+
+
+def finish(clock: Clock) -> None:
+  seconds = dict(clock.seconds)
+  seconds["in all"] = time.time() - float(os.environ[STARTED])
+  parts = [v for name, v in seconds.items() if not name.startswith(("JAX: ", "first step: ", "in all"))]
+  seconds["other"] = seconds["in all"] - sum(parts)
+  Path(os.environ[RESULT]).write_text(json.dumps(seconds))
+  os._exit(0)  # the rest of the run is not of interest
+
+
+def start(argv, folder: Path, workdir: Path, *, cache: bool) -> dict[str, float]:
+  """Seconds by part of one start."""
+  result = workdir.with_suffix(".json")
+  environment = os.environ | {
+    "JAX_ENABLE_COMPILATION_CACHE": str(cache).lower(), "DTM_JAX_CACHE": str(folder), RESULT: str(result),
+  }  # fmt: skip
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  command = [sys.executable, "-m", "benchmarks.cold_start", "--child", *argv, f"--workdir={workdir}"]
+  environment[STARTED] = str(time.time())
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  if not result.exists():
+    raise RuntimeError(f"The run ended with {done.returncode} before its first step:\n{done.stderr[-3000:]}")
+  return json.loads(result.read_text())
+
+
+def main_arguments(args, overrides, folder: Path) -> list[str]:
+  """The flags of dtm_jax.main: the config as the user gave it, on data and a teacher that are here."""
+  from benchmarks import workload
+
+  config = workload.config_from(args.config, overrides, args.dtype)
+  argv = [f"--config={args.config}", *overrides, f"--config.batch_size={args.batch}"]
+  argv += [f"--config.{name}.dtype={config[name].dtype}" for name in ("teacher", "student")]
+  argv += [f"--config.teacher.path={config.teacher.path}"]
+  if config.data.dataset.name == "imagenet" and config.data.dataset.get("data_dir") is None:
+    photos = folder / "photos"
+    photos.mkdir()
+    workload.photos(photos, max(64, args.batch))
+    argv += ["--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={photos}"]
+  elif config.data.dataset.name == "cifar10" and config.data.dataset.get("data_dir") is None:
+    from dtm_jax.datasets import cache_folder
+
+    argv += [f"--config.data.dataset.data_dir={cache_folder()}"]
+    argv += [f"--config.evals.{name}.dataset.data_dir={cache_folder()}" for name in config.evals]
+  return argv
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="configs/vitb16.py")
+  parser.add_argument("--batch", type=int, default=4)
+  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--dtype", default="auto", help="of the products; auto: float32 on a CPU")
+  parser.add_argument("--name", default="cold_start", help="of the result's files")
+  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
+  parser.add_argument("--out", type=Path, default=Path("results"))
+  args, overrides = parser.parse_known_args(argv)
+  from benchmarks import measuring, workload
+
+  folder = workload.temporary_folder()
+  flags = main_arguments(args, overrides, folder)
+  kinds = ("off", "cold", "warm")
+  runs = {kind: [] for kind in kinds}
+  for i in range(args.repeats):
+    for kind in kinds:  # warm follows cold
+      cache = folder / f"cache{i}"
+      runs[kind].append(start(flags, cache, folder / f"{kind}{i}", cache=kind != "off"))
+  names = list(dict.fromkeys(name for each in runs["cold"] for name in each))
+  median = lambda kind, name: measuring.quartiles([each.get(name, 0.0) for each in runs[kind]])
+  summary = {kind: {name: median(kind, name) for name in names} for kind in kinds}
+  order = ["in all", *(name for name in names if name != "in all")]
+  rows = [[name, *(measuring.spread(summary[kind][name], ".1f") for kind in kinds)] for name in order]
+  body = (
+    f"Batch {args.batch}; seconds, median and quartiles of {args.repeats} starts of each kind, in turns. "
+    "Lines with JAX are sums over the whole start and lie within others, as do the first step's parts.\n\n"
+    + measuring.table([Path(args.config).stem, "no cache", "cache, empty", "cache, filled"], rows)
+  )
+  print(
+    measuring.report(
+      args.out, args.name, title="From the command to the first step", module="benchmarks.cold_start",
+      note=args.note, body=body, record={"batch": args.batch, "seconds": summary, "runs": runs},
+    )
+  )  # fmt: skip
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] == ["--child"]:
+    del sys.argv[1]
+    child()
+  else:
+    main()

@@ -1,0 +1,149 @@
+"""Our train step beside the same work in PyTorch, on the same machine, in turns.
+
+    python -m benchmarks.peer --config=configs/vitb16.py --batch=4 --repeats=9
+
+Each side lives in a process of its own, with all cores, and works only while the other waits: two thread
+pools in one process would fight. A round has one step of each, in an order of its own; the ratio is of one
+round. float32 on a CPU; on a GPU bf16 (autocast and torch.compile on PyTorch's side): that branch has not
+been run yet, for want of a GPU.
+"""
+
+import argparse
+import importlib.util
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIDES = ("jax", "torch")
+
+
+def jax_step(config):
+  """() -> the loss of one step."""
+  from benchmarks import step
+
+  own = step.Step(config)
+  return lambda: float(own()["loss"])  # waits for the device
+
+
+def torch_step(config):
+  import torch
+
+  from benchmarks import peer_torch
+  from dtm_jax.models import clip_weights, vit
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  clip, _ = clip_weights.load(config.teacher.path)
+  return peer_torch.Step(config, vit.build(**config.student), clip, device=device)
+
+
+def work(side: str, args, overrides) -> None:
+  """The worker's life: two steps to warm up, then one for every line that comes in."""
+  from benchmarks import workload
+
+  config = workload.config_from(args.config, overrides, args.dtype)
+  config.batch_size = args.batch
+  step = {"jax": jax_step, "torch": torch_step}[side](config)
+  for _ in range(2):
+    step()
+  print("ready", flush=True)
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    loss = step()
+    print(f"{time.perf_counter() - start} {loss}", flush=True)
+
+
+class Worker:
+  """A process that does one step whenever it is told to."""
+
+  def __init__(self, side: str, argv):
+    command = [sys.executable, "-m", "benchmarks.peer", f"--worker={side}", *argv]
+    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+  def answer(self) -> str:
+    line = self.process.stdout.readline().strip()
+    if not line:
+      raise RuntimeError(f"The worker {self.process.args} ended with {self.process.wait()}.")
+    return line
+
+  def step(self) -> float:
+    """Seconds of one step."""
+    self.process.stdin.write("go\n")
+    self.process.stdin.flush()
+    seconds, loss = map(float, self.answer().split())
+    if not np.isfinite(loss):
+      raise FloatingPointError(f"{self.process.args}: the loss is {loss}.")
+    return seconds
+
+  def close(self):
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def in_turns(args, argv) -> dict[str, np.ndarray]:
+  """{side: seconds of each round}."""
+  workers = {}
+  try:
+    for side in SIDES:  # one after the other: both want all cores
+      workers[side] = Worker(side, argv)
+      if (answer := workers[side].answer()) != "ready":
+        raise RuntimeError(f"The worker of {side} said {answer!r}.")
+    times = {side: [] for side in SIDES}
+    for i in range(args.repeats):
+      for side in random.Random(i).sample(SIDES, len(SIDES)):
+        times[side].append(workers[side].step())
+  finally:
+    for worker in workers.values():
+      worker.close()
+  return {side: np.array(each) for side, each in times.items()}
+
+
+def main(argv=None):
+  argv = sys.argv[1:] if argv is None else argv
+  args, overrides = arguments(argv)
+  if args.worker:
+    return work(args.worker, args, overrides)
+  if importlib.util.find_spec("torch") is None:
+    sys.exit("The peer needs PyTorch: pip install -r requirements-test.txt")
+  times = in_turns(args, argv)
+  from benchmarks import measuring
+
+  rate = {side: measuring.quartiles(args.batch / each) for side, each in times.items()}
+  ratio = measuring.quartiles(times["torch"] / times["jax"])
+  rows = [
+    ["ours, images/s", measuring.spread(rate["jax"])],
+    ["PyTorch, images/s", measuring.spread(rate["torch"])],
+    ["ours to PyTorch", measuring.spread(ratio, ".2f")],
+  ]
+  body = (
+    f"Batch {args.batch}; median and quartiles of {args.repeats} rounds, one step of each side a round. "
+    "PyTorch's masks are random ones and its schedules are drawn for the batch, which costs it nothing.\n\n"
+    + measuring.table([Path(args.config).stem, "value"], rows)
+  )
+  record = {"batch": args.batch, "repeats": args.repeats, "images_per_s": rate, "ours_to_torch": ratio}
+  record["seconds"] = {side: each.tolist() for side, each in times.items()}
+  text = measuring.report(
+    args.out, args.name, title="Beside PyTorch", module="benchmarks.peer", note=args.note, body=body,
+    record=record, packages=("torch", "transformers"),
+  )  # fmt: skip
+  print(text)
+
+
+def arguments(argv):
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="configs/vitb16.py")
+  parser.add_argument("--batch", type=int, default=4)
+  parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--dtype", default="auto", help="of our products; auto: float32 on a CPU")
+  parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+  parser.add_argument("--name", default="peer", help="of the result's files")
+  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
+  parser.add_argument("--out", type=Path, default=Path("results"))
+  return parser.parse_known_args(argv)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,145 @@
+"""How often draws of n̄ and k make JAX trace or compile again: never, or the command fails.
+
+    python -m benchmarks.recompiles --draws=10000
+
+Two programs are run `draws` times each, every time with another n̄, k and split: the whole train step of a
+small config, with one schedule a step, and matching, morphing and loss alone at 196 tokens. JAX's own events
+count traces and compilations, also those inside others; after the first call there must be none.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+
+from benchmarks import measuring, workload
+from dtm_jax import loop, morphing
+from dtm_jax import mesh as meshes
+from dtm_jax.models import clip
+
+EVENTS = {
+  "/jax/core/compile/jaxpr_trace_duration": "traces",
+  "/jax/core/compile/backend_compile_duration": "compilations",
+}
+
+
+class Counter:
+  """Counts JAX's traces and compilations while it is entered."""
+
+  def __init__(self):
+    self.counts = dict.fromkeys(EVENTS.values(), 0)
+
+  def _listen(self, event: str, duration: float, **_):
+    if event in EVENTS:
+      self.counts[EVENTS[event]] += 1
+
+  def __enter__(self) -> "Counter":
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *_):
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+def train_step(config) -> Callable[[int], tuple[int, int]]:
+  """round -> (groups, 0) of one step of the config, drawn anew for each step."""
+  config.morphers.dtm.drawn_per = "step"
+  config.loss.schedules = 1
+  task, mesh = workload.task_of(config), meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+  state, frozen = workload.state_and_frozen(config, task, mesh)
+  batch = workload.synthetic_batch(config, mesh)
+  step = loop.jit_train_step(task, state, frozen, mesh)
+
+  def call(i: int) -> tuple[int, int]:
+    nonlocal state
+    state, measurements = step(state, frozen, batch)
+    return int(measurements["groups_dtm"]), 0
+
+  return call
+
+
+def matching_and_loss(num_tokens: int, width: int, max_rounds: int) -> Callable[[int], tuple[int, int]]:
+  """round -> (n̄, k) of one call on one image's random tokens; the schedule is drawn inside."""
+  target, student = jax.random.normal(jax.random.key(0), (2, 1, num_tokens, width))
+
+  @jax.jit
+  def step(i):
+    draw_key, split_key = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
+    merges_K = morphing.paper_schedule(draw_key, num_tokens, 1, max_rounds)
+    label_BN = morphing.bipartite_match(target, merges_K, split="random", key=split_key)
+    loss, grad = jax.value_and_grad(morphing.dtm_loss)(student, target, label_BN[None])
+    last = jnp.max(jnp.where(merges_K > 0, 1 + jnp.arange(max_rounds), 0))
+    return loss, grad, morphing.num_groups(label_BN)[0], last
+
+  def call(i: int) -> tuple[int, int]:
+    _, _, groups, rounds = step(i)
+    return int(groups), int(rounds)
+
+  return call
+
+
+def count(call: Callable[[int], tuple[int, int]], draws: int) -> dict:
+  """Traces and compilations of the first call and of the other draws together, and how the draws differed."""
+  with Counter() as first:
+    seen = {call(0)}
+  start = time.perf_counter()
+  with Counter() as later:
+    for i in range(1, draws):
+      seen.add(call(i))
+  return {
+    "draws": draws,
+    "first": first.counts,
+    "later": later.counts,
+    "distinct": len(seen),
+    "seconds": round(time.perf_counter() - start, 1),
+  }
+
+
+def small_config(path: str, overrides=()):
+  """`path` with a random teacher of two narrow blocks in place of one that is not here."""
+  batch_size = max(2, jax.device_count())
+  grid = [f"--config.batch_size={batch_size}", "--config.data.image_size=32"]
+  tower = clip.ImageConfig(clip.Tower(32, 2, 2, 64), image_size=32, patch_size=4)
+  teacher = workload.random_clip(workload.temporary_folder(), clip.CLIPConfig(tower, None, 16))
+  return workload.config_from(path, [*grid, f"--config.teacher.path={teacher}", *overrides])
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="configs/debug.py", help="of the train step: 32 pixels")
+  for name, default in (("draws", 10_000), ("tokens", 196), ("width", 64), ("rounds", 14)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
+  parser.add_argument("--out", type=Path, default=Path("results"))
+  args, overrides = parser.parse_known_args(argv)
+  calls = {
+    f"train step of {args.config}": train_step(small_config(args.config, overrides)),
+    f"matching, morphing and loss, {args.tokens} tokens": matching_and_loss(
+      args.tokens, args.width, args.rounds
+    ),
+  }
+  results = {name: count(call, args.draws) for name, call in calls.items()}
+  header = ["program", "draws", "different draws", "traces, compilations at first", "after", "seconds"]
+  show = lambda counts: f"{counts['traces']}, {counts['compilations']}"
+  rows = [
+    [name, *(str(each[k]) for k in ("draws", "distinct")), show(each["first"]), show(each["later"]),
+     f"{each['seconds']:.0f}"]
+    for name, each in results.items()
+  ]  # fmt: skip
+  text = measuring.report(
+    args.out, "recompiles", title="Recompilations", module="benchmarks.recompiles", note=args.note,
+    body="A draw differs by n̄, at 196 tokens also by k.\n\n" + measuring.table(header, rows),
+    record={"programs": results},
+  )  # fmt: skip
+  print(text)
+  if any(sum(each["later"].values()) for each in results.values()):
+    sys.exit("Something was traced or compiled again.")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,210 @@
+"""The benchmarks at toy size: what they report and count, never how long it took."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_world
+
+from benchmarks import beginnings, measuring, operations, peer, recompiles, step, workload
+from dtm_jax import morphing
+from dtm_jax.models import vit
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  small_world.write_cifar10(folder)
+  small_world.write_clip(folder / "clip")
+  return folder
+
+
+def test_rounds_are_interleaved_and_see_their_number():
+  seen = []
+  calls = {name: lambda i, name=name: seen.append((name, i)) for name in "abc"}
+  times, first = measuring.interleaved(calls, rounds=4)
+  assert [len(each) for each in times.values()] == [4, 4, 4]
+  assert first.keys() == times.keys()
+  assert seen[:3] == [("a", 0), ("b", 0), ("c", 0)]  # the first call of each, which compiles
+  orders = [[name for name, _ in seen[3 * r : 3 * r + 3]] for r in range(1, 5)]
+  assert all(sorted(order) == list("abc") for order in orders)
+  assert len({tuple(order) for order in orders}) > 1
+  assert [i for _, i in seen[3:]] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_a_report_is_a_table_and_json_of_the_same(tmp_path):
+  values = measuring.quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
+  assert values == {"median": 3.0, "low": 2.0, "high": 4.0}
+  body = measuring.table(["what", "value"], [["x", measuring.spread(values, ".1f")]])
+  text = measuring.report(tmp_path, "r", title="T", module="m", body=body, record={"x": values}, note="Busy.")
+  assert (tmp_path / "r.md").read_text() == text
+  assert "| x | 3.0 (2.0-4.0) |" in text
+  record = json.loads((tmp_path / "r.json").read_text())
+  assert record["x"] == values
+  assert record["note"] == "Busy."
+  assert jax.__version__ in record["machine"]
+
+
+def test_a_step_of_vit_b_takes_141_gflop_an_image():
+  """The number of the project's plan; and the tower's count is that of XLA, of one block without scan."""
+  student = operations.student_forward(vit.build("B", out_dim=512), (14, 14))
+  teacher = operations.tower(197, 768, 12, 3072) + operations.embedding(196, 16, 768) + 2 * 196 * 768 * 512
+  assert round((3 * student + teacher) / 1e9) == 141
+
+  def products(x, wide, narrow):
+    logits = jnp.einsum("td,sd->ts", x, x)
+    mixed = logits @ x
+    for _ in range(4):
+      mixed = mixed @ jnp.zeros((48, 48))
+    return (mixed @ wide) @ narrow
+
+  shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((20, 48), (48, 192), (192, 48))]
+  cost = jax.jit(products).lower(*shapes).cost_analysis()
+  assert cost["flops"] == pytest.approx(operations.tower(20, 48, 1, 192), rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_parts_are_those_of_the_step(world, tmp_path):
+  """`require_same` inside compares loss and gradient with the step's own; here, that it can tell."""
+  args, overrides = step.arguments(
+    ["--config=configs/debug.py", "--batch=8", "--repeats=2", "--matmul=64", f"--out={tmp_path}",
+     f"--config.teacher.path={world / 'clip'}"]
+  )  # fmt: skip
+  config = workload.config_from(args.config, overrides)
+  config.batch_size = args.batch
+  record = step.measure(config, args)
+  json.dumps(record)
+  assert set(record["parts_s"]) == set(beginnings.PARTS)
+  shares = record["parts_share"]
+  assert {"median", "low", "high"} == set(shares["teacher"])
+  assert record["memory"]["planned in all"] > 0
+  assert math.isfinite(record["mfu"]["median"])
+  text = step.body(record | {"plans": []}, args.repeats)
+  assert all(f"| {part} |" in text for part in beginnings.PARTS)
+
+  other = config.copy_and_resolve_references()
+  other.mask.num_masked = 10
+  run = step.Step(config)
+  calls = step.beginnings_on(run, beginnings.of(other)[0])
+  with pytest.raises(AssertionError):
+    step.require_same(run, calls)
+
+
+@pytest.mark.slow
+def test_draws_compile_once(tmp_path):
+  """Of the bare matching at 196 tokens, and of the small step: many schedules, one trace."""
+  matching = recompiles.count(recompiles.matching_and_loss(196, 8, 14), draws=60)
+  whole = recompiles.count(recompiles.train_step(recompiles.small_config("configs/debug.py")), draws=40)
+  for result in (matching, whole):
+    assert result["first"]["compilations"] >= 1
+    assert result["first"]["traces"] >= 1
+    assert result["later"] == {"traces": 0, "compilations": 0}
+    assert result["distinct"] > 10
+
+
+def test_the_count_sees_a_recompilation():
+  sizes = iter((3, 3, 4))
+  double = jax.jit(lambda x: 2 * x)
+  result = recompiles.count(lambda i: (int(double(np.ones(next(sizes))).sum()), 0), draws=3)
+  assert result["later"]["compilations"] >= 1
+  assert result["later"]["traces"] >= 1
+
+
+def test_the_peer_merges_as_we_do():
+  """Its variable shapes and our fixed ones give the same groups and the same loss."""
+  torch = pytest.importorskip("torch")
+  from benchmarks import peer_torch
+
+  rng = np.random.default_rng(0)
+  target, student = rng.normal(size=(2, 3, 20, 8)).astype(np.float32)
+  for merges in ([4, 3, 5], [10], [0, 2], [12, 3, 3], [1] * 6):
+    ours = morphing.bipartite_match(jnp.asarray(target), jnp.asarray(merges))
+    place, groups = peer_torch.merge(torch.tensor(target), merges, shuffle=False)
+    theirs = morphing.canonical_labels(jnp.asarray(place.numpy()))
+    np.testing.assert_array_equal(ours, theirs)
+    assert groups == int(morphing.num_groups(ours)[0])
+    loss = peer_torch.morphed_loss(torch.tensor(student), torch.tensor(target), place, groups)
+    expected = morphing.dtm_loss(jnp.asarray(student), jnp.asarray(target), ours[None])
+    np.testing.assert_allclose(float(loss), float(expected), rtol=1e-5)
+
+
+def test_the_peer_draws_the_papers_schedule():
+  pytest.importorskip("torch")
+  from benchmarks import peer_torch
+
+  for seed in range(50):
+    merges = peer_torch.draw_schedule(np.random.default_rng(seed), 196, 14)
+    assert 1 <= len(merges) <= 14
+    assert 0 <= sum(merges) <= 195
+    expected = morphing.paper_merges(196 - sum(merges), len(merges), 196, 14)
+    np.testing.assert_array_equal(expected, merges + [0] * (14 - len(merges)))
+
+
+@pytest.mark.slow
+def test_the_peer_in_turns(world, tmp_path, monkeypatch):
+  pytest.importorskip("torch")
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.setenv("XLA_FLAGS", "")
+  peer.main(
+    ["--config=configs/debug.py", "--batch=2", "--repeats=2", f"--out={tmp_path}", "--name=p",
+     f"--config.teacher.path={world / 'clip'}"]
+  )  # fmt: skip
+  record = json.loads((tmp_path / "p.json").read_text())
+  assert {side: len(each) for side, each in record["seconds"].items()} == {"jax": 2, "torch": 2}
+  assert "ours to PyTorch" in (tmp_path / "p.md").read_text()
+
+
+FOLDER = """
+import jax
+from dtm_jax import main
+main.keep_compiled_programs()
+print(jax.config.jax_compilation_cache_dir)
+"""
+SECOND_START = """
+import jax
+from dtm_jax import main, reporting
+main.keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+counter = reporting.CompilationCounter()
+step = jax.jit(lambda x: (x @ x).sum())
+x = jax.numpy.ones((8, 8))
+events.clear()
+for _ in range(3):
+  with counter:
+    step(x)
+hits = events.count("/jax/compilation_cache/cache_hits")
+print(counter.count, hits, jax.config.jax_compilation_cache_dir, main.kind_of_processor())
+"""
+
+
+@pytest.mark.slow
+def test_a_program_from_the_cache_counts_as_one_compilation(tmp_path):
+  environment = {
+    k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_COMPILATION_CACHE", "XLA_FLAGS")
+  } | {"DTM_JAX_CACHE": str(tmp_path)}
+
+  def run(script: str, **more: str) -> list[str]:
+    done = subprocess.run(
+      [sys.executable, "-c", script], cwd=ROOT, env=environment | more, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()
+
+  *first, processor = run(SECOND_START)
+  folder = str(tmp_path / "xla" / processor)
+  assert first == ["1", "0", folder]
+  assert run(SECOND_START) == ["1", "1", folder, processor]
+  assert run(FOLDER, JAX_ENABLE_COMPILATION_CACHE="false") == ["None"]
+  elsewhere = str(tmp_path / "elsewhere")
+  assert run(FOLDER, JAX_COMPILATION_CACHE_DIR=elsewhere) == [elsewhere]
