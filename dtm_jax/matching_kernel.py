@@ -66,7 +66,9 @@ def kernel_rounds(
   gram_BNN = jnp.einsum("bnc,bmc->bnm", target_BNC, target_BNC, precision=morphing.HIGHEST)
   gram_BMM = jnp.pad(gram_BNN, ((0, 0), (0, padding), (0, padding)))
   if order_BKN is None:  # then the live order stands as it is
-    order_BKN = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.float32), (batch_size, max_rounds, num_tokens))
+    order_BKN = jnp.broadcast_to(
+      jnp.arange(num_tokens, dtype=jnp.float32), (batch_size, max_rounds, num_tokens)
+    )
   order_BKM = jnp.pad(order_BKN, ((0, 0), (0, 0), (0, padding)))
 
   one_image = lambda *shape: pl.BlockSpec((1, *shape), lambda b: (b, 0, 0))
@@ -83,7 +85,14 @@ def kernel_rounds(
 
 
 def _rounds(
-  num_tokens: int, protect_first: bool, merged_feature: str, merges_ref, gram_ref, order_ref, slot_ref, live_ref
+  num_tokens: int,
+  protect_first: bool,
+  merged_feature: str,
+  merges_ref,
+  gram_ref,
+  order_ref,
+  slot_ref,
+  live_ref,
 ) -> None:
   """One image: `live_ref` holds the Gram matrix of the live slots."""
   max_rounds, size = order_ref.shape[1:]
