@@ -2,11 +2,11 @@
 
     python -m benchmarks.input --workdir=FOLDER_OF_A_RUN
 
-Generated JPEGs of 500 x 375 pixels go through `data.train_batches` (decode, random resized crop to 224, batch),
-through simplejpeg alone with as many threads, and through tf.data's fused decode-and-crop with a bicubic
-resize. Each runs in a process of its own, pinned to one core, and counts its own CPU time, so that the result
-is images a second of a whole core even where other work takes part of it. The repeats are interleaved. The
-wait is that of the run in --workdir, from its metrics.jsonl.
+Generated JPEGs of 500 x 375 pixels go through `data.train_batches` (decode, random resized crop to 224,
+batch), through simplejpeg alone with as many threads, and through tf.data's fused decode-and-crop with a
+bicubic resize. Each runs in a process of its own, pinned to one core, and counts its own CPU time, so that the
+result is images a second of a whole core even where other work takes part of it. The repeats are interleaved.
+The wait is that of the run in --workdir, from its metrics.jsonl.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def growth(memory: list[tuple[int, float]]) -> dict[str, float]:
 
 
 def waits(workdir: Path) -> np.ndarray:
-  """Which share of its time each logged stretch of the run waited for input, without the first, that compiles."""
+  """Which share of its time each logged stretch but the first, that compiles, waited for input."""
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   found = [line[WAIT] for line in lines if WAIT in line][1:]
   if not found:

@@ -234,7 +234,7 @@ def collect(args):
   for per in ("image", "step"):
     calls["morphing and loss", per] = loss_and_gradient(target_BNC, per)
   networks = network_calls(args.step_batch, args.tokens, args.width) if args.step else {}
-  times, first = measuring.interleaved(calls | networks, args.repeats)
+  times, _ = measuring.interleaved(calls | networks, args.repeats)
   each = {
     name: seconds / (args.step_batch if name in networks else args.batch) for name, seconds in times.items()
   }
@@ -262,8 +262,10 @@ def markdown(record):
   rows = []
   for name, row in record["variants"].items():
     groups = row["groups"]
-    cells = [measuring.spread(row[key], form) for key, form in
-             (("ms_per_image", ".2f"), ("to_product", ".2f"), ("schedule_per_image_to_per_step", ".2f"))]  # fmt: skip
+    cells = [
+      measuring.spread(row[key], ".2f")
+      for key in ("ms_per_image", "to_product", "schedule_per_image_to_per_step")
+    ]
     differ = (
       "-" if groups is None else "{decidable_differ} of {decidable}, {differ} of {images}".format(**groups)
     )
@@ -274,8 +276,8 @@ def markdown(record):
   networks = [f"{name}: {measuring.spread(ms, '.0f')} ms an image." for name, ms in
               record["networks_ms_per_image"].items()]  # fmt: skip
   return "\n\n".join([
-    "Medians and quartiles over interleaved rounds. Matching is of one schedule; `morphing and loss` is two random-"
-    "split schedules, the loss and its gradient to the student's tokens.",
+    "Medians and quartiles over interleaved rounds. Matching is of one schedule; `morphing and loss` is two "
+    "schedules of the random split, the loss and its gradient to the student's tokens.",
     measuring.table(header, rows), *networks,
     "GPU and TPU: empty, not measured." if jax.default_backend() == "cpu" else "",
   ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""The matching kernel, interpreted: the oracle's groups and the plain rounds'; and that it lowers for a TPU."""
+"""The matching kernel, interpreted: the oracle's groups and the plain rounds'; that it lowers for a TPU."""
 
 import functools
 
@@ -75,7 +75,7 @@ def test_ties_and_tokens_without_direction_as_in_the_plain_rounds():
 
 @pytest.mark.parametrize("split", morphing.SPLITS)
 def test_it_lowers_for_a_tpu_alone(split):
-  """As the morpher calls it: two schedules at a time, a schedule for each image. Elsewhere, the plain rounds."""
+  """As the morpher calls it: two schedules at a time, a schedule for each image. Elsewhere, plain rounds."""
   assign = bipartite.build(split=split, implementation="pallas")
   keys_S = jax.random.split(jax.random.key(0), 2)
   tokens_BNC, images = jnp.zeros((2, 196, 512)), jnp.zeros((2, 224, 224, 3))
