@@ -4,7 +4,7 @@
 
 Generated JPEGs of 500 x 375 pixels go through `data.train_batches` (decode, random resized crop to 224,
 batch), through simplejpeg alone with as many threads, and through tf.data's fused decode-and-crop with a
-bicubic resize. Each runs in a process of its own, pinned to one core, and counts its own CPU time, so that the
+bicubic resize. Each runs in a process of its own, pinned to one core, and counts its own CPU time: the
 result is images a second of a whole core even where other work takes part of it. The repeats are interleaved.
 The wait is that of the run in --workdir, from its metrics.jsonl.
 """
