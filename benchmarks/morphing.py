@@ -137,6 +137,7 @@ VARIANTS = {
 PROTECTED = {"product, protected": morphing.match_rounds, "threshold, protected": compare_by(threshold_rank)}
 
 
+@functools.cache
 def matcher(name):
   """match(target_BNC, merges_BK) -> label_BN, jitted."""
   protected = name in PROTECTED
@@ -165,7 +166,6 @@ def schedules(seed, batch_size, num_tokens, max_rounds):
 def differences(names, num_draws, batch_size, num_tokens, width, max_rounds, common):
   """{name: images of all draws, those that float32 can decide, and how many of each differ from float64}."""
   counts = {name: dict(images=0, decidable=0, differ=0, decidable_differ=0) for name in names}
-  matchers = {name: matcher(name) for name in names}
   for seed in range(num_draws):
     target_BNC = tokens(batch_size, num_tokens, width, common, seed)
     merges_BK = schedules(seed, batch_size, num_tokens, max_rounds)
@@ -174,7 +174,7 @@ def differences(names, num_draws, batch_size, num_tokens, width, max_rounds, com
       each = [oracle.match(v, r, protect_first=protected) for v, r in
               zip(target_BNC, np.asarray(merges_BK), strict=True)] if here else []  # fmt: skip
       for name in here:
-        label_BN = np.asarray(matchers[name](target_BNC, merges_BK))
+        label_BN = np.asarray(matcher(name)(jnp.asarray(target_BNC), merges_BK))
         differ = np.any(label_BN != np.stack([label for label, _ in each]), axis=1)
         decidable = np.array([margin > DECIDABLE for _, margin in each])
         found = (batch_size, decidable.sum(), differ.sum(), (differ & decidable).sum())
@@ -226,11 +226,12 @@ def _by_key(call):
 def collect(args):
   target_BNC = jnp.asarray(tokens(args.batch, args.tokens, args.width, args.common))
   drawn = [schedules(i, args.batch, args.tokens, args.max_rounds) for i in range(8)]
+  one_for_all = [jnp.broadcast_to(merges_BK[:1], merges_BK.shape) for merges_BK in drawn]
   calls = {}
   for name in variants():
     match = matcher(name)
     calls[name, "image"] = lambda i, match=match: match(target_BNC, drawn[i % 8])
-    calls[name, "step"] = lambda i, match=match: match(target_BNC, drawn[i % 8][0])
+    calls[name, "step"] = lambda i, match=match: match(target_BNC, one_for_all[i % 8])
   for per in ("image", "step"):
     calls["morphing and loss", per] = loss_and_gradient(target_BNC, per)
   networks = network_calls(args.step_batch, args.tokens, args.width) if args.step else {}
@@ -250,6 +251,7 @@ def collect(args):
       "to_product": measuring.quartiles(per_image / each["product", "image"]),
       "schedule_per_image_to_per_step": measuring.quartiles(per_image / per_step),
       "groups": differ.get(name),
+      "compilations": matcher(name)._cache_size() if name in differ else None,
       **{f"share of {network}": measuring.quartiles(per_image / each[network]) for network in networks},
     }
   return {

@@ -38,6 +38,7 @@ def test_the_table_of_morphing(tmp_path):
   assert set(record["variants"]) == {*morphing_benchmark.variants(), "morphing and loss"}
   for name, row in record["variants"].items():
     assert row["ms_per_image"]["median"] > 0
+    assert row["compilations"] in (1, None), name
     assert f"| {name} |" in (tmp_path / "morphing.md").read_text()
 
 
