@@ -116,6 +116,7 @@ def bipartite_match(
   protect_first: bool = False,
   merged_feature: str = "size_weighted",
   key: RandomKey | None = None,
+  rounds: Callable[..., Array] | None = None,
 ) -> Int[Array, "B N"]:
   """Groups the tokens of each image by rounds of bipartite matching.
 
@@ -138,6 +139,7 @@ def bipartite_match(
     merged_feature: what the next round compares: "size_weighted", the mean of all tokens of a group; or
       "mean_of_means", the mean of what merged in the round, Algorithm 1's product of row-normalised M^p.
     key: of the random split; the permutations are `random_order(key, B, K, N)`.
+    rounds: what carries the rounds out; by default `match_rounds`.
 
   Returns:
     label_BN, int32: the smallest member of each token's group.
@@ -160,8 +162,24 @@ def bipartite_match(
   order_BKN = random_order(key, batch_size, max_rounds, num_tokens) if split == "random" else None
   target_BNC = jax.lax.stop_gradient(target_BNC).astype(jnp.float32)
   target_BNC = jnp.where(jnp.isfinite(target_BNC).all(-1, keepdims=True), target_BNC, 0.0)
+  options = dict(protect_first=protect_first, merged_feature=merged_feature)
+  return canonical_labels((rounds or match_rounds)(target_BNC, merges_BK, order_BKN, **options))
+
+
+def match_rounds(
+  target_BNC: Float[Array, "B N C"],
+  merges_BK: Int[Array, "B K"],
+  order_BKN: Float[Array, "B K N"] | None,
+  *,
+  protect_first: bool,
+  merged_feature: str,
+) -> Int[Array, "B N"]:
+  """All rounds of `bipartite_match`, on finite tokens: the slot where each token ends.
+
+  With `order_BKN` the live tokens of a round stand in its rising order.
+  """
   match = functools.partial(_match_one, protect_first=protect_first, merged_feature=merged_feature)
-  return canonical_labels(jax.vmap(match)(target_BNC, merges_BK, order_BKN))
+  return jax.vmap(match)(target_BNC, merges_BK, order_BKN)
 
 
 def random_order(key: RandomKey, batch_size: int, max_rounds: int, num_tokens: int) -> Float[Array, "B K N"]:

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from dtm_jax import morphing, rngs
+from dtm_jax import matching_kernel, morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.morphers import Assign
 
 SCHEDULES = ("paper", "released")
 DRAWN_PER = ("image", "step", "shard")
+IMPLEMENTATIONS = {"plain": morphing.match_rounds, "pallas": matching_kernel.match_rounds}
 
 
 def build(
@@ -23,6 +24,7 @@ def build(
   split: str = "random",
   protect_first: bool = False,
   merged_feature: str = "size_weighted",
+  implementation: str = "plain",
 ) -> Assign:
   """The defaults are the paper's.
 
@@ -35,6 +37,7 @@ def build(
     max_merged: the most tokens the released schedule asks to merge; by default all.
     max_rounds: K, the most rounds.
     split, protect_first, merged_feature: of `morphing.bipartite_match`.
+    implementation: "plain", or "pallas", one kernel for all rounds on a TPU and the plain rounds elsewhere.
 
   Raises:
     ValueError: an unknown choice; or, when traced, a batch that the shards do not divide.
@@ -44,6 +47,7 @@ def build(
     ("drawn_per", drawn_per, DRAWN_PER),
     ("split", split, morphing.SPLITS),
     ("merged_feature", merged_feature, morphing.MERGED_FEATURES),
+    ("implementation", implementation, tuple(IMPLEMENTATIONS)),
   ):
     if value not in choices:
       raise ValueError(f"Unknown {option} {value!r}. Available: {', '.join(choices)}.")
@@ -70,6 +74,7 @@ def build(
       protect_first=protect_first,
       merged_feature=merged_feature,
       key=split_key,
+      rounds=IMPLEMENTATIONS[implementation],
     )
 
   return assign
