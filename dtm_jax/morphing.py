@@ -340,6 +340,8 @@ def cosine(x: Float[Array, "*N C"], y: Float[Array, "*N C"], epsilon: float = 1e
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
   "smooth_l1": smooth_l1, "l1": l1, "l2": l2, "cosine": cosine,
 }  # fmt: skip
+OF_THE_DIFFERENCE = ("smooth_l1", "l1", "l2")
+"""Distances that see x - y alone."""
 
 
 def dtm_loss(
@@ -373,6 +375,10 @@ def dtm_loss(
   target_BNC = jax.lax.stop_gradient(target_BNC)
 
   def loss(label_BN: Array) -> Array:
+    if distance in OF_THE_DIFFERENCE and not normalize_target:
+      # û - v̂ is u - v morphed: one product where two would do the same.
+      morphed = morph(student_BNC.astype(jnp.float32) - target_BNC.astype(jnp.float32), label_BN)
+      return jnp.mean(DISTANCES[distance](morphed, jnp.zeros_like(morphed)))
     morphed_student = morph(student_BNC, label_BN)
     morphed_target = morph(target_BNC, label_BN)
     if normalize_target:
