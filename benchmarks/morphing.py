@@ -206,21 +206,11 @@ def network_calls(batch_size, num_tokens, width):
 
   image_BHW3 = images(batch_size, round(num_tokens**0.5))
   student = student_step(batch_size, image_BHW3, width)
-  student = _by_key(student)
   config = clip.CLIPConfig(text=None)
   tower = clip.ImageTower(config.image, config.embed_dim)
   params = jax.jit(tower.init)(jax.random.key(0), image_BHW3)["params"]
   teacher = jax.jit(lambda image: tower.apply({"params": params}, image))
   return {STUDENT: student, STEP: lambda i: (teacher(image_BHW3), student(i))}
-
-
-def _by_key(call):
-  """`student_step` took a key and takes the number of the round."""
-  try:
-    call(0)
-  except TypeError:
-    return lambda i: call(jax.random.key(i))
-  return call
 
 
 def collect(args):

@@ -46,7 +46,7 @@ for variant in "${variants[@]}"; do flags+=("--variant=$variant"); done
 python scripts/study.py --config=configs/comparisons_cifar10.py --out="results/cifar10_$letter" --jobs=2 \
   --metrics=knn/student_accuracy,linear/student_accuracy,finetune/test/top1 --curves=loss_tokens,grad_norm \
   --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir} \
-    --config.batch_size=64 --config.total_steps=80 --config.optim.warmup_steps=10 --config.ema.decay=None \
-    --config.model.width=64 --config.model.num_heads=2 --config.model.unroll=4 \
+    --config.batch_size=64 --config.total_steps=80 --config.optim.warmup_steps=10 --config.ema.decay=0 \
+    --config.model.width=64 --config.model.num_heads=2 \
     --config.evals.test.outputs=\"('logits',)\" --config.evals.test.split=test[:5000]" \
   "${flags[@]}" "$@"

@@ -6,6 +6,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices on busy cores may wait for one another longer than the 40 s after which XLA aborts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+  # Most of a test's time is compilation, and half of that the optimisation of programs that run once.
+  " --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -77,7 +77,7 @@ def command(world: Path, workdir: Path, *more: str) -> list[str]:
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"  # as here
   full = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUMPY_RANK_PROMOTION": "raise"}
   return os.environ | full | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
 
