@@ -68,6 +68,7 @@ class MapCoding:
 def _read(data: bytes, name: str) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(data)) as picture:
+      picture.load()  # np.array hides what fails in it
       array = np.array(picture)
   except Exception as error:  # as in image_decoding.decode
     raise CorruptImageError(f"{name}: {type(error).__name__}: {error}") from error
@@ -98,7 +99,7 @@ def decode_pair(example: dict, coding: MapCoding) -> tuple[Pixels, Map]:
   return image, label_map
 
 
-def fit_size(shape: tuple[int, int], shorter: float, longer: float) -> tuple[int, int]:
+def fit_size(shape: tuple[int, int], shorter: int | float, longer: int | float) -> tuple[int, int]:
   """(height, width) of an image whose aspect is kept: the largest with sides of at most `shorter`, `longer`."""
   factor = min(shorter / min(shape), longer / max(shape))
   return tuple(max(1, int(side * factor + 0.5)) for side in shape)

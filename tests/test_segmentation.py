@@ -245,15 +245,17 @@ def test_a_run_stops_and_resumes_to_the_bit(tmp_path, monkeypatch):
   assert all(line.get("compilations", 1) == 1 for line in whole)
 
 
-class TestStart:
-  @pytest.fixture(scope="class")
-  def weights(self, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    student = vit.build("Ti", width=16, depth=2, num_heads=2, patch_size=8, out_dim=8)
-    params = jax.jit(lambda key: vit.init(student, key, 64))(jax.random.key(3))
-    vit_weights.save(folder, jax.device_get(params), "authors")
-    return folder, params
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  """A file of a random student that has seen 64 pixels, and its parameters."""
+  folder = tmp_path_factory.mktemp("student")
+  student = vit.build("Ti", width=16, depth=2, num_heads=2, patch_size=8, out_dim=8)
+  params = jax.jit(lambda key: vit.init(student, key, 64))(jax.random.key(3))
+  vit_weights.save(folder, jax.device_get(params), "authors")
+  return folder, params
 
+
+class TestStart:
   def test_from_a_student_of_another_grid(self, weights):
     folder, given = weights
     task = make_task(tiny_config(init_from=dict(path=str(folder))))

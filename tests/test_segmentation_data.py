@@ -3,6 +3,7 @@
 import io
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tensorflow_tfds
@@ -73,8 +74,10 @@ def test_pictures_that_are_no_maps_are_refused():
   colored = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
   with pytest.raises(ValueError, match=r"x\.png: a picture of shape \(2, 4, 3\)"):
     label_maps.MapCoding(200).decode(png(colored), "x.png")
-  with pytest.raises(CorruptImageError, match=r"x\.png"):
-    label_maps.MapCoding(3).decode(png(np.zeros((9, 9), np.uint8))[:50], "x.png")
+  noise = png(np.random.default_rng(0).integers(0, 3, (30, 30)).astype(np.uint8))
+  for bad in (noise[: len(noise) // 2], b"", b"no picture"):
+    with pytest.raises(CorruptImageError, match=r"x\.png"):
+      label_maps.MapCoding(3).decode(bad, "x.png")
   with pytest.raises(ValueError, match="num_classes=300"):
     label_maps.MapCoding(300)
 
@@ -137,7 +140,7 @@ class TestFolder:
   @pytest.mark.parametrize("reader", ["training", "evaluation"])
   def test_a_corrupt_map_costs_its_image_only(self, root, reader, caplog):
     path = root / "annotations" / "train" / "b.png"
-    path.write_bytes(path.read_bytes()[:40])
+    path.write_bytes(path.read_bytes()[:80])
     dataset, before = segmentation_folder.build("train", data_dir=str(root)), data.corrupt_count()
     read(dataset, reader)
     assert data.corrupt_count() > before
@@ -230,11 +233,12 @@ def assert_same(some, others):
       np.testing.assert_array_equal(value, other[name])
 
 
-class TestJointBatches:
-  @pytest.fixture(scope="class")
-  def dataset(self):
-    return shapes.build("train", side=32, num_examples=23)
+@pytest.fixture(scope="module")
+def dataset():
+  return shapes.build("train", side=32, num_examples=23)
 
+
+class TestJointBatches:
   def test_a_batch_has_the_agreed_arrays(self, dataset):
     batch = next(batches(dataset))
     assert (batch["image"].shape, batch["image"].dtype) == ((8, 24, 24, 3), np.uint8)
@@ -271,19 +275,18 @@ def test_the_streams_of_images_are_what_they_were():
 
 class TestJointView:
   def test_image_and_map_stay_together(self):
-    """The image shows its map: so must every view, but for the pixels at borders between classes."""
+    """The image shows its map: so must every view, but where two classes meet."""
     rng = np.random.default_rng(0)
     label_map = np.kron(rng.integers(0, 5, (6, 8)), np.ones((9, 9))).astype(np.uint8)
     image = np.repeat(50 * label_map[..., None], 3, axis=2)
     view = label_maps.JointView(32, scale=(0.5, 2.0))
-    agreed = []
     for _ in range(50):
       pixels, crop = view(image, label_map, rng)
-      inside = crop != IGNORE
-      agreed.append(np.mean(np.abs(pixels[inside][:, 0].astype(int) - 50 * crop[inside]) <= 25))
-      assert (pixels[~inside] == (124, 116, 104)).all()
-    assert min(agreed) > 0.9
-    assert np.mean(agreed) > 0.97
+      around = [f(crop, np.ones((3, 3), np.uint8), borderValue=7) for f in (cv2.erode, cv2.dilate)]
+      within = (around[0] == around[1]) & (crop != IGNORE)
+      assert within.mean() > 0.1
+      np.testing.assert_array_equal(pixels[within][:, 0], 50 * crop[within])
+      assert (pixels[crop == IGNORE] == (124, 116, 104)).all()
 
   def test_sizes_are_uniform_between_the_scales_and_keep_the_aspect(self):
     assert label_maps.fit_size((300, 400), 150, 600) == (150, 200)
@@ -305,7 +308,8 @@ class TestJointView:
       view = label_maps.JointView(16, scale=(4.0, 4.0), max_class_share=cap)
       crops = [view(np.zeros((64, 64, 3), np.uint8), label_map, rng)[1] for _ in range(200)]
       share[cap] = np.mean([np.bincount(crop.ravel()).max() <= 0.75 * crop.size for crop in crops])
-    assert share[0.75] > 0.85 > 0.6 > share[1.0]
+    # Of the 15 places with two classes 9 of 49 will do; of eleven draws one does in 89 % of all cases.
+    np.testing.assert_allclose([share[1.0], share[0.75]], [9 / 15, 1 - (1 - 9 / 49) ** 11], atol=0.08)
 
   def test_ignored_pixels_are_no_class(self):
     label_map = np.full((20, 20), IGNORE, np.uint8)
