@@ -12,7 +12,7 @@ of mmseg's distortion, which has hue too and leaves each part out half of the ti
 
 A linear head: `--config.model.head=linear`; a linear probe: also
 `--config.optim.frozen="('patch_embed/.*','blocks/.*','cls_token','norm/.*')"`. Another data set:
-`--config.data.dataset.name=segmentation_folder`, and the same below evals.val. Classes come from the data set.
+`--config.data.dataset.name=segmentation_folder`, and the same below evals.val. Classes are the data set's.
 """
 
 from ml_collections import config_dict
@@ -36,7 +36,9 @@ def get_config():
     split="train",
     image_size=512,
     num_threads=64,
-    view=dict(crop="joint", scale=(0.5, 2.0), max_class_share=0.75, interpolation="bilinear", antialias=False),
+    view=dict(
+      crop="joint", scale=(0.5, 2.0), max_class_share=0.75, interpolation="bilinear", antialias=False
+    ),
   )
   config.augment = dict(flip=0.5, color_jitter=0.25, normalization="imagenet")
   config.model = dict(

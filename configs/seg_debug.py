@@ -1,6 +1,6 @@
 """Semantic segmentation of generated shapes from random weights: minutes on a laptop, no network.
 
-    python -m dtm_jax.main --config=configs/seg_debug.py
+python -m dtm_jax.main --config=configs/seg_debug.py
 """
 
 from ml_collections import config_dict
@@ -17,8 +17,8 @@ def get_config():
   config.data.view.scale = (0.75, 1.5)
   config.augment.color_jitter = 0.0
   config.model.update(
-    variant="Ti", width=64, depth=4, num_heads=4, patch_size=8, channels=32, auxiliary_channels=16, drop_path=0.0,
-    remat="none", dtype="float32",
+    variant="Ti", width=64, depth=4, num_heads=4, patch_size=8, channels=32, auxiliary_channels=16,
+    drop_path=0.0, remat="none", dtype="float32",
   )  # fmt: skip
   config.optim.update(lr=2e-3, warmup_steps=30)
   config.optim.layer_decay = 1.0

@@ -76,8 +76,8 @@ def _read(data: bytes, name: str) -> np.ndarray:
     array = array[..., 0]
   if array.ndim != 2 or array.dtype.kind not in "bui":
     raise ValueError(
-      f"{name}: a picture of shape {array.shape} and type {array.dtype} is no label map, which has one integer "
-      "a pixel."
+      f"{name}: a picture of shape {array.shape} and type {array.dtype} is no label map, which has one "
+      "integer a pixel."
     )
   return array.astype(np.int64)
 
@@ -100,7 +100,7 @@ def decode_pair(example: dict, coding: MapCoding) -> tuple[Pixels, Map]:
 
 
 def fit_size(shape: tuple[int, int], shorter: int | float, longer: int | float) -> tuple[int, int]:
-  """(height, width) of an image whose aspect is kept: the largest with sides of at most `shorter`, `longer`."""
+  """(height, width) of an image whose aspect is kept: the largest with sides up to `shorter`, `longer`."""
   factor = min(shorter / min(shape), longer / max(shape))
   return tuple(max(1, int(side * factor + 0.5)) for side in shape)
 

@@ -26,7 +26,16 @@ PLACES = {"JPEGImages": "images/train", "SegmentationClass": "annotations/train"
 def fetch() -> bytes:
   """The package's source archive, checked."""
   with tempfile.TemporaryDirectory() as work:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=labelme", "--quiet", PACKAGE]
+    command = [
+      sys.executable,
+      "-m",
+      "pip",
+      "download",
+      "--no-deps",
+      "--no-binary=labelme",
+      "--quiet",
+      PACKAGE,
+    ]
     subprocess.run([*command, "-d", work], check=True)
     (path,) = pathlib.Path(work).iterdir()
     archive = path.read_bytes()

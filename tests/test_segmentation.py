@@ -119,7 +119,9 @@ class TestWindows:
     assert [square.shape for square in squares] == [(50, 50, 3)] * 3
 
   def test_an_image_within_the_crop_is_one_window_and_grey_around(self):
-    squares, plan = segmentation.Sliding(shorter=8, longer=12, crop=12, stride=8).windows(np.zeros((4, 8, 3), np.uint8))
+    squares, plan = segmentation.Sliding(shorter=8, longer=12, crop=12, stride=8).windows(
+      np.zeros((4, 8, 3), np.uint8)
+    )
     assert (plan.size, plan.starts) == ((6, 12), ((0,), (0,)))
     assert (squares[0][6:] == (124, 116, 104)).all()
     assert not squares[0][:6].any()
@@ -134,7 +136,9 @@ class TestWindows:
     torch = pytest.importorskip("torch")
     resize = lambda x, size: torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
     rng = np.random.default_rng(0)
-    squares, plan = segmentation.Sliding(shorter=24, crop=24, stride=10).windows(np.zeros((*shape, 3), np.uint8))
+    squares, plan = segmentation.Sliding(shorter=24, crop=24, stride=10).windows(
+      np.zeros((*shape, 3), np.uint8)
+    )
     logits = [rng.normal(size=(6, 6, 5)).astype(np.float32) for _ in squares]
     canvas, count = torch.zeros(1, 5, *plan.size), torch.zeros(1, 1, *plan.size)
     places = [(y, x) for y in plan.starts[0] for x in plan.starts[1]]
@@ -262,7 +266,12 @@ class TestStart:
     params = task.pretrained(jax.random.key(0))
     np.testing.assert_array_equal(params["cls_token"], given["cls_token"])
     assert params["blocks"]["attn"]["rel_pos_bias"]["table"].shape == (2, 7 * 7 + 3, 2)
-    assert set(jax.eval_shape(task.init, jax.random.key(0), params)) == {"params", "opt_state", "batch_stats", "step"}
+    assert set(jax.eval_shape(task.init, jax.random.key(0), params)) == {
+      "params",
+      "opt_state",
+      "batch_stats",
+      "step",
+    }
 
   def test_weights_of_another_width_name_both(self, weights):
     config = tiny_config(init_from=dict(path=str(weights[0])), model=dict(width=32))

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +55,7 @@ def variables_of(model, image_size=32, seed=0):
     noise = rng.normal(size=x.shape).astype(np.float32)
     if path[-1].key in ("scale", "var"):
       return np.exp(0.3 * noise)
-    return noise * (np.prod(x.shape[-4:-1]) ** -0.5 if path[-1].key == "kernel" else 0.1)
+    return noise * np.float32(np.prod(x.shape[-4:-1]) ** -0.5 if path[-1].key == "kernel" else 0.1)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -91,15 +92,17 @@ def up_tensors(params, name):
   return {f"{name}.weight": kernel.copy(), f"{name}.bias": params["bias"]}
 
 
-def transformers_tensors(variables):
-  params, statistics = variables["params"], variables["batch_stats"]
-  # The trunk goes out as a student's; transformers' segmenter has its final LayerNorm but does not read it.
+def student_of(params):
+  """The trunk with what a student has besides."""
   width = params["cls_token"].shape[0]
   norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
   trunk = {name: params[name] for name in ("patch_embed", "cls_token", "blocks")}
-  student = trunk | {"norm": norm, "mask_token": np.zeros(width, np.float32)}
-  tensors = {f"beit.{name}": x for name, x in vit_weights.to_transformers(student).items()}
-  decoder = params["decoder"], statistics["decoder"]
+  return trunk | {"norm": norm, "mask_token": np.zeros(width, np.float32)}
+
+
+def head_tensors(variables):
+  params, statistics = variables["params"], variables["batch_stats"]
+  decoder, tensors = (params["decoder"], statistics["decoder"]), {}
   for ours, theirs in CONVS.items():
     tensors |= conv_tensors(decoder[0][ours], decoder[1][ours], f"decode_head.{theirs}")
   tensors |= linear_tensors(decoder[0]["classes"], "decode_head.classifier")
@@ -113,7 +116,7 @@ def transformers_tensors(variables):
   return {name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}
 
 
-def test_the_whole_is_transformers_beit_for_semantic_segmentation():
+def test_the_whole_is_transformers_beit_for_semantic_segmentation(tmp_path):
   transformers = pytest.importorskip("transformers")
   # transformers takes no tap behind the last block: its indices count the embeddings too.
   model = tiny(depth=5, taps=(1, 2, 3, 4))
@@ -125,9 +128,12 @@ def test_the_whole_is_transformers_beit_for_semantic_segmentation():
     auxiliary_channels=8, hidden_dropout_prob=0.0,
   )  # fmt: skip
   twin = transformers.BeitForSemanticSegmentation(config).eval()
-  missing, unexpected = twin.load_state_dict(transformers_tensors(variables), strict=False)
+  vit_weights.save(tmp_path, student_of(variables["params"]), "transformers")
+  trunk = transformers.BeitModel.from_pretrained(tmp_path, add_pooling_layer=False)
+  twin.beit.load_state_dict(trunk.state_dict())
+  missing, unexpected = twin.load_state_dict(head_tensors(variables), strict=False)
   assert not unexpected
-  assert all(name.endswith("relative_position_index") for name in missing), missing
+  assert all(name.startswith("beit.") for name in missing), missing
   image = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
 
   seen = {}
@@ -147,7 +153,7 @@ def test_the_linear_head_is_its_parts_and_its_trunk_the_students():
   model = tiny("linear")
   variables = variables_of(model)
   params, statistics = variables["params"], variables["batch_stats"]["decoder"]["bn"]
-  image = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
+  image = jnp.asarray(np.random.default_rng(1).normal(size=(2, 32, 32, 3)), jnp.float32)
   student = vit.build("Ti", **SIZES, shared_rel_pos_bias=False)
   trunk = {name: params[name] for name in ("patch_embed", "cls_token", "blocks", "norm")}
   tokens = student.apply({"params": trunk | {"mask_token": np.zeros(24, np.float32)}}, image)["patches"]
@@ -163,10 +169,8 @@ def test_taps_are_the_stream_of_shallower_trunks_and_the_student_does_not_pay_fo
   params = variables_of(model)["params"]
   image = jnp.asarray(np.random.default_rng(1).normal(size=(2, 32, 32, 3)), jnp.float32)
 
-  def every(model, image):
-    return model.encode(model.embed(image), (8, 8), False, every_block=True)
-
-  taps = nn_apply(every, model, params, image)
+  trunk = {name: params[name] for name in ("patch_embed", "cls_token", "rel_pos_bias", "blocks")}
+  taps = Taps(**SIZES).apply({"params": trunk}, image)
   for depth in range(1, 5):
     shallow = vit.build("Ti", **SIZES | {"depth": depth})
     cut = params | {"blocks": jax.tree.map(lambda x, depth=depth: x[:depth], params["blocks"])}
@@ -177,8 +181,12 @@ def test_taps_are_the_stream_of_shallower_trunks_and_the_student_does_not_pay_fo
   assert [(eqn.params["num_carry"], len(eqn.outvars)) for eqn in scans] == [(1, 1)]
 
 
-def nn_apply(method, model, params, image):
-  return type(model).apply(model, {"params": params}, image, method=method)
+class Taps(vit.Trunk):
+  """The stream after every block."""
+
+  @nn.compact
+  def __call__(self, image):
+    return self.encode(self.embed(image), (8, 8), False, every_block=True)
 
 
 @pytest.mark.parametrize(
@@ -189,24 +197,22 @@ def test_taps_are_beits_in_proportion(depth, taps):
 
 
 def test_statistics_are_of_the_whole_batch_on_one_device_and_on_eight():
-  model = tiny()
-  variables = variables_of(model)
-  image = np.random.default_rng(1).normal(size=(8, 32, 32, 3)).astype(np.float32)
-  image *= np.arange(1, 9, dtype=np.float32)[:, None, None, None]  # every device's part is another world
-
-  def step(variables, image):
-    keys = {"dropout": jax.random.key(0)}
-    return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=keys)[1]["batch_stats"]
-
+  head = upernet.FCNHead(NUM_CLASSES, 8, 0.0, "float32")
+  x = np.random.default_rng(1).normal(size=(8, 6, 6, 3)).astype(np.float32)
+  x *= np.arange(1, 9, dtype=np.float32)[:, None, None, None]  # every device's part is another world
+  variables = head.init(jax.random.key(0), jnp.asarray(x), False)
+  step = lambda variables, x: head.apply(variables, x, True, mutable=["batch_stats"])
   results = []
   for count in (1, 8):
     mesh = meshes.make_mesh(devices=jax.devices()[:count])
     shardings = (meshes.replicated(mesh), meshes.batch_sharding(mesh))
     jitted = jax.jit(step, in_shardings=shardings, out_shardings=meshes.replicated(mesh))
-    results.append(jax.device_get(jitted(variables, image)))
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *results)
-  old, new = (tree["auxiliary"]["conv"]["bn"]["mean"] for tree in (variables["batch_stats"], results[0]))
-  assert np.abs(old - new).max() > 1e-3
+    results.append(jax.device_get(jitted(variables, x)))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), *results)
+  bn = results[0][1]["batch_stats"]["conv"]["bn"]
+  convolved = nn.Conv(8, (3, 3), use_bias=False).apply({"params": variables["params"]["conv"]["conv"]}, x)
+  np.testing.assert_allclose(bn["mean"], 0.1 * convolved.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(bn["var"], 0.9 + 0.1 * convolved.var((0, 1, 2)), rtol=1e-4)
 
 
 def test_a_student_of_another_grid_becomes_a_segmenter_whose_trunk_is_its():
@@ -216,7 +222,9 @@ def test_a_student_of_another_grid_becomes_a_segmenter_whose_trunk_is_its():
   params = vit_transfer.to_finetune(given, fresh, grid=(8, 8))
   for name in ("patch_embed", "cls_token"):
     jax.tree.map(np.testing.assert_array_equal, params[name], given[name])
-  np.testing.assert_array_equal(params["blocks"]["mlp"]["fc1"]["kernel"], given["blocks"]["mlp"]["fc1"]["kernel"])
+  np.testing.assert_array_equal(
+    params["blocks"]["mlp"]["fc1"]["kernel"], given["blocks"]["mlp"]["fc1"]["kernel"]
+  )
   assert params["blocks"]["attn"]["rel_pos_bias"]["table"].shape == (4, 15 * 15 + 3, 2)
   jax.tree.map(np.testing.assert_array_equal, params["decoder"], fresh["decoder"])
   again = vit_transfer.to_finetune(params, variables_of(tiny(), 32, seed=1)["params"], grid=(8, 8))

@@ -1,4 +1,4 @@
-"""ADE20K for scene parsing (MIT, 2016 challenge): 20,210 + 2,000 photos, every pixel in one of 150 classes."""
+"""ADE20K for scene parsing (MIT, 2016 challenge): 20,210 + 2,000 photos, all pixels in 150 classes."""
 
 import dataclasses
 import pathlib
@@ -40,8 +40,8 @@ def _prepared(split: str, data_dir: str | None, variant: str) -> Dataset:
   if not builder.is_prepared():
     looked = [] if data_dir is None else [f"{data_dir}/images"]
     raise ValueError(
-      f"ADE20K is not here. Looked in: {'; '.join([*looked, f'{builder.data_path} (TFDS)'])}. Unpack {URL} and "
-      "name its folder ADEChallengeData2016 as data_dir."
+      f"ADE20K is not here. Looked in: {'; '.join([*looked, f'{builder.data_path} (TFDS)'])}. Unpack {URL} "
+      "and name its folder ADEChallengeData2016 as data_dir."
     )
   dataset = tfds.build(
     split, variant=variant, data_dir=data_dir, label_map="annotation",

@@ -1,7 +1,7 @@
 """Images and their label maps in two trees of files: the layout of ADEChallengeData2016, and of many others.
 
-    <data_dir>/images/<split>/.../NAME.jpg      <data_dir>/annotations/<split>/.../NAME.png
-    <data_dir>/classes.txt                      (a class a line) or objectInfo150.txt (ADE20K's table)
+<data_dir>/images/<split>/.../NAME.jpg      <data_dir>/annotations/<split>/.../NAME.png
+<data_dir>/classes.txt                      (a class a line) or objectInfo150.txt (ADE20K's table)
 """
 
 import os

@@ -38,7 +38,7 @@ def build(
   split: str = "train", *, data_dir: str | None = None, side: int = 64, num_examples: int | None = None,
   border: int = 0,
 ) -> Dataset:  # fmt: skip
-  """The "train" (4,096) or "val" (256) pictures, or `num_examples`, with sides of `side` to 1.5 `side` pixels.
+  """The "train" (4,096) or "val" (256) pictures, or `num_examples`; sides have `side` to 1.5 `side` pixels.
 
   `data_dir` is not used. The first `border` rows of a map are ignored.
 
@@ -56,7 +56,9 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
   height, width = rng.integers(side, side + side // 2 + 1, size=2)
   y, x = np.mgrid[:height, :width].astype(np.float32)
   slope = rng.uniform(-1, 1, (2, 3))
-  image = rng.uniform(60, 200, 3) + 40 * (slope[0] * (y / height)[..., None] + slope[1] * (x / width)[..., None])
+  image = rng.uniform(60, 200, 3) + 40 * (
+    slope[0] * (y / height)[..., None] + slope[1] * (x / width)[..., None]
+  )
   label_map = np.zeros((height, width), np.uint8)
   for label in rng.integers(1, len(CLASS_NAMES), size=rng.integers(1, 5)):
     radius = side * rng.uniform(0.15, 0.35)

@@ -32,8 +32,8 @@ def build(
   In a config it is named "tfds/<variant>": `--config.data.dataset.name=tfds/oxford_flowers102`.
   `image` and `label` name its features; without a `label` feature all labels are -1. `data_dir` is that of
   TFDS (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets). `shuffle_buffer` encoded images are held
-  to shuffle a `tfrecord` set, besides the shuffling of its files. `label_map` names a feature with label maps,
-  which are written as `maps` says.
+  to shuffle a `tfrecord` set, besides the shuffling of its files. `label_map` names a feature of label
+  maps, which are written as `maps` says.
 
   Raises:
     ValueError: the data set is unknown, not prepared, or has no such split.

@@ -91,7 +91,8 @@ class Evaluator:
     logits = self._predict(state, meshes.to_device({"image": local}, self._mesh))
     if logits.shape[-1] != self._num_classes:
       raise ValueError(
-        f"The model scores {logits.shape[-1]} classes, data set {self._dataset.name!r} has {self._num_classes}."
+        f"The model scores {logits.shape[-1]} classes, data set {self._dataset.name!r} has "
+        f"{self._num_classes}."
       )
     first = jax.process_index() * self._batch_size
     return np.asarray(jax.device_get(logits))[first : first + len(windows)]

@@ -25,7 +25,9 @@ class ConvNormRelu(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B H W D"], train: bool) -> Float[Array, "B H W C"]:
     kernel = (self.kernel_size,) * 2
-    x = nn.Conv(self.channels, kernel, use_bias=False, kernel_init=relu_init, dtype=self.dtype, name="conv")(x)
+    x = nn.Conv(self.channels, kernel, use_bias=False, kernel_init=relu_init, dtype=self.dtype, name="conv")(
+      x
+    )
     return nn.relu(batch_norm(self.dtype, train)(x))
 
 

@@ -86,7 +86,7 @@ class Trunk(nn.Module):
   def encode(
     self, patches: Float[Array, "B N D"], grid: tuple[int, int], train: bool, every_block: bool = False
   ) -> Float[Array, "*L B T D"]:
-    """The residual stream after the last block, CLS first; with `every_block` after each of them [L, B, T, D]."""
+    """The residual stream after the last block, CLS first; after each with `every_block` [L, B, T, D]."""
     cls = self.param("cls_token", self.kernel_init, (self.width,))
     cls = jnp.broadcast_to(cls, (patches.shape[0], 1, self.width))
     tokens = jnp.concatenate([cls, patches], axis=1)

@@ -1,4 +1,4 @@
-"""From one model's parameters to another's first ones, on the host: to a classifier, segmenter, or student."""
+"""From one model's parameters to another's first ones, on the host: to a classifier, segmenter, student."""
 
 import jax
 import numpy as np
