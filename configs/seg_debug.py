@@ -11,7 +11,8 @@ from configs import seg_ade20k_vitb16
 def get_config():
   config = seg_ade20k_vitb16.get_config()
   shapes = dict(name="shapes", side=64, num_examples=config_dict.placeholder(int))
-  config.total_steps = 300
+  config.batch_size = 8
+  config.total_steps = 250
   config.data.dataset = config.evals.val.dataset = shapes
   config.data.update(image_size=64, num_threads=2)
   config.data.view.scale = (0.75, 1.5)
@@ -20,9 +21,11 @@ def get_config():
     variant="Ti", width=64, depth=4, num_heads=4, patch_size=8, channels=32, auxiliary_channels=16,
     drop_path=0.0, remat="none", dtype="float32",
   )  # fmt: skip
-  config.optim.update(lr=2e-3, warmup_steps=30)
+  config.optim.update(lr=2e-3, warmup_steps=25)
   config.optim.layer_decay = 1.0
-  config.checkpoint.save_steps = 300
+  config.checkpoint.save_steps = 250
   config.log.log_steps = 50
-  config.evals.val.update(image_size=64, crop=64, stride=43, num_threads=2, every_steps=300, at_start=True)
+  config.evals.val.update(
+    split="val[:64]", image_size=64, crop=64, stride=43, num_threads=2, every_steps=250, at_start=True
+  )  # fmt: skip
   return config
