@@ -157,6 +157,7 @@ def test_the_linear_head_is_its_parts_and_its_trunk_the_students():
   student = vit.build("Ti", **SIZES, shared_rel_pos_bias=False)
   trunk = {name: params[name] for name in ("patch_embed", "cls_token", "blocks", "norm")}
   tokens = student.apply({"params": trunk | {"mask_token": np.zeros(24, np.float32)}}, image)["patches"]
+  tokens = np.asarray(tokens)
   bn, classes = params["decoder"]["bn"], params["decoder"]["classes"]
   x = (tokens - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5) * bn["scale"] + bn["bias"]
   expected = (x @ classes["kernel"] + classes["bias"]).reshape(2, 8, 8, NUM_CLASSES)
