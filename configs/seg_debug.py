@@ -1,6 +1,9 @@
 """Semantic segmentation of generated shapes from random weights: minutes on a laptop, no network.
 
-python -m dtm_jax.main --config=configs/seg_debug.py
+    python -m dtm_jax.main --config=configs/seg_debug.py
+
+Measured, with batches of 16 and a schedule of 300 steps, stopped at step 135: mIoU 0.323, pixel accuracy 0.854
+on 64 pictures (untrained 0.042 and 0.101). "Background" everywhere would be about 0.20 and 0.80.
 """
 
 from ml_collections import config_dict
