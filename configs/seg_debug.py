@@ -2,8 +2,9 @@
 
     python -m dtm_jax.main --config=configs/seg_debug.py
 
-Measured, with batches of 16 and a schedule of 300 steps, stopped at step 135: mIoU 0.323, pixel accuracy 0.854
-on 64 pictures (untrained 0.042 and 0.101). "Background" everywhere would be about 0.20 and 0.80.
+Measured, one seed, the 64 pictures below evals.val: mIoU 0.308, pixel accuracy 0.846, mean accuracy 0.391;
+untrained 0.042, 0.101 and 0.247. "Background" everywhere would be about 0.20, 0.80 and 0.25. The whole run
+took 182 seconds of one core.
 """
 
 from ml_collections import config_dict
