@@ -330,5 +330,6 @@ def test_the_command_gives_one_number_on_1_device_on_8_and_in_2_processes(tmp_pa
   assert one == eight == two
   dataset = shapes.build("val", num_examples=9)
   labelled = sum(label_map.size for _, label_map in data.whole_examples(dataset))
-  right = one[0]["val/pixel_accuracy"] * labelled
-  assert abs(right - round(right)) < 1e-6
+  accuracy = one[0]["val/pixel_accuracy"]  # metrics.jsonl has six digits; a pixel is worth more
+  assert labelled < 100_000
+  assert round(round(accuracy * labelled) / labelled, 6) == accuracy
