@@ -7,7 +7,8 @@ each reading rows [p·b, (p+1)·b) with b = B / P, see together what one process
 a batch.
 
 A batch is a dict of numpy arrays: image uint8 [b, S, S, 3], label int32 [b] (-1: unlabelled), index int64 [b]
-(of the example in the data set); evaluation adds valid bool [b]. Everything random after the crop (flips,
+(of the example in the data set); evaluation adds valid bool [b], and training with crop="joint" map uint8
+[b, S, S] (255: ignored). Everything random after the crop (flips,
 colour) happens on the device (augment.py).
 
 Grain works through indexed sets in threads, a chunk of rows at a time: its cost for each element it
@@ -31,11 +32,13 @@ import numpy as np
 from absl import logging
 
 from dtm_jax.arrays import Batch
-from dtm_jax.image_decoding import CorruptImageError, EvalView, Pixels, TrainView, decode
+from dtm_jax.image_decoding import CROPS, CorruptImageError, EvalView, Pixels, TrainView, decode
+from dtm_jax.label_maps import JointView, Map, MapCoding, decode_pair
 from dtm_jax.normalizations import Triple
 
 Example = dict[str, Any]
-"""image: encoded bytes or uint8 [H, W, 3]; label: int (-1: none); name: for messages. A Stream adds index."""
+"""image: encoded bytes or uint8 [H, W, 3]; label: int (-1: none); name: for messages. A Stream adds index.
+Where there are label maps also map: encoded bytes or integers [H, W]; map_name."""
 
 ATTEMPTS = 10
 CHUNK = 32
@@ -66,7 +69,8 @@ class Dataset:
   """A named set of images.
 
   `class_names` is None where there are no labels, `image_size` where images are not all squares of one side,
-  and `mean_and_std` of the training images' channels where they are not known beforehand.
+  `mean_and_std` of the training images' channels where they are not known beforehand, and `maps` where there
+  are no label maps.
   """
 
   name: str
@@ -75,6 +79,7 @@ class Dataset:
   source: Source | Stream
   image_size: int | None = None
   mean_and_std: tuple[Triple, Triple] | None = None
+  maps: MapCoding | None = None
 
 
 _corrupt = collections.Counter()
@@ -114,37 +119,34 @@ def train_batches(
   seed: int,
   start_step: int = 0,
   crop: str = "random_resized",
-  scale: tuple[float, float] = (0.2, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  padding: int = 4,
-  interpolation: str = "bicubic",
-  antialias: bool = False,
-  rand_augment: str | None = None,
   num_threads: int = 16,
   prefetch: int = 2,
   process_index: int | None = None,
   process_count: int | None = None,
+  **options,
 ) -> Iterator[Batch]:
   """This process's rows of the global batches `start_step`, `start_step` + 1, ..., without end.
 
-  `crop` and the options after it are those of `image_decoding.TrainView`. `prefetch` batches are made
-  ahead, by `num_threads` threads.
+  `crop` and `options` are those of `image_decoding.TrainView`; with crop="joint", of an image and its label
+  map, `options` are those of `label_maps.JointView`. `prefetch` batches are made ahead, by `num_threads`
+  threads.
 
   A corrupt image is named in the log and counted, and replaced by another example, drawn from (seed, g).
   In a `Stream` the replacement comes from the same batch, the order holds for one number of processes, and
   a start in mid-epoch reads past what came before it in that epoch.
 
   Raises:
-    ValueError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
+    ValueError: the data set is empty, batch_size is not a multiple of process_count, an unknown crop, or a
+      joint one of a data set without label maps.
     CorruptImageError: an image and all its replacements are corrupt.
   """
   rows = _Rows(dataset, batch_size, process_index, process_count)
-  view = TrainView(image_size, crop, scale, ratio, padding, interpolation, antialias, rand_augment)
+  decode_example, view = _train_view(dataset, image_size, crop, options)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
     rng = np.random.Generator(np.random.Philox(key=[seed, place]))
-    pixels, example, index = _readable(read, index, count, rng)
-    return {"image": view(pixels, rng), "label": example["label"], "index": example.get("index", index)}
+    decoded, example, index = _readable(read, decode_example, index, count, rng)
+    return view(decoded, rng) | {"label": example["label"], "index": example.get("index", index)}
 
   if isinstance(dataset.source, Stream):
 
@@ -215,6 +217,74 @@ def eval_batches(
   return _chunked(steps, load_indexed, rows.local_size, num_threads, prefetch)
 
 
+def whole_examples(
+  dataset: Dataset,
+  *,
+  num_threads: int = 16,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Iterator[tuple[Pixels, Map]]:
+  """The images of this process's part of the data set in full size, with their label maps, each once.
+
+  A corrupt one is left out; it is named in the log and counted.
+
+  Raises:
+    ValueError: the data set is empty or has no label maps; or see `label_maps.decode_pair`.
+  """
+  maps = require_maps(dataset)
+  count = jax.process_count() if process_count is None else process_count
+  rows = _Rows(dataset, count, process_index, count)
+  if isinstance(dataset.source, Stream):
+    parts = dataset.source.read(rows.process_index, count, None, 0)
+    reads = (functools.partial(lambda example: example, example) for example in parts)
+  else:
+    indices = range(rows.process_index, dataset.num_examples, count)
+    reads = (functools.partial(dataset.source.__getitem__, index) for index in indices)
+
+  def load(read: Callable[[], Example]) -> tuple[Pixels, Map] | None:
+    example = read()
+    try:
+      return decode_pair(example, maps)
+    except CorruptImageError as error:
+      _report(example["name"], error)
+
+  pending = collections.deque()
+  with ThreadPoolExecutor(num_threads) as pool:
+    for read in reads:
+      pending.append(pool.submit(load, read))
+      if len(pending) > num_threads and (pair := pending.popleft().result()):
+        yield pair
+    yield from filter(None, (each.result() for each in pending))
+
+
+def require_maps(dataset: Dataset) -> MapCoding:
+  """How the data set writes its label maps.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if dataset.maps is None:
+    raise ValueError(
+      f"Data set {dataset.name!r} has no label maps. Those of `segmentation_folder` and `ade20k` have."
+    )
+  return dataset.maps
+
+
+def _train_view(dataset: Dataset, image_size: int, crop: str, options: dict) -> tuple[Callable, Callable]:
+  """What decodes an example, and what makes arrays by name of that and a generator."""
+  if crop != "joint":
+    if crop not in CROPS:
+      raise ValueError(f"Unknown crop {crop!r}. Available: {', '.join((*CROPS, 'joint'))}.")
+    view = TrainView(image_size, crop, **options)
+    return lambda example: decode(example["image"]), lambda image, rng: {"image": view(image, rng)}
+  maps, joint_view = require_maps(dataset), JointView(image_size, **options)
+
+  def both(pair: tuple[Pixels, Map], rng: np.random.Generator) -> Batch:
+    return dict(zip(("image", "map"), joint_view(*pair, rng), strict=True))
+
+  return lambda example: decode_pair(example, maps), both
+
+
 class _Rows:
   """Which rows of the global batch this process reads."""
 
@@ -244,14 +314,18 @@ def _shuffled(place: int, n: int, seed: int) -> int:
 
 
 def _readable(
-  read: Callable[[int], Example], index: int, count: int, rng: np.random.Generator
-) -> tuple[Pixels, Example, int]:
-  """Pixels, example and index of `read(index)`; of another index drawn by `rng` while those are corrupt."""
+  read: Callable[[int], Example],
+  decode_example: Callable[[Example], Any],
+  index: int,
+  count: int,
+  rng: np.random.Generator,
+) -> tuple[Any, Example, int]:
+  """`read(index)` decoded, that example and index; of another drawn by `rng` while those are corrupt."""
   names = []
   for _ in range(1 + ATTEMPTS):
     example = read(index)
     try:
-      return decode(example["image"]), example, index
+      return decode_example(example), example, index
     except CorruptImageError as error:
       _report(example["name"], error)
       names.append(example["name"])
@@ -267,7 +341,7 @@ def _report(name: str, error: CorruptImageError):
 
 
 def _stack(rows: list[Batch]) -> Batch:
-  dtypes = {"image": np.uint8, "label": np.int32, "index": np.int64, "valid": np.bool_}
+  dtypes = {"image": np.uint8, "map": np.uint8, "label": np.int32, "index": np.int64, "valid": np.bool_}
   return {name: np.array([row[name] for row in rows], dtypes[name]) for name in rows[0]}
 
 

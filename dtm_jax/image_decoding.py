@@ -8,6 +8,7 @@ decides whether an image is corrupt. EXIF orientation is ignored, as torchvision
 import dataclasses
 import io
 import math
+from collections.abc import Collection
 
 import cv2
 import numpy as np
@@ -136,8 +137,8 @@ class TrainView:
   rand_augment: str | None = None
 
   def __post_init__(self):
-    _check_choice("crop", self.crop, CROPS)
-    _check_choice("interpolation", self.interpolation, CV2_FILTERS)
+    check_choice("crop", self.crop, CROPS)
+    check_choice("interpolation", self.interpolation, CV2_FILTERS)
     if self.rand_augment:
       rand_augment.parse(self.rand_augment)
 
@@ -164,7 +165,7 @@ class EvalView:
   antialias: bool = True
 
   def __post_init__(self):
-    _check_choice("interpolation", self.interpolation, CV2_FILTERS)
+    check_choice("interpolation", self.interpolation, CV2_FILTERS)
     if self.resize is not None and self.resize < self.image_size:
       raise ValueError(f"resize={self.resize} is smaller than image_size={self.image_size}.")
 
@@ -177,6 +178,7 @@ class EvalView:
     return image[top : top + self.image_size, left : left + self.image_size]
 
 
-def _check_choice(option: str, value: str, choices):
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
+  """Raises a ValueError that lists the choices if `value` is none of them."""
   if value not in choices:
     raise ValueError(f"Unknown {option} {value!r}. Available: {', '.join(choices)}.")

@@ -30,6 +30,7 @@ STEM = r"(.*/)?(cls_token|mask_token|pos_embed|patch_embed/.*)"
 MUON_KERNELS = r"(.*/)?blocks/.*kernel"
 
 OPTIMIZERS = ("adamw", "muon", "sgd")
+DECAYS = ("cosine", "linear")
 LR_SCALINGS = {
   "none": lambda batch: 1.0,
   "sqrt": lambda batch: (batch / 2048) ** 0.5,
@@ -69,15 +70,23 @@ def duration(
   return default
 
 
-def make_schedule(*, peak: float, total_steps: int, warmup_steps: int, final: float) -> optax.Schedule:
-  """Linear warm-up over W steps, then a cosine over T = total - W.
+def make_schedule(
+  *, peak: float, total_steps: int, warmup_steps: int, final: float, decay: str = "cosine"
+) -> optax.Schedule:
+  """Linear warm-up over W steps, then a cosine, or a straight line for decay="linear", over T = total - W.
 
       lr(t) = peak · t / (W-1)                              t < W: from 0 to peak, both included
       lr(t) = final + (peak-final)/2 · (1 + cos(π i/T))     i = t - W: the peak once more, then down
+      lr(t) = final + (peak-final) · (1 - i/T)              "linear"
 
   The first step of a run with a warm-up therefore has a rate of zero, and the last step lies just above
   `final`, which the rate keeps from `total_steps` on.
+
+  Raises:
+    ValueError: an unknown `decay`.
   """
+  if decay not in DECAYS:
+    raise ValueError(f"Unknown decay {decay!r}. Available: {', '.join(DECAYS)}.")
   if warmup_steps >= total_steps:
     logging.warning("The warm-up (%d steps) is as long as the run (%d steps).", warmup_steps, total_steps)
   cosine_steps = max(total_steps - warmup_steps, 1)
@@ -87,8 +96,8 @@ def make_schedule(*, peak: float, total_steps: int, warmup_steps: int, final: fl
     warmup = peak * (step / max(warmup_steps - 1, 1))
     # (1 + cos x)/2 as sin²((π-x)/2), which does not cancel at the end of the run.
     remaining = jnp.clip(total_steps - step, 0, cosine_steps) / cosine_steps
-    cosine = final + (peak - final) * jnp.sin(0.5 * jnp.pi * remaining) ** 2
-    return jnp.where(step < warmup_steps, warmup, cosine)
+    share = remaining if decay == "linear" else jnp.sin(0.5 * jnp.pi * remaining) ** 2
+    return jnp.where(step < warmup_steps, warmup, final + (peak - final) * share)
 
   return schedule
 
@@ -115,6 +124,7 @@ def make_optimizer(
   lr: float = 1.5e-3,
   final_lr: float = 1e-5,
   lr_scaling: str = "sqrt",
+  decay: str = "cosine",
   betas: Sequence[float] = (0.9, 0.999),
   eps: float = 1e-8,
   weight_decay: float = 0.05,
@@ -140,7 +150,7 @@ def make_optimizer(
   block b of L, L+1 for the rest. Parameters that match `frozen` do not move and have no moments.
 
   Raises:
-    ValueError: an unknown `name` or `lr_scaling`, or a `frozen` pattern that matches no parameter.
+    ValueError: an unknown `name`, `lr_scaling` or `decay`, or a `frozen` pattern that matches no parameter.
   """
   if name not in OPTIMIZERS:
     raise ValueError(f"Unknown optimizer {name!r}. Available: {', '.join(OPTIMIZERS)}.")
@@ -156,6 +166,7 @@ def make_optimizer(
     total_steps=total_steps // accumulate,
     warmup_steps=warmup_steps // accumulate,
     final=final_lr,
+    decay=decay,
   )
   optimizer = make_update(
     shapes, schedule, name=name, betas=betas, eps=eps, weight_decay=weight_decay, no_decay=no_decay,

@@ -55,6 +55,7 @@ def test_config_traces(name, monkeypatch):
   batch = {
     "image": jax.ShapeDtypeStruct((8, config.data.image_size, config.data.image_size, 3), jnp.uint8),
     "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+    "map": jax.ShapeDtypeStruct((8, config.data.image_size, config.data.image_size), jnp.uint8),
   }
   after, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch)
   same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), state, after)

@@ -14,6 +14,8 @@ FLOORS = {
   **dict.fromkeys(("morphers", "teachers", "datasets", "dataset_settings", "optim", "mesh", "reporting"), 3),
   "pretrained": 2.5,  # others' parameters: models and checkpoints, and teachers are made of them
   **dict.fromkeys(("models", "data", "augment", "mixing", "checkpoints", "online_probe"), 2),
+  "segmentation": 1.7,
+  "label_maps": 1.5,  # an image and its map are read together
   "matching_kernel": 1.5,  # of morphing's rounds, for TPUs
   **dict.fromkeys(("morphing", "masking", "image_decoding", "clustering", "consistency"), 1),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),

@@ -41,7 +41,7 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
   """
   folder = _existing(data_dir)
   root = _root(folder, split)
-  paths = list(_images(root))
+  paths = list(image_files(root))
   if not paths:
     raise ValueError(f"No images in {root}. The extensions read are: {' '.join(EXTENSIONS)}.")
   folders = [os.path.relpath(path, root).split(os.sep)[:-1] for path in paths]
@@ -81,10 +81,11 @@ def _classes(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
   """The folders with images below `root`, and below the other splits where it is one."""
   roots = [root] if root == folder else [root, *(folder / split for split in SPLITS)]
   below = (path for each in roots for path in each.glob("[!.]*/"))
-  return tuple(sorted({path.name for path in below if next(_images(path), None)}))
+  return tuple(sorted({path.name for path in below if next(image_files(path), None)}))
 
 
-def _images(root: pathlib.Path) -> Iterator[str]:
+def image_files(root: pathlib.Path) -> Iterator[str]:
+  """The images below a folder, to any depth, in sorted order."""
   for parent, folders, names in os.walk(root, followlinks=True):
     folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk follows this
     yield from (os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS))

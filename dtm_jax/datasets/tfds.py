@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from dtm_jax.data import Dataset, Example
+from dtm_jax.label_maps import MapCoding
 
 
 def build(
@@ -22,6 +23,8 @@ def build(
   data_dir: str | None = None,
   image: str = "image",
   label: str = "label",
+  label_map: str | None = None,
+  maps: MapCoding | None = None,
   shuffle_buffer: int = 4096,
 ) -> Dataset:
   """The split (also "train[:90%]") of the prepared data set `variant`, TFDS's "name/config:version".
@@ -29,7 +32,8 @@ def build(
   In a config it is named "tfds/<variant>": `--config.data.dataset.name=tfds/oxford_flowers102`.
   `image` and `label` name its features; without a `label` feature all labels are -1. `data_dir` is that of
   TFDS (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets). `shuffle_buffer` encoded images are held
-  to shuffle a `tfrecord` set, besides the shuffling of its files.
+  to shuffle a `tfrecord` set, besides the shuffling of its files. `label_map` names a feature of label
+  maps, which are written as `maps` says.
 
   Raises:
     ValueError: the data set is unknown, not prepared, or has no such split.
@@ -38,12 +42,18 @@ def build(
   num_examples = builder.info.splits[split].num_examples
   label = label if label in builder.info.features else None
   class_names = tuple(getattr(builder.info.features[label], "names", ())) if label else ()
+  if label_map is not None and label_map not in builder.info.features:
+    features = ", ".join(builder.info.features)
+    raise ValueError(f"{builder.info.full_name} has no feature {label_map!r}. Available: {features}.")
+  features = _Features(image, label, label_map)
   if "array_record" in builder.info.file_format.value:
-    source = _Indexed(builder, split, image, label)
+    source = _Indexed(builder, split, features)
   else:
-    source = _Streamed(builder, split, image, label, shuffle_buffer)
+    source = _Streamed(builder, split, features, shuffle_buffer)
   image_size = _one_size(builder.info.features[image].shape)
-  return Dataset(builder.info.full_name, num_examples, class_names or None, source, image_size)
+  return Dataset(
+    builder.info.full_name, num_examples, class_names or None, source, image_size=image_size, maps=maps
+  )
 
 
 def splits(*, variant: str, data_dir: str | None = None, **options: Any) -> tuple[str, ...]:
@@ -70,21 +80,37 @@ def _one_size(shape: tuple[int | None, ...]) -> int | None:
   return shape[0] if shape[0] == shape[1] else None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Features:
+  """Names of what is read of a record; images and maps stay encoded."""
+
+  image: str
+  label: str | None
+  label_map: str | None
+
+  def decoders(self) -> dict[str, Any]:
+    return {name: tfds.decode.SkipDecoding() for name in (self.image, self.label_map) if name}
+
+  def example(self, record: dict[str, Any], name: str) -> Example:
+    label = int(record[self.label]) if self.label else -1
+    example = {"image": record[self.image], "label": label, "name": name}
+    if self.label_map:
+      example |= {"map": record[self.label_map], "map_name": f"{name} ({self.label_map})"}
+    return example
+
+
 class _Indexed:
   """Random access to an `array_record` set."""
 
-  def __init__(self, builder: Any, split: str, image: str, label: str | None):
-    decoders = {image: tfds.decode.SkipDecoding()}
-    self._records = builder.as_data_source(split=split, decoders=decoders)
-    self._name, self._image, self._label = f"{builder.info.full_name}/{split}", image, label
+  def __init__(self, builder: Any, split: str, features: _Features):
+    self._records = builder.as_data_source(split=split, decoders=features.decoders())
+    self._name, self._features = f"{builder.info.full_name}/{split}", features
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Example:
-    record = self._records[index]
-    label = int(record[self._label]) if self._label else -1
-    return {"image": record[self._image], "label": label, "name": f"{self._name}/{index}"}
+    return self._features.example(self._records[index], f"{self._name}/{index}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +119,7 @@ class _Streamed:
 
   builder: Any
   split: str
-  image: str
-  label: str | None
+  features: _Features
   shuffle_buffer: int
 
   def num_local(self, process_index: int, process_count: int) -> int:
@@ -111,7 +136,7 @@ class _Streamed:
       config.interleave_cycle_length = 1
     records = self.builder.as_dataset(
       split=self._part(process_index, process_count),
-      decoders={self.image: tfds.decode.SkipDecoding()},
+      decoders=self.features.decoders(),
       shuffle_files=seed is not None,
       read_config=config,
     )
@@ -122,8 +147,7 @@ class _Streamed:
       name = record["tfds_id"].decode()  # "<file>-<shard>-of-<shards>__<place in the shard>"
       file, place = name.rsplit("__", 1)
       index = starts[int(file.rsplit("-of-", 1)[0].rsplit("-", 1)[1])] + int(place)
-      label = int(record[self.label]) if self.label else -1
-      yield {"image": record[self.image], "label": label, "name": name, "index": index}
+      yield self.features.example(record, name) | {"index": index}
 
   def _part(self, process_index: int, process_count: int) -> Any:
     return tfds.even_splits(self.split, process_count, drop_remainder=False)[process_index]

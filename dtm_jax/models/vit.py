@@ -89,9 +89,9 @@ class Trunk(nn.Module):
     )(image_BHW3)
 
   def encode(
-    self, patches: Float[Array, "B N D"], grid: tuple[int, int], train: bool
-  ) -> Float[Array, "B T D"]:
-    """The residual stream after the last block, CLS first."""
+    self, patches: Float[Array, "B N D"], grid: tuple[int, int], train: bool, every_block: bool = False
+  ) -> Float[Array, "*L B T D"]:
+    """The residual stream after the last block, CLS first; after each with `every_block` [L, B, T, D]."""
     cls = self.param("cls_token", self.kernel_init, (self.width,))
     cls = jnp.broadcast_to(cls, (patches.shape[0], 1, self.width))
     tokens = jnp.concatenate([cls, patches], axis=1)
@@ -101,9 +101,10 @@ class Trunk(nn.Module):
       RelativePositionBias(self.num_heads, grid, name="rel_pos_bias")() if self.shared_rel_pos_bias else None
     )
     rates = jnp.linspace(0.0, self.drop_path, self.depth)
-    return self._blocks(grid, train)(tokens, rates, shared_bias)[0]
+    last, every = self._blocks(grid, train, every_block)(tokens, rates, shared_bias)
+    return every if every_block else last
 
-  def _blocks(self, grid: tuple[int, int], train: bool) -> nn.Module:
+  def _blocks(self, grid: tuple[int, int], train: bool, every_block: bool) -> nn.Module:
     block = Block
     if self.remat in REMAT_POLICIES:
       block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
@@ -124,6 +125,7 @@ class Trunk(nn.Module):
       remat_attention=self.remat == "attention",
       kernel_init=self.kernel_init,
       dtype=self.dtype,
+      tap=every_block,
       name="blocks",
     )
 
@@ -178,6 +180,7 @@ class Block(nn.Module):
   remat_attention: bool
   kernel_init: Initializer
   dtype: str
+  tap: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], drop_rate: Float[Array, ""], shared_bias: Array | None):
@@ -187,7 +190,7 @@ class Block(nn.Module):
     mlp = Mlp(self.mlp_hidden, gelu, init, init, self.dtype, name="mlp")
     x += self._branch("layer_scale1", attention(norm(name="ln1")(x), shared_bias), drop_rate)
     x += self._branch("layer_scale2", mlp(norm(name="ln2")(x)), drop_rate)
-    return x, None
+    return x, (x if self.tap else None)
 
   def _branch(self, name: str, branch: Float[Array, "B T D"], drop_rate: Float[Array, ""]):
     branch = branch.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""From one model's parameters to another's first ones, on the host: to a classifier, or to a student."""
+"""From one model's parameters to another's first ones, on the host: to a classifier, segmenter, student."""
 
 import jax
 import numpy as np
@@ -9,6 +9,8 @@ from dtm_jax.arrays import PyTree
 from dtm_jax.models import positions
 
 REL_POS = ("both", "own", "shared")
+SEGMENTER_PARTS = ("pyramid", "decoder", "auxiliary", "norm")
+"""Of a segmenter, what other models need not have."""
 
 
 def to_finetune(
@@ -20,14 +22,15 @@ def to_finetune(
   resize: str = "geometric",
   old_grid: tuple[int, int] | None = None,
 ) -> PyTree:
-  """The classifier's parameters: the trunk of `params`, the rest as in `fresh`; NumPy float32.
+  """A classifier's or segmenter's parameters: the trunk of `params`, the rest as in `fresh`; NumPy float32.
 
   The student's head and mask token are left behind, and its final LayerNorm too where the classifier pools
-  the mean. A classifier may also start from another one; a head for other classes stays fresh.
+  the mean. A classifier may also start from another one; a head for other classes stays fresh. So do those
+  parts of a segmenter that `params` has not.
 
   Args:
-    params: of a student or of a classifier.
-    fresh: the classifier's initial parameters, which say what it wants.
+    params: of a student, a classifier or a segmenter.
+    fresh: the initial parameters, which say what is wanted.
     grid: its grid of patches.
     rel_pos: which biases each block starts with: "both", the sum of its own and the shared ones, which keeps
       what the student computes; "own" or "shared" alone (the latter is the released code's default).
@@ -46,6 +49,8 @@ def to_finetune(
   if "mask_token" in params:
     given = {name: leaf for name, leaf in given.items() if not name.startswith("head/")}
 
+  if "decoder" in fresh:
+    return _start_from(given, fresh, may_be_fresh=SEGMENTER_PARTS, model="segmenter")
   return _start_from(given, fresh, may_be_fresh=("norm", "fc_norm", "head"), model="classifier")
 
 

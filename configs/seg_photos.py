@@ -1,0 +1,21 @@
+"""A small segmenter learns three real photos by heart: shows that files, labels, loss and mIoU fit together.
+
+    python scripts/get_segmentation_photos.py --out runs/segmentation_photos
+    python -m dtm_jax.main --config=configs/seg_photos.py
+
+It is evaluated on what it was trained on: the number says nothing about segmentation.
+"""
+
+from configs import seg_debug
+
+
+def get_config():
+  config = seg_debug.get_config()
+  photos = dict(name="segmentation_folder", data_dir="runs/segmentation_photos")
+  config.data.dataset = config.evals.val.dataset = photos
+  config.data.image_size = 128
+  config.model.patch_size = 16
+  config.total_steps = 200
+  config.checkpoint.save_steps = 200
+  config.evals.val.update(split="train", image_size=128, crop=128, stride=85, every_steps=200)
+  return config

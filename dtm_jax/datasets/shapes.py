@@ -1,0 +1,91 @@
+"""Pictures of shapes made from their numbers alone, with the map of what is where: no files, no network.
+
+On a smooth background lie one to four shapes, the later ones above the earlier. Class and outline belong
+together, and so do class and pattern; colours, sizes, places and angles are random, and so is the size of
+the picture.
+"""
+
+import zlib
+
+import numpy as np
+
+from dtm_jax.data import Dataset, Example
+from dtm_jax.datasets import sliceable
+from dtm_jax.label_maps import IGNORE, MapCoding
+
+CLASS_NAMES = ("background", "disc", "square", "triangle")
+NUM_EXAMPLES = {"train": 4096, "val": 256}
+
+
+class _Shapes:
+  def __init__(self, split: str, count: int, side: int, border: int):
+    self._split, self._count, self._side, self._border = split, count, side, border
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: int) -> Example:
+    name = f"shapes/{self._split}/{index}"
+    rng = np.random.default_rng((zlib.crc32(self._split.encode()), index))
+    image, label_map = draw(rng, self._side)
+    if self._border:
+      label_map[: self._border] = IGNORE
+    return {"image": image, "map": label_map, "label": -1, "name": name, "map_name": f"{name} (map)"}
+
+
+@sliceable
+def build(
+  split: str = "train", *, data_dir: str | None = None, side: int = 64, num_examples: int | None = None,
+  border: int = 0,
+) -> Dataset:  # fmt: skip
+  """The "train" (4,096) or "val" (256) pictures, or `num_examples`; sides have `side` to 1.5 `side` pixels.
+
+  `data_dir` is not used. The first `border` rows of a map are ignored.
+
+  Raises:
+    ValueError: an unknown split.
+  """
+  if split not in NUM_EXAMPLES:
+    raise ValueError(f"Unknown split {split!r} of shapes. Available: {', '.join(NUM_EXAMPLES)}.")
+  source = _Shapes(split, num_examples or NUM_EXAMPLES[split], side, border)
+  return Dataset(f"shapes/{split}", len(source), CLASS_NAMES, source, maps=MapCoding(len(CLASS_NAMES)))
+
+
+def splits(**options) -> tuple[str, ...]:
+  """Both."""
+  return tuple(NUM_EXAMPLES)
+
+
+def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+  """A picture, uint8 [H, W, 3], and its map, uint8 [H, W]."""
+  height, width = rng.integers(side, side + side // 2 + 1, size=2)
+  y, x = np.mgrid[:height, :width].astype(np.float32)
+  slope = rng.uniform(-1, 1, (2, 3))
+  image = rng.uniform(60, 200, 3) + 40 * (
+    slope[0] * (y / height)[..., None] + slope[1] * (x / width)[..., None]
+  )
+  label_map = np.zeros((height, width), np.uint8)
+  for label in rng.integers(1, len(CLASS_NAMES), size=rng.integers(1, 5)):
+    radius = side * rng.uniform(0.15, 0.35)
+    angle, centre = rng.uniform(0, 2 * np.pi), rng.uniform(0, (height, width))
+    v, u = y - centre[0], x - centre[1]
+    u, v = (np.cos(angle) * u + np.sin(angle) * v) / radius, (np.cos(angle) * v - np.sin(angle) * u) / radius
+    inside = _OUTLINES[CLASS_NAMES[label]](u, v)
+    pattern = _PATTERNS[CLASS_NAMES[label]](u * radius, v * radius)
+    color = rng.uniform(0, 255, (2, 3))
+    image = np.where(inside[..., None], np.where(pattern[..., None], color[0], color[1]), image)
+    label_map[inside] = label
+  image += rng.normal(0, 8, image.shape)
+  return np.clip(image, 0, 255).astype(np.uint8), label_map
+
+
+_OUTLINES = {
+  "disc": lambda u, v: u**2 + v**2 < 1,
+  "square": lambda u, v: np.maximum(abs(u), abs(v)) < 0.8,
+  "triangle": lambda u, v: (v > -0.6) & (v < 1.2 - 1.8 * abs(u)),
+}
+_PATTERNS = {
+  "disc": lambda u, v: (u // 3) % 2 == 0,
+  "square": lambda u, v: (u // 4 + v // 4) % 2 == 0,
+  "triangle": lambda u, v: np.full(u.shape, True),
+}
