@@ -291,7 +291,7 @@ class TestStart:
     moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), state["params"], after["params"])
     assert {name for name, part in moved.items() if any(jax.tree.leaves(part))} == {"decoder"}
 
-  def test_data_that_do_not_fit_are_refused(self):
+  def test_data_that_do_not_fit_are_refused(self, tmp_path):
     config = tiny_config()
     with pytest.raises(ValueError, match=r"'shapes' has no class names"):
       segment.build(config, Run(1, 1.0, 8, None))
@@ -299,8 +299,12 @@ class TestStart:
     with pytest.raises(ValueError, match=r"data\.view\.crop='random_resized'.*'joint'"):
       make_task(config)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    with pytest.raises(ValueError, match="has no label maps"):
-      evaluator.Evaluator({"logits": None}, mesh, dataset=dict(name="cifar10"), split="test", image_size=32)
+    small_world.write_cifar10(tmp_path)
+    photos = dict(name="cifar10", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="'cifar10' has no label maps"):
+      evaluator.Evaluator(
+        {"logits": lambda state, batch: None}, mesh, dataset=photos, split="test", image_size=32
+      )
 
 
 @pytest.mark.slow
