@@ -214,6 +214,7 @@ def network_calls(batch_size, num_tokens, width):
 
 
 def collect(args):
+  matcher.cache_clear()  # compilations are counted from here
   target_BNC = jnp.asarray(tokens(args.batch, args.tokens, args.width, args.common))
   drawn = [schedules(i, args.batch, args.tokens, args.max_rounds) for i in range(8)]
   one_for_all = [jnp.broadcast_to(merges_BK[:1], merges_BK.shape) for merges_BK in drawn]

@@ -18,7 +18,7 @@ from dtm_jax import mesh as meshes
 from dtm_jax.models import clip, clip_weights
 from dtm_jax.tasks import Run, Task, pretrain
 
-TOTAL_STEPS, STEPS_PER_EPOCH = 100_000, 1000
+TOTAL_STEPS, STEPS_PER_EPOCH = 100_000, 1000.0
 PHOTO = (375, 500, 3)
 
 

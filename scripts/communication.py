@@ -22,13 +22,6 @@ from absl import app, flags
 from collectives import Collective, collectives, total
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A pre-training config.", lock_config=True)
-_DEVICES = flags.DEFINE_integer("devices", 8, "How many devices the CPU shall look like.")
-_MESH = flags.DEFINE_string("mesh", "data", '"data", "fsdp" or sizes: "data=2,fsdp=4".')
-_TOPOLOGY = flags.DEFINE_string("topology", None, 'A TPU to compile for instead: "v4:2x2x1".')
-_JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
-_HLO = flags.DEFINE_string("hlo", None, "Also write XLA's text to this file.")
-
 
 def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
   """The train step of the config on the mesh, and the shapes of its state and of the frozen arrays."""
@@ -88,13 +81,13 @@ def make_mesh(text: str, devices):
 
 def get_devices():
   """Of the topology, or the CPU's."""
-  if _TOPOLOGY.value:
+  if topology := flags.FLAGS.topology:
     from jax.experimental import topologies
 
-    options = {"chip_config_name": "megacore"} if _TOPOLOGY.value.startswith("v4") else {}
-    return topologies.get_topology_desc(_TOPOLOGY.value, platform="tpu", **options).devices
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    return topologies.get_topology_desc(topology, platform="tpu", **options).devices
   jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", _DEVICES.value)
+  jax.config.update("jax_num_cpu_devices", flags.FLAGS.devices)
   return jax.devices()
 
 
@@ -114,20 +107,26 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   devices = get_devices()
-  mesh = make_mesh(_MESH.value, devices)
-  compiled, state, _ = compile_step(_CONFIG.value, mesh)
+  mesh = make_mesh(flags.FLAGS.mesh, devices)
+  compiled, state, _ = compile_step(flags.FLAGS.config, mesh)
   text = compiled.as_text()
-  if _HLO.value:
-    pathlib.Path(_HLO.value).write_text(text)
+  if flags.FLAGS.hlo:
+    pathlib.Path(flags.FLAGS.hlo).write_text(text)
   found = collectives(text)
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["params"]))
   print(table(found))
   print(f"mesh {dict(mesh.shape)}, parameters {params / 1e6:.3f} MB, sent {total(found) / 1e6:.3f} MB")
   print(compiled.memory_analysis())
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps([dataclasses.asdict(each) for each in found]))
+  if flags.FLAGS.json:
+    pathlib.Path(flags.FLAGS.json).write_text(json.dumps([dataclasses.asdict(each) for each in found]))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the flags too: tests import this file beside others that have flags
+  config_flags.DEFINE_config_file("config", None, "A pre-training config.", lock_config=True)
+  flags.DEFINE_integer("devices", 8, "How many devices the CPU shall look like.")
+  flags.DEFINE_string("mesh", "data", '"data", "fsdp" or sizes: "data=2,fsdp=4".')
+  flags.DEFINE_string("topology", None, 'A TPU to compile for instead: "v4:2x2x1".')
+  flags.DEFINE_string("json", None, "Also write the numbers to this file.")
+  flags.DEFINE_string("hlo", None, "Also write XLA's text to this file.")
   sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
   app.run(main)

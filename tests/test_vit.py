@@ -255,7 +255,7 @@ def test_bfloat16_stays_near_float32_and_leaves_float32_parameters():
 def test_wrong_options_are_named():
   with pytest.raises(ValueError, match=r"'H'.*Ti, S, B, L"):
     vit.build("H")
-  with pytest.raises(ValueError, match=r"'all'.*none, attention, block"):
+  with pytest.raises(ValueError, match=r"'all'.*none, attention, elementwise, block"):
     vit.build("Ti", remat="all")
   with pytest.raises(ValueError, match=r"Width 100 .* 3 heads"):
     vit.build("Ti", width=100)
