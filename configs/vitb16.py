@@ -48,6 +48,7 @@ def get_config():
     layer_scale_init=0.1,
     drop_path=0.1,
     remat="attention",
+    unroll=1,
     dtype="bfloat16",
   )
   config.init_from = dict(path=placeholder(str))  # of a run, or weights
@@ -64,6 +65,7 @@ def get_config():
       split="random",
       protect_first=False,
       merged_feature="size_weighted",
+      implementation="plain",
     ),
   )
   config.loss = dict(schedules=2, distance="smooth_l1", normalize_target=False)
