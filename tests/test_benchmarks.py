@@ -14,6 +14,7 @@ import pytest
 import small_world
 
 from benchmarks import beginnings, measuring, operations, peer, recompiles, step, workload
+from dtm_jax import mesh as meshes
 from dtm_jax import morphing
 from dtm_jax.models import vit
 
@@ -73,8 +74,10 @@ def test_a_step_of_vit_b_takes_141_gflop_an_image():
 
 
 @pytest.mark.slow
-def test_the_parts_are_those_of_the_step(world, tmp_path):
+def test_the_parts_are_those_of_the_step(world, tmp_path, monkeypatch):
   """`require_same` inside compares loss and gradient with the step's own; here, that it can tell."""
+  alone = meshes.make_mesh(devices=jax.devices()[:1])  # programs for one device compile sooner
+  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
   args, overrides = step.arguments(
     ["--config=configs/debug.py", "--batch=8", "--repeats=2", "--matmul=64", f"--out={tmp_path}",
      f"--config.teacher.path={world / 'clip'}"]

@@ -12,7 +12,7 @@ from dtm_jax import mesh as meshes
 from dtm_jax.tasks import Run
 
 STEPS, BATCH = 4, 16
-MESHES = {"data 2": (2, 1), "data 4": (4, 1), "data 8": (8, 1), "fsdp 8": (1, 8)}
+MESHES = {"data 2": (2, 1), "data 8": (8, 1), "fsdp 8": (1, 8)}
 
 
 @pytest.fixture(scope="module")
