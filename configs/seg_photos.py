@@ -3,7 +3,8 @@
     python scripts/get_segmentation_photos.py --out runs/segmentation_photos
     python -m dtm_jax.main --config=configs/seg_photos.py
 
-It is evaluated on what it was trained on: the number says nothing about segmentation.
+It is evaluated on what it was trained on: mIoU 0.498, pixel accuracy 0.911 (one seed, 3 min 14 s beside other
+work on two CPU cores). The number says nothing about segmentation.
 """
 
 from configs import seg_debug
