@@ -120,7 +120,7 @@ def main(argv=None):
   ]
   body = (
     f"Batch {args.batch}; median and quartiles of {args.repeats} rounds, one step of each side a round. "
-    "PyTorch's masks are random ones and its schedules are drawn for the batch, which costs it nothing.\n\n"
+    "PyTorch's masks are random ones, its colour jitter has a fixed order, its schedules are drawn for the batch.\n\n"
     + measuring.table([Path(args.config).stem, "value"], rows)
   )
   record = {"batch": args.batch, "repeats": args.repeats, "images_per_s": rate, "ours_to_torch": ratio}
