@@ -120,8 +120,8 @@ def main(argv=None):
   ]
   body = (
     f"Batch {args.batch}; median and quartiles of {args.repeats} rounds, one step of each side a round. "
-    "PyTorch's masks are random ones, its colour jitter has a fixed order, its schedules are drawn for the batch.\n\n"
-    + measuring.table([Path(args.config).stem, "value"], rows)
+    "PyTorch's masks are random ones, its colour jitter has a fixed order, its schedules are drawn for the "
+    "batch.\n\n" + measuring.table([Path(args.config).stem, "value"], rows)
   )
   record = {"batch": args.batch, "repeats": args.repeats, "images_per_s": rate, "ours_to_torch": ratio}
   record["seconds"] = {side: each.tolist() for side, each in times.items()}
