@@ -9,19 +9,19 @@ from dtm_jax import consistency
 from dtm_jax import mesh as meshes
 from dtm_jax.evaluators import linear
 
-RNG = np.random.default_rng(0)
 SIZES = {"train": 60, "test": 37}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
   """Noise whose mean colour hints at the class."""
+  rng = np.random.default_rng(0)  # here: a fixture may be made twice
   folder = tmp_path_factory.mktemp("world")
   (folder / "cifar10" / "arrays").mkdir(parents=True)
   for split, size in SIZES.items():
-    label = RNG.integers(0, 3, size).astype(np.int32)
-    image = RNG.integers(0, 200, (size, 32, 32, 3))
-    image[np.arange(size), :, :, label] += RNG.integers(-8, 16, (size, 1, 1))
+    label = rng.integers(0, 3, size).astype(np.int32)
+    image = rng.integers(0, 200, (size, 32, 32, 3))
+    image[np.arange(size), :, :, label] += rng.integers(-8, 16, (size, 1, 1))
     np.save(folder / "cifar10" / "arrays" / f"{split}_images.npy", image.clip(0, 255).astype(np.uint8))
     np.save(folder / "cifar10" / "arrays" / f"{split}_labels.npy", label)
   return folder
