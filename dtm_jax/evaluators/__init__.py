@@ -43,6 +43,18 @@ def require_classes(num_scores: int, dataset: data.Dataset) -> None:
     )
 
 
+def each_labelled(
+  predict: Callable[[PyTree, Batch], Array], state: PyTree, dataset: data.Dataset, mesh: Mesh, **options
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """`each_batch` over all of a data set with classes; `options` are those of `data.eval_batches`.
+
+  Raises:
+    ValueError: a label is none of the data set's classes.
+  """
+  batches = (data.require_labels(batch, dataset) for batch in data.eval_batches(dataset, **options))
+  return each_batch(predict, state, batches, mesh)
+
+
 def each_batch(
   predict: Callable[[PyTree, Batch], Array], state: PyTree, batches: Iterable[Batch], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

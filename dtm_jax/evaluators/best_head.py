@@ -55,8 +55,8 @@ class Evaluator:
   def _accuracy(self, state: PyTree, dataset: data.Dataset) -> np.ndarray:
     """[R], counted in integers."""
     count, right_R = 0, 0
-    batches = (data.require_labels(b, dataset) for b in data.eval_batches(dataset, **self._options))
-    for logits, label in evaluators.each_batch(self._logits, state, batches, self._mesh):
+    batches = evaluators.each_labelled(self._logits, state, dataset, self._mesh, **self._options)
+    for logits, label in batches:
       evaluators.require_classes(logits.shape[-1], dataset)
       count += len(label)
       right_R += np.stack([label_rank(x, label) < 1 for x in logits.swapaxes(0, 1)]).sum(axis=1)

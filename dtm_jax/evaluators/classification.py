@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators
+from dtm_jax import evaluators
 from dtm_jax.arrays import Float, Int, PyTree
 
 
@@ -47,9 +47,8 @@ class Evaluator:
     """
     for name, predict in self._predict.items():
       count, right1, right5, loss = 0, 0, 0, 0.0
-      batches = data.eval_batches(self._dataset, **self._options)
-      checked = (data.require_labels(batch, self._dataset) for batch in batches)
-      for logits, label in evaluators.each_batch(predict, state, checked, self._mesh):
+      batches = evaluators.each_labelled(predict, state, self._dataset, self._mesh, **self._options)
+      for logits, label in batches:
         evaluators.require_classes(logits.shape[-1], self._dataset)
         rank = label_rank(logits, label)
         count += len(label)

@@ -76,5 +76,4 @@ class Evaluator:
     return (right / count).tolist()
 
   def _batches(self, predict, state: PyTree, dataset: data.Dataset):
-    batches = (data.require_labels(b, dataset) for b in data.eval_batches(dataset, **self._options))
-    return evaluators.each_batch(predict, state, batches, self._mesh)
+    return evaluators.each_labelled(predict, state, dataset, self._mesh, **self._options)

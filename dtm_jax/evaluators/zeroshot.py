@@ -58,9 +58,8 @@ class Evaluator:
     """
     class_GE = self._class_embeddings(state)
     count, right1, right5 = 0, 0, 0
-    batches = data.eval_batches(self._dataset, **self._options)
-    checked = (data.require_labels(batch, self._dataset) for batch in batches)
-    for image_BE, label_B in evaluators.each_batch(self._image, state, checked, self._mesh):
+    batches = evaluators.each_labelled(self._image, state, self._dataset, self._mesh, **self._options)
+    for image_BE, label_B in batches:
       rank_B = label_rank(image_BE @ class_GE.T, label_B)
       count += len(label_B)
       right1 += int(np.sum(rank_B < 1))
