@@ -22,9 +22,10 @@ def of(config):
   mean, std = mean_and_std(config.augment.normalization)
   grid = (config.data.image_size // student.patch_size,) * 2
   loss_of = morph_and_loss(config)
+  key = jax.random.key(config.seed)
 
   def augmented(params, step, frozen, batch):
-    keys_B = rngs.per_example(rngs.stream(config.seed, "augment", step), len(batch["image"]))
+    keys_B = rngs.per_example(rngs.stream(key, "augment", step), len(batch["image"]))
     options = dict(flip=config.augment.flip, color_jitter=config.augment.color_jitter)
     return augment(keys_B, batch["image"], **options)
 
@@ -34,17 +35,17 @@ def of(config):
 
   def predicted(params, step, frozen, batch):
     image, target_BNC = taught(params, step, frozen, batch)
-    keys_B = rngs.per_example(rngs.stream(config.seed, "mask", step), len(image))
+    keys_B = rngs.per_example(rngs.stream(key, "mask", step), len(image))
     mask_BN = masking.masks(keys_B=keys_B, grid=grid, **config.mask)
     output = student.apply(
       {"params": params}, normalize(image, mean, std), mask_BN, train=True,
-      rngs={"drop_path": rngs.stream(config.seed, "drop_path", step)},
+      rngs={"drop_path": rngs.stream(key, "drop_path", step)},
     )  # fmt: skip
     return image, jax.lax.stop_gradient(target_BNC), output["prediction"]
 
   def compared(params, step, frozen, batch):
     image, target_BNC, prediction_BNC = predicted(params, step, frozen, batch)
-    return loss_of(rngs.stream(config.seed, "morph", step), prediction_BNC, target_BNC, image)
+    return loss_of(rngs.stream(key, "morph", step), prediction_BNC, target_BNC, image)
 
   functions = (augmented, taught, predicted, compared, jax.value_and_grad(compared))
   return dict(zip(PARTS, functions, strict=False)), teacher, student, grid

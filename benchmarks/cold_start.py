@@ -118,9 +118,9 @@ def watch_the_loop(clock: Clock) -> None:
   def first_step(*args):
     step = jit(*args)
 
-    def call(state, frozen, batch):
+    def call(*arguments):
       before = {name: clock.seconds["JAX: " + name] for name in EVENTS.values()}
-      result = clock.wrap("first step", lambda: jax.block_until_ready(step(state, frozen, batch)))()
+      result = clock.wrap("first step", lambda: jax.block_until_ready(step(*arguments)))()
       for name, seconds in before.items():
         clock.seconds[f"first step: {name}"] = clock.seconds["JAX: " + name] - seconds
       finish(clock)

@@ -53,11 +53,11 @@ def train_step(config) -> Callable[[int], tuple[int, int]]:
   task, mesh = workload.task_of(config), meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
   state, frozen = workload.state_and_frozen(config, task, mesh)
   batch = workload.synthetic_batch(config, mesh)
-  step = loop.jit_train_step(task, state, frozen, mesh)
+  step, key = loop.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
 
   def call(i: int) -> tuple[int, int]:
     nonlocal state
-    state, measurements = step(state, frozen, batch)
+    state, measurements = step(state, frozen, batch, key)
     return int(measurements["groups_dtm"]), 0
 
   return call

@@ -50,11 +50,12 @@ class Step:
     self.state, self.frozen = workload.state_and_frozen(config, task, self.mesh)
     self.batch = workload.synthetic_batch(config, self.mesh)
     step = loop.jit_train_step(task, self.state, self.frozen, self.mesh)
-    self.lowered = step.lower(self.state, self.frozen, self.batch)
+    self.key = jax.random.key(config.seed)
+    self.lowered = step.lower(self.state, self.frozen, self.batch, self.key)
     self.compiled = self.lowered.compile()
 
   def __call__(self, batch=None):
-    self.state, measurements = self.compiled(self.state, self.frozen, batch or self.batch)
+    self.state, measurements = self.compiled(self.state, self.frozen, batch or self.batch, self.key)
     return measurements
 
 

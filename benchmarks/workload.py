@@ -111,5 +111,6 @@ def compiled_step(config: config_dict.ConfigDict, batch_size: int):
   state, frozen = state_and_frozen(config, task, mesh, abstract=True)
   size = config.data.image_size
   image = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=meshes.batch_sharding(mesh))
-  lowered = loop.jit_train_step(task, state, frozen, mesh).lower(state, frozen, {"image": image})
+  step, key = loop.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
+  lowered = step.lower(state, frozen, {"image": image}, key)
   return lowered, lowered.compile()

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from dtm_jax import data, dataset_settings, optim, plugins, reporting, rngs
 from dtm_jax import mesh as meshes
-from dtm_jax.arrays import Batch, PyTree
+from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints import Checkpoints
 from dtm_jax.tasks import Run, State, Task
 
@@ -52,7 +52,7 @@ def train(config, workdir: str) -> State:
   )
   state, start = restore_or_init(config, task, mesh, checkpoints)
   frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
-  train_step = jit_train_step(task, state, frozen, mesh)
+  train_step, key = jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
   reporting.log_parameters(state["params"])
 
   writer = reporting.make_writer(workdir)
@@ -68,7 +68,7 @@ def train(config, workdir: str) -> State:
     with window.waiting():
       batch = next(batches)
     with compilations:
-      state, measurements = train_step(state, frozen, batch)
+      state, measurements = train_step(state, frozen, batch, key)
     window.add(measurements)
     progress(step)
     profile(step)
@@ -107,7 +107,7 @@ def train(config, workdir: str) -> State:
 
 def restore_or_init(config, task: Task, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, int]:
   """The state to start from, laid out on the mesh, and its step."""
-  key = rngs.stream(config.seed, "init")
+  key = rngs.stream(jax.random.key(config.seed), "init")
   shapes = jax.eval_shape(task.init, key)
   shardings = meshes.param_shardings(mesh, shapes, config.mesh.rules)
   abstract = jax.tree.map(
@@ -136,15 +136,15 @@ def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
   """
   sharding = functools.partial(jax.tree.map, lambda x: x.sharding)
 
-  def train_step(state: State, frozen: PyTree, batch: Batch):
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey):
     gather = lambda tree: jax.lax.with_sharding_constraint(tree, meshes.replicated(mesh))
     state = state | {"params": gather(state["params"])}
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for what each device does with its own rows
-      return task.train_step(state, gather(frozen), batch)
+      return task.train_step(state, gather(frozen), batch, key)
 
   return jax.jit(
     train_step,
-    in_shardings=(sharding(state), sharding(frozen), meshes.batch_sharding(mesh)),
+    in_shardings=(sharding(state), sharding(frozen), meshes.batch_sharding(mesh), None),
     out_shardings=(sharding(state), meshes.replicated(mesh)),
     donate_argnums=0,
   )

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 from dtm_jax.arrays import Array, Int, Key, RandomKey
 
 
-def stream(seed: int, name: str, step: int | Int[Array, ""] | None = None) -> RandomKey:
-  """The key of the stream `name` at `step`; without a step, the key of the whole run."""
-  key = substream(jax.random.key(seed), name)
+def stream(key: RandomKey, name: str, step: int | Int[Array, ""] | None = None) -> RandomKey:
+  """The key of the stream `name` below `key`, at `step`; without a step, the stream's own.
+
+  A run's key is `jax.random.key(seed)`. The train step is given it as an argument, so that one compiled
+  program serves every seed.
+  """
+  key = jax.random.fold_in(key, zlib.crc32(name.encode()))
   return key if step is None else jax.random.fold_in(key, step)
-
-
-def substream(key: RandomKey, name: str) -> RandomKey:
-  """The key of the stream `name` below `key`."""
-  return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def per_example(key: RandomKey, batch_size: int) -> Key[Array, "B"]:

@@ -44,8 +44,8 @@ def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
     "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     "index": jax.ShapeDtypeStruct((rows,), jnp.int64 if jax.config.jax_enable_x64 else jnp.int32),
   }
-  step = loop.jit_train_step(task, state, frozen, mesh).lower(state, frozen, batch).compile()
-  return step, state, frozen
+  step, key = loop.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
+  return step.lower(state, frozen, batch, key).compile(), state, frozen
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ BATCH = 64
 
 
 def _keys(stream: str = "augment"):
-  return rngs.per_example(rngs.stream(0, stream, 3), BATCH)
+  return rngs.per_example(rngs.stream(jax.random.key(0), stream, 3), BATCH)
 
 
 def _images(seed: int = 0):
@@ -27,7 +27,7 @@ def test_a_flip_mirrors_whole_images_with_the_given_probability():
   mirrored = [np.array_equal(new, old[:, ::-1]) for new, old in zip(flipped, np.asarray(image), strict=True)]
   same = [np.array_equal(new, old) for new, old in zip(flipped, np.asarray(image), strict=True)]
   assert np.all(np.array(mirrored) ^ np.array(same))
-  keys = rngs.per_example(rngs.stream(1, "flip"), 4000)
+  keys = rngs.per_example(rngs.stream(jax.random.key(1), "flip"), 4000)
   ramp = augment.to_float(np.broadcast_to(np.arange(2, dtype=np.uint8)[None, None, :, None], (4000, 1, 2, 3)))
   share = float((augment.random_flip(keys, ramp, 0.25)[:, 0, 0, 0] > 0).mean())
   assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)

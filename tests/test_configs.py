@@ -57,7 +57,7 @@ def test_config_traces(name, monkeypatch):
     "label": jax.ShapeDtypeStruct((8,), jnp.int32),
     "map": jax.ShapeDtypeStruct((8, config.data.image_size, config.data.image_size), jnp.uint8),
   }
-  after, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch)
+  after, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch, jax.random.key(0))
   same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), state, after)
   assert all(jax.tree.leaves(same))
   assert measurements["loss"].shape == ()

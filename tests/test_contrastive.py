@@ -58,7 +58,7 @@ def test_learns_three_colours(task):
   step = jax.jit(task.train_step)
   losses = []
   for _ in range(50):
-    state, measurements = step(state, task.frozen, {"image": image, "label": label})
+    state, measurements = step(state, task.frozen, {"image": image, "label": label}, jax.random.key(0))
     losses.append(float(measurements["loss"]))
   least = np.log(4)  # four right answers for each image
   assert losses[-1] - least < (losses[0] - least) / 4

@@ -59,14 +59,16 @@ def test_the_step_is_its_parts(world, batch):
   config.model.drop_path = 0.0
   task = make_task(config)
   state = jax.jit(task.init)(jax.random.key(0))
-  _, measurements = jax.jit(task.train_step)(state, {}, batch)
+  _, measurements = jax.jit(task.train_step)(state, {}, batch, jax.random.key(0))
 
-  each = lambda name: rngs.per_example(rngs.stream(0, name, 0), 16)
+  each = lambda name: rngs.per_example(rngs.stream(jax.random.key(0), name, 0), 16)
   image = normalize(augment(each("augment"), batch["image"]), *NORMALIZATIONS["imagenet"])
   image = random_erase(each("erase"), image, 0.25)
   target = np.full((16, 10), 0.01, np.float32)
   target[np.arange(16), batch["label"]] = 0.91
-  image, target = mixing.mix(rngs.stream(0, "mix", 0), image, jnp.asarray(target), mixup=0.8, cutmix=1.0)
+  image, target = mixing.mix(
+    rngs.stream(jax.random.key(0), "mix", 0), image, jnp.asarray(target), mixup=0.8, cutmix=1.0
+  )
   model = vit_classifier.build(**config.model, num_classes=10)
   logits = np.asarray(jax.jit(model.apply)({"params": state["params"]}, image)["logits"], np.float64)
   log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -82,7 +84,7 @@ def test_the_average_follows_every_update(world, batch, accumulate):
   expected = jax.tree.map(np.asarray, state["params"])
   step = jax.jit(task.train_step)
   for i in range(4):
-    state, _ = step(state, {}, batch)
+    state, _ = step(state, {}, batch, jax.random.key(0))
     if (i + 1) % accumulate == 0:
       expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * np.asarray(p), expected, state["params"])
   jax.tree.map(lambda e, x: np.testing.assert_allclose(e, x, atol=1e-6), expected, state["ema"])
@@ -112,7 +114,7 @@ def test_layer_decay_reaches_the_update(world, batch):
   for each in (config, plain):
     task = make_task(each)
     state = jax.jit(task.init)(jax.random.key(0))
-    after, _ = jax.jit(task.train_step)(state, {}, batch)
+    after, _ = jax.jit(task.train_step)(state, {}, batch, jax.random.key(0))
     steps.append(jax.tree.map(lambda new, old: np.asarray(new - old), after["params"], state["params"]))
   scales = optim.layer_decay_scales(steps[0], 0.75)
   jax.tree.map(

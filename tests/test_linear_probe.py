@@ -95,7 +95,7 @@ def trained(config, batches):
   state = jax.jit(task.init)(jax.random.key(0))
   step = jax.jit(task.train_step)
   for batch in batches:
-    state, _ = step(state, task.frozen, batch)
+    state, _ = step(state, task.frozen, batch, jax.random.key(0))
   return task, state
 
 

@@ -84,7 +84,7 @@ def test_mixing_crosses_shards():
 
 
 def erased(size, prob, **options):
-  keys = rngs.per_example(rngs.stream(0, "erase", 0), DRAWS)
+  keys = rngs.per_example(rngs.stream(jax.random.key(0), "erase", 0), DRAWS)
   image = jnp.full((DRAWS, *size, 3), 7.0)
   return np.asarray(jax.jit(lambda k, x: random_erase(k, x, prob, **options))(keys, image))
 

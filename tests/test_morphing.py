@@ -389,7 +389,7 @@ def test_a_thousand_draws_are_traced_once():
     return whole(key, student_BNC, target_BNC)
 
   student_BNC, target_BNC = (jnp.array(clip_like_tokens(seed, 2, 16, 8)) for seed in (10, 11))
-  losses = [step(rngs.stream(0, "morph", i), student_BNC, target_BNC)[0] for i in range(1000)]
+  losses = [step(rngs.stream(jax.random.key(0), "morph", i), student_BNC, target_BNC)[0] for i in range(1000)]
   assert len(traces) == 1
   assert step._cache_size() == 1
   assert np.isfinite(losses).all()

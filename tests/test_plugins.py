@@ -22,7 +22,7 @@ def test_unknown_names_list_the_choices():
 
 
 def test_streams_are_functions_of_seed_name_and_step():
-  draw = lambda *args: np.asarray(jax.random.key_data(rngs.stream(*args)))
+  draw = lambda seed, *args: np.asarray(jax.random.key_data(rngs.stream(jax.random.key(seed), *args)))
   np.testing.assert_array_equal(draw(0, "mask", 3), draw(0, "mask", 3))
   different = {
     tuple(draw(*args)) for args in [(0, "mask", 3), (1, "mask", 3), (0, "flip", 3), (0, "mask", 4)]
@@ -31,7 +31,7 @@ def test_streams_are_functions_of_seed_name_and_step():
 
 
 def test_keys_of_examples_do_not_depend_on_the_batch():
-  key = rngs.stream(0, "mask", 3)
+  key = rngs.stream(jax.random.key(0), "mask", 3)
   eight, four = (jax.random.key_data(rngs.per_example(key, size)) for size in (8, 4))
   np.testing.assert_array_equal(eight[:4], four)
 

@@ -35,7 +35,7 @@ def make_task(world, **changes):
 
 
 def test_a_thousand_steps_are_traced_once(world, batch):
-  """The jitted step draws n̄ and k anew each time, through one trace and one compilation."""
+  """The jitted step draws n̄ and k anew each time and for each seed, through one trace and one compilation."""
   task, _ = make_task(world, student__depth=1, student__width=16, student__num_heads=1)
   traces = []
 
@@ -46,8 +46,8 @@ def test_a_thousand_steps_are_traced_once(world, batch):
   step = jax.jit(train_step, donate_argnums=0)
   state, frozen = jax.jit(task.init)(jax.random.key(0)), jax.device_put(task.frozen)
   groups = []
-  for _ in range(1000):
-    state, measurements = step(state, frozen, batch)
+  for seed in range(1000):
+    state, measurements = step(state, frozen, batch, jax.random.key(seed))
     groups.append(measurements["groups_dtm"])
   assert len(traces) == 1
   assert step._cache_size() == 1
@@ -60,10 +60,11 @@ def test_a_thousand_steps_are_traced_once(world, batch):
 def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
   """Teacher, mask, student, labels and loss called one after the other give what the step measures."""
   task, config = make_task(world, loss__normalize_target=normalize_target)
-  state = jax.jit(task.init)(jax.random.key(0))
-  _, measurements = jax.jit(task.train_step)(state, task.frozen, batch)
+  key = jax.random.key(config.seed)
+  state = jax.jit(task.init)(key)
+  _, measurements = jax.jit(task.train_step)(state, task.frozen, batch, key)
 
-  each = lambda name: rngs.per_example(rngs.stream(config.seed, name, 0), BATCH)
+  each = lambda name: rngs.per_example(rngs.stream(key, name, 0), BATCH)
   image = augment(each("augment"), batch["image"], flip=0.5, color_jitter=0.0)
   teacher = plugins.build("teachers", config.teacher)
   target_BNC = jax.jit(teacher.tokens)(teacher.params, normalize(image, teacher.mean, teacher.std))
@@ -72,7 +73,7 @@ def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
   seen = normalize(image, *NORMALIZATIONS["imagenet"])
   student_BNC = jax.jit(student.apply)({"params": state["params"]}, seen, mask_BN)["prediction"]
 
-  keys_S = jax.random.split(rngs.substream(rngs.stream(config.seed, "morph", 0), "dtm"), 2)
+  keys_S = jax.random.split(rngs.stream(rngs.stream(key, "morph", 0), "dtm"), 2)
   options = {k: v for k, v in config.morphers.dtm.items() if k not in ("name", "weight")}
   assign = jax.jit(plugins.load("morphers", "bipartite").build(**options))
   losses = []
@@ -98,7 +99,7 @@ def test_only_the_student_learns(world, batch):
   }  # fmt: skip
 
   def loss(frozen):
-    return task.train_step(state, frozen, batch)[1]["loss"]
+    return task.train_step(state, frozen, batch, jax.random.key(0))[1]["loss"]
 
   grads = jax.jit(jax.grad(loss))(jax.device_put(task.frozen))
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
@@ -106,7 +107,8 @@ def test_only_the_student_learns(world, batch):
 
 def test_several_morphers_add_up_with_their_weights(world, batch):
   task, _ = make_task(world, morphers__tokens__weight=0.5)
-  _, measured = jax.jit(task.train_step)(jax.jit(task.init)(jax.random.key(0)), task.frozen, batch)
+  key = jax.random.key(0)
+  _, measured = jax.jit(task.train_step)(jax.jit(task.init)(key), task.frozen, batch, key)
   total = measured["loss_dtm"] + 0.5 * measured["loss_tokens"]
   np.testing.assert_allclose(measured["loss"], total, rtol=1e-6)
   assert measured["groups_tokens"] == 64
@@ -140,7 +142,7 @@ def test_a_probe_learns_beside_and_moves_nothing(world):
     state, step = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.train_step)
     lines = []
     for _ in range(30):
-      state, measurements = step(state, task.frozen, labelled)
+      state, measurements = step(state, task.frozen, labelled, jax.random.key(0))
       lines.append(measurements)
     states[lr] = state
   jax.tree.map(np.testing.assert_array_equal, states[None]["params"], states[0.1]["params"])

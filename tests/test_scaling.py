@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     history = []
     for rows in image:
       batch = meshes.to_device({"image": rows}, mesh)
-      state, measurements = step(state, frozen, batch)
+      state, measurements = step(state, frozen, batch, jax.random.key(0))
       history.append(jax.device_get(measurements))
     split = [x for x in jax.tree.leaves(state["params"]) if "fsdp" in str(x.sharding.spec)]
     assert bool(split) == (fsdp > 1)  # and so it is after the step as before it

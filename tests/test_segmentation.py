@@ -69,7 +69,7 @@ def test_the_step_is_its_parts(batch, head, flip):
   config = tiny_config(augment=dict(flip=flip), model=dict(dropout=0.0, head=head))
   task = make_task(config)
   state = jax.jit(task.init)(jax.random.key(0))
-  after, measurements = jax.jit(task.train_step)(state, {}, batch)
+  after, measurements = jax.jit(task.train_step)(state, {}, batch, jax.random.key(0))
   way = slice(None, None, -1 if flip else 1)
   image = normalize(to_float(batch["image"][:, :, way]), *NORMALIZATIONS["imagenet"])
   model = segmenter.build(**config.model, num_classes=4)
@@ -89,7 +89,7 @@ def test_the_step_is_its_parts(batch, head, flip):
 
 
 def test_flips_are_drawn_image_by_image(batch):
-  keys = rngs.per_example(rngs.stream(0, "flip", 0), 8)
+  keys = rngs.per_example(rngs.stream(jax.random.key(0), "flip", 0), 8)
   image, label_map = segment.flip_together(keys, to_float(batch["image"]), jnp.asarray(batch["map"]), 0.5)
   mirrored = [np.array_equal(new, old[:, ::-1]) for new, old in zip(label_map, batch["map"], strict=True)]
   assert 0 < sum(mirrored) < 8
@@ -287,7 +287,7 @@ class TestStart:
     config.optim.frozen = ("patch_embed/.*", "blocks/.*", "cls_token", "norm/.*")
     task = make_task(config)
     state = jax.jit(task.init)(jax.random.key(0))
-    after, _ = jax.jit(task.train_step)(state, {}, batch)
+    after, _ = jax.jit(task.train_step)(state, {}, batch, jax.random.key(0))
     moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), state["params"], after["params"])
     assert {name for name, part in moved.items() if any(jax.tree.leaves(part))} == {"decoder"}
 

@@ -208,7 +208,7 @@ def test_a_student_learns_from_it(weights, tmp_path):
   task = pretrain_task(tmp_path, weights, patch_size=8)
   state = jax.eval_shape(task.init, jax.random.key(0))
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
-  _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch)
+  _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch, jax.random.key(0))
   assert measurements["loss"].shape == ()
 
 

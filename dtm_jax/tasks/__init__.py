@@ -10,6 +10,9 @@ State = dict[str, PyTree]
 """{"params": ..., "opt_state": ..., "step": int32 scalar}, and what else a task needs: all that a checkpoint
 holds."""
 
+Scalars = dict[str, Array]
+"""What a step measures, by name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -29,7 +32,7 @@ class Task:
     init: (key, params=None) -> State, traceable; `params` take the place of the initial ones.
     pretrained: key -> such params on the host, for a run that starts from others' weights; `key` is for what
       these lack.
-    train_step: (state, frozen, batch) -> (state, scalars by name), traceable.
+    train_step: (state, frozen, batch, key of the run) -> (state, scalars), traceable.
     frozen: arrays that are read in every step, never trained and never saved.
     predict: functions (state, frozen, batch) -> arrays, by name; evaluators choose among them.
     tokenize: captions -> int32 [n, T], for tasks that know text.
@@ -37,7 +40,7 @@ class Task:
   """
 
   init: Callable[..., State]
-  train_step: Callable[[State, PyTree, Batch], tuple[State, dict[str, Array]]]
+  train_step: Callable[[State, PyTree, Batch, RandomKey], tuple[State, Scalars]]
   frozen: PyTree
   predict: Mapping[str, Callable[[State, PyTree, Batch], Array]]
   tokenize: Callable | None = None

@@ -18,11 +18,11 @@ from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.models import clip
 from dtm_jax.models.clip_tokenizer import Tokenizer, special_ids, word_tokenizer
 from dtm_jax.normalizations import mean_and_std
-from dtm_jax.tasks import Run, State, Task, build_optimizer
+from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, clip, text, optim."""
+  """Sections read: data, augment, clip, text, optim."""
   dataset = f"data set {config.data.dataset.name!r}"
   captions_GP = prompts.captions(run.class_names, config.text.prompts, dataset=dataset)
   tokenize = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
@@ -43,21 +43,19 @@ def build(config, run: Run) -> Task:
     params = init_params(key) if params is None else params
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
     step, label_B = state["step"], batch["label"]
     batch_size = len(label_B)
-    key_B = rngs.per_example(rngs.stream(config.seed, "augment", step), batch_size)
+    key_B = rngs.per_example(rngs.stream(key, "augment", step), batch_size)
     image = augment(key_B, batch["image"], flip=config.augment.flip, color_jitter=config.augment.color_jitter)
-    prompt_B = jax.random.randint(
-      rngs.stream(config.seed, "prompt", step), (batch_size,), 0, tokens_GPT.shape[1]
-    )
+    prompt_B = jax.random.randint(rngs.stream(key, "prompt", step), (batch_size,), 0, tokens_GPT.shape[1])
 
     tokens_BT = jnp.asarray(tokens_GPT)[label_B, prompt_B]
 
     def loss_fn(params: PyTree) -> tuple[Array, Array]:
       image_BP, text_BP, logit_scale = model.apply(
         {"params": params}, normalize(image, mean, std), tokens_BT, train=True,
-        rngs={"patch_dropout": rngs.stream(config.seed, "patch_dropout", step)},
+        rngs={"patch_dropout": rngs.stream(key, "patch_dropout", step)},
       )  # fmt: skip
       logits_BB = jnp.exp(logit_scale) * unit(image_BP) @ unit(text_BP).T
       return unicl_loss(logits_BB, label_B), jnp.mean(label_B[jnp.argmax(logits_BB, axis=1)] == label_B)

@@ -10,11 +10,11 @@ from dtm_jax.augment import augment, normalize, random_erase, to_float
 from dtm_jax.mixing import mix
 from dtm_jax.models import vit, vit_classifier, vit_transfer
 from dtm_jax.normalizations import mean_and_std
-from dtm_jax.tasks import Run, State, Task, build_optimizer, count_classes
+from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, count_classes
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, model, init_from, mix, loss, optim, ema.
+  """Sections read: data, augment, model, init_from, mix, loss, optim, ema.
 
   `init_from.path` names a run's workdir or weights, of a student or a classifier. With `ema.decay` the state
   has "ema", the parameters' exponential moving average, and `predict` has its "logits_ema".
@@ -38,21 +38,21 @@ def build(config, run: Run) -> Task:
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if decay else {})
 
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
     """One update: augment, mix, classify, soft cross-entropy."""
     step, batch_size = state["step"], len(batch["label"])
-    each = lambda name: rngs.per_example(rngs.stream(config.seed, name, step), batch_size)
+    each = lambda name: rngs.per_example(rngs.stream(key, name, step), batch_size)
     image = augment(
       each("augment"), batch["image"], flip=config.augment.flip, color_jitter=config.augment.color_jitter
     )
     image = random_erase(each("erase"), normalize(image, mean, std), config.augment.erase_prob)
     target = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), config.loss.label_smoothing)
-    image, target = mix(rngs.stream(config.seed, "mix", step), image, target, **config.mix)
+    image, target = mix(rngs.stream(key, "mix", step), image, target, **config.mix)
 
     def loss_fn(params: PyTree) -> tuple[Array, Array]:
       logits = model.apply(
         {"params": params}, image, train=True,
-        rngs={"drop_path": rngs.stream(config.seed, "drop_path", step)},
+        rngs={"drop_path": rngs.stream(key, "drop_path", step)},
       )["logits"]  # fmt: skip
       return optax.softmax_cross_entropy(logits, target).mean(), logits
 

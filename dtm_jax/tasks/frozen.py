@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dtm_jax import plugins
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import normalize, to_float
-from dtm_jax.tasks import Run, State, Task
+from dtm_jax.tasks import Run, Scalars, State, Task
 
 
 def build(config, run: Run) -> Task:
@@ -62,7 +62,7 @@ def untrained(
   def init(key: RandomKey, params: PyTree | None = None) -> State:
     return {"params": {}, "opt_state": {}, "step": jnp.int32(0)}
 
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
     return state, {"loss": jnp.float32(0)}
 
   return Task(init=init, train_step=train_step, frozen=frozen, predict=predict, tokenize=tokenize)

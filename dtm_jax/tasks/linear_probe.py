@@ -7,13 +7,13 @@ import optax
 from dtm_jax import plugins, rngs
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
-from dtm_jax.tasks import Run, State, Task, build_optimizer, count_classes
+from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, count_classes
 
 EPS = 1e-6
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, teacher, probe, optim.
+  """Sections read: data, augment, teacher, probe, optim.
 
   Features are the mean of the teacher's patch tokens (the teacher "checkpoint" is an earlier run's student),
   computed once a batch for all R heads. They are standardised by running statistics over batches, like a
@@ -57,10 +57,10 @@ def build(config, run: Run) -> Task:
     tokens = teacher.tokens(frozen, normalize(image, teacher.mean, teacher.std))
     return jax.lax.stop_gradient(tokens.mean(axis=1))
 
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
     """One update of all heads."""
     step, batch_size = state["step"], len(batch["label"])
-    keys = rngs.per_example(rngs.stream(config.seed, "augment", step), batch_size)
+    keys = rngs.per_example(rngs.stream(key, "augment", step), batch_size)
     feature_BD = features(frozen, augment(keys, batch["image"], flip=config.augment.flip, color_jitter=0.0))
     now = {"mean": feature_BD.mean(axis=0), "var": feature_BD.var(axis=0)}
     # The first batch's statistics replace the initial ones.

@@ -10,12 +10,12 @@ from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.models import vit, vit_transfer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.online_probe import OnlineProbe
-from dtm_jax.tasks import Run, State, Task, build_optimizer
+from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer
 from dtm_jax.teachers import Teacher
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, teacher, student, init_from, mask, morphers, loss, optim, probe.
+  """Sections read: data, augment, teacher, student, init_from, mask, morphers, loss, optim, probe.
 
   `init_from.path` names a run's workdir or weights that the student goes on from. With `probe.lr` the state
   has "probe", a linear classifier that learns beside the student and never moves it.
@@ -43,10 +43,10 @@ def build(config, run: Run) -> Task:
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
     return state | ({"probe": probe.init()} if probe else {})
 
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
     """One update, in the order of the paper's figure."""
     step, batch_size = state["step"], len(batch["image"])
-    each = lambda name: rngs.per_example(rngs.stream(config.seed, name, step), batch_size)
+    each = lambda name: rngs.per_example(rngs.stream(key, name, step), batch_size)
     image = augment(
       each("augment"), batch["image"], flip=config.augment.flip, color_jitter=config.augment.color_jitter
     )
@@ -54,12 +54,12 @@ def build(config, run: Run) -> Task:
     target_BNC = teacher.tokens(frozen, normalize(image, teacher.mean, teacher.std))
     target_BNC = jax.lax.stop_gradient(target_BNC)
     mask_BN = masking.masks(keys_B=each("mask"), grid=grid, **config.mask)
-    label_SBN = labels(rngs.stream(config.seed, "morph", step), target_BNC, image)
+    label_SBN = labels(rngs.stream(key, "morph", step), target_BNC, image)
 
     def loss_fn(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Array]]:
       output = student.apply(
         {"params": params}, normalize(image, mean, std), mask_BN, train=True,
-        rngs={"drop_path": rngs.stream(config.seed, "drop_path", step)},
+        rngs={"drop_path": rngs.stream(key, "drop_path", step)},
       )  # fmt: skip
       losses = {
         f"loss_{name}": morphing.dtm_loss(output["prediction"], target_BNC, label, **distance)
@@ -151,7 +151,7 @@ def _labels(morphers, num_schedules: int):
     key: RandomKey, target_BNC: Float[Array, "B N C"], image: Float[Array, "B H W 3"]
   ) -> dict[str, Int[Array, "S B N"]]:
     def draw(name: str) -> Int[Array, "S B N"]:
-      keys_S: Key[Array, "S"] = jax.random.split(rngs.substream(key, name), num_schedules)
+      keys_S: Key[Array, "S"] = jax.random.split(rngs.stream(key, name), num_schedules)
       return jax.vmap(assign[name], (0, None, None))(keys_S, target_BNC, image)
 
     return {name: draw(name) for name in assign}

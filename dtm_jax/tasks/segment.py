@@ -11,11 +11,11 @@ from dtm_jax.label_maps import IGNORE
 from dtm_jax.models import segmenter, vit, vit_transfer
 from dtm_jax.models.upernet import upsample
 from dtm_jax.normalizations import mean_and_std
-from dtm_jax.tasks import Run, State, Task, build_optimizer
+from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer
 
 
 def build(config, run: Run) -> Task:
-  """Sections read: seed, data, augment, model, init_from, loss, optim.
+  """Sections read: data, augment, model, init_from, loss, optim.
 
   `init_from.path` names a run's workdir or weights, of a student, a classifier or a segmenter. The state has
   "batch_stats", the running statistics of the heads' BatchNorms. `optim.frozen` = (patch_embed/.*, blocks/.*,
@@ -47,14 +47,14 @@ def build(config, run: Run) -> Task:
       "params": params, "opt_state": optimizer.init(params), "batch_stats": statistics, "step": jnp.int32(0)
     }  # fmt: skip
 
-  def train_step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
     """One update: augment, segment, cross-entropy at the size of the crop."""
     step, batch_size = state["step"], len(batch["image"])
-    each = lambda name: rngs.per_example(rngs.stream(config.seed, name, step), batch_size)
+    each = lambda name: rngs.per_example(rngs.stream(key, name, step), batch_size)
     image = augment(each("augment"), batch["image"], flip=0.0, color_jitter=config.augment.color_jitter)
     image, label_map = flip_together(each("flip"), image, batch["map"], config.augment.flip)
     image = normalize(image, mean, std)
-    keys = {name: rngs.stream(config.seed, name, step) for name in ("drop_path", "dropout")}
+    keys = {name: rngs.stream(key, name, step) for name in ("drop_path", "dropout")}
 
     def loss_fn(params: PyTree) -> tuple[Array, tuple]:
       variables = {"params": params, "batch_stats": state["batch_stats"]}
