@@ -65,16 +65,25 @@ def pipeline_antialias(folder, args):
 
 
 @reader
-def decode_alone(folder, args):
+def decode_alone(folder, args, view=lambda image: image):
   import simplejpeg
 
   paths = sorted(folder.glob("*.jpg"))
-  decode = lambda i: simplejpeg.decode_jpeg(paths[i % len(paths)].read_bytes(), "RGB").shape
+  load = lambda i: view(simplejpeg.decode_jpeg(paths[i % len(paths)].read_bytes(), "RGB")).shape
   with ThreadPoolExecutor(args.threads) as pool:
     first = 0
     while True:
-      yield len(list(pool.map(decode, range(first, first + args.batch))))
+      yield len(list(pool.map(load, range(first, first + args.batch))))
       first += args.batch
+
+
+@reader
+def decode_and_crop(folder, args):
+  """What lies between this and the pipeline is Grain, a generator for each image, and the batch."""
+  from dtm_jax.image_decoding import TrainView
+
+  view, rng = TrainView(args.image_size), np.random.default_rng(0)
+  yield from decode_alone(folder, args, lambda image: view(image, rng))
 
 
 @reader

@@ -2,12 +2,13 @@
 
     python -m benchmarks.morphing --batch=8 --repeats=15 --step
 
-product     a round compares the tokens anew, ranks by sorting, moves by a one-hot product (morphing.py)
+morphing.py what is used: scatter on a CPU, else product
+product     a round compares the tokens anew, ranks by sorting, moves by a one-hot product
 compare     product, a rank being a count of comparisons
 top_k       product, ranked by one sort and a scatter of its inverse
 threshold   product, what merges chosen by the r-th value and not by rank; for a protected first token alone,
             since else the order of what is left decides the next split
-scatter     product, moved by a segment sum
+scatter     product, moved by a segment sum; on a GPU it adds in any order
 gram        one Gram matrix, computed once; its rows and columns merge
 gram_compare  both
 early_exit  product, stopping after the last round in which any image merges
@@ -82,12 +83,10 @@ def pair(sim_FS, count, num_merges, protect_first, rank):
   return jnp.where(live_N, to_N, slot_N.size), count - num_merges
 
 
-def features_round(live, num_merges, protect_first, rank=sort_rank, scatter=False):
+def features_round(live, num_merges, protect_first, rank=sort_rank, add=morphing._sum_by_product):
   sim_FS = morphing._similarity(live.feature_NC[0::2], live.feature_NC[1::2])
   to_N, count = pair(sim_FS, live.count, num_merges, protect_first, rank)
-  if not scatter:
-    return morphing._merge(live, to_N, count, "size_weighted")
-  feature_NC = jax.ops.segment_sum(live.feature_NC, to_N, num_segments=to_N.size)
+  feature_NC = add(live.feature_NC, to_N, jnp.arange(to_N.size))
   return morphing.Live(feature_NC, to_N[live.slot_N], count)
 
 
@@ -125,16 +124,19 @@ def compare_by(rank):
 
 
 VARIANTS = {
-  "product": morphing.match_rounds,
-  "product, scan outside": compare_by(sort_rank),
+  "morphing.py": morphing.match_rounds,
+  "product": compare_by(sort_rank),
   "compare": compare_by(compare_rank),
   "top_k": compare_by(top_k_rank),
-  "scatter": rounds_of(functools.partial(features_round, scatter=True)),
+  "scatter": rounds_of(functools.partial(features_round, add=morphing._sum_by_scatter)),
   "gram": rounds_of(gram_round, gram=True),
   "gram_compare": rounds_of(functools.partial(gram_round, rank=compare_rank), gram=True),
   "early_exit": rounds_of(features_round, early_exit=True),
 }
-PROTECTED = {"product, protected": morphing.match_rounds, "threshold, protected": compare_by(threshold_rank)}
+PROTECTED = {
+  "morphing.py, protected": morphing.match_rounds,
+  "threshold, protected": compare_by(threshold_rank),
+}
 
 
 @functools.cache

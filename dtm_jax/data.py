@@ -30,6 +30,7 @@ import grain
 import jax
 import numpy as np
 from absl import logging
+from numpy.random.bit_generator import ISeedSequence
 
 from dtm_jax.arrays import Batch
 from dtm_jax.image_decoding import CROPS, CorruptImageError, EvalView, Pixels, TrainView, decode
@@ -144,7 +145,7 @@ def train_batches(
   decode_example, view = _train_view(dataset, image_size, crop, options)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
-    rng = np.random.Generator(np.random.Philox(key=[seed, place]))
+    rng = np.random.Generator(np.random.Philox(_PhiloxKey(seed, place)))
     decoded, example, index = _readable(read, decode_example, index, count, rng)
     return view(decoded, rng) | {"label": example["label"], "index": example.get("index", index)}
 
@@ -311,6 +312,16 @@ def _shuffled(place: int, n: int, seed: int) -> int:
   """A permutation of 0..n-1 for each epoch, evaluated at one place without the others being made."""
   epoch, place = divmod(place, n)
   return grain.experimental.index_shuffle(place, max_index=n - 1, seed=_epoch_seed(seed, epoch), rounds=4)
+
+
+class _PhiloxKey(ISeedSequence):
+  """`Philox(key=...)` as a seed: that asks the system for entropy first, which it does not use."""
+
+  def __init__(self, *key: int):
+    self._key = np.array(key, np.uint64)
+
+  def generate_state(self, n_words, dtype=np.uint32):
+    return self._key
 
 
 def _readable(

@@ -176,23 +176,30 @@ def require_finite(loss: float, first: int, last: int) -> None:
     raise FloatingPointError(f"The loss became {loss} somewhere within steps [{first}, {last}].")
 
 
+def make_evaluators(options, task: Task, frozen: PyTree, mesh: Mesh) -> dict:
+  """The evaluators of `config.evals` by name; they share the compiled functions of the task."""
+
+  def bind(function):
+    jitted = jax.jit(function, out_shardings=meshes.replicated(mesh))
+    return lambda state, batch: jitted(state, frozen, batch)
+
+  def make(name: str, section):
+    schedule = ("name", "at_start", "every_steps", "every_epochs", "every_examples")
+    keywords = {key: value for key, value in section.items() if key not in schedule}
+    module = plugins.load("evaluators", section.get("name", name))
+    return module.Evaluator(predict, mesh, tokenize=task.tokenize, **keywords)
+
+  predict = {name: bind(function) for name, function in task.predict.items()}
+  return {name: make(name, section) for name, section in options.items()}
+
+
 class Evaluators:
   """The evaluators of `config.evals`, each when it is due."""
 
   def __init__(self, options, task: Task, frozen: PyTree, mesh: Mesh, steps):
-    everywhere = meshes.replicated(mesh)
-
-    def bind(function):
-      jitted = jax.jit(function, out_shardings=everywhere)
-      return lambda state, batch: jitted(state, frozen, batch)
-
-    predict = {name: bind(function) for name, function in task.predict.items()}
-    self._evaluators, self._every, self._at_start = {}, {}, set()
+    self._evaluators = make_evaluators(options, task, frozen, mesh)
+    self._every, self._at_start = {}, set()
     for name, section in options.items():
-      schedule = ("name", "at_start", "every_steps", "every_epochs", "every_examples")
-      keywords = {key: value for key, value in section.items() if key not in schedule}
-      module = plugins.load("evaluators", section.get("name", name))
-      self._evaluators[name] = module.Evaluator(predict, mesh, tokenize=task.tokenize, **keywords)
       self._every[name] = steps("every", section, default=0)
       if section.get("at_start", False):
         self._at_start.add(name)

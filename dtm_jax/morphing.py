@@ -255,16 +255,16 @@ def _pair(sim_FS: Array, count: Array, num_merges: Array, protect_first: bool) -
 def _merge(live: Live, to_N: Array, count: Array, merged_feature: str) -> Live:
   """Moves every slot to `to_N`; slots that meet there merge.
 
-  A product moves them and not a segment sum, that was faster on a CPU but on a GPU adds in any order. A Gram
-  matrix computed once and merged by rows and columns is no more exact; on a CPU it took two thirds of the
-  time at C = 512, and three times as long at C = 64 (benchmarks/morphing.py). Every round is scanned: with a
-  schedule for each image, nearly always one of them takes all K.
+  A Gram matrix computed once and merged by rows and columns is no more exact and on a CPU no faster
+  (benchmarks/morphing.py). Every round is scanned: with a schedule for each image, nearly always one of them
+  takes all K.
   """
-  into_NN = jax.nn.one_hot(to_N, to_N.size, axis=0, dtype=jnp.float32)
+  place_N = jnp.arange(to_N.size)
   # A sum stands for the size-weighted mean: the cosine does not see its factor.
-  feature_NC = jnp.einsum("ij,jc->ic", into_NN, live.feature_NC, precision=HIGHEST)
+  feature_NC = sum_where_equal(live.feature_NC, to_N, place_N)
   if merged_feature == "mean_of_means":
-    feature_NC /= jnp.maximum(into_NN.sum(axis=1, keepdims=True), 1.0)
+    size_N = (to_N[None, :] == place_N[:, None]).sum(axis=1)
+    feature_NC /= jnp.maximum(size_N, 1)[:, None]
   return Live(feature_NC, to_N[live.slot_N], count)
 
 
@@ -290,6 +290,28 @@ def _same_group(label_BN: Array) -> Bool[Array, "B N N"]:
   return label_BN[:, :, None] == label_BN[:, None, :]
 
 
+def sum_where_equal(
+  x_NC: Float[Array, "N C"], from_N: Int[Array, "N"], to_N: Int[Array, "N"]
+) -> Float[Array, "N C"]:
+  """Row i: the sum over all j with from_j = to_i of x_j, in float32; `to_N` is within 0..N-1.
+
+  On a CPU by a scatter, which takes two fifths of a product's time (benchmarks/morphing.py). Elsewhere by a
+  product: a scatter adds in any order on a GPU, and is slow on a TPU.
+  """
+  return jax.lax.platform_dependent(
+    x_NC.astype(jnp.float32), from_N, to_N, cpu=_sum_by_scatter, default=_sum_by_product
+  )
+
+
+def _sum_by_scatter(x_NC: Array, from_N: Array, to_N: Array) -> Array:
+  return jax.ops.segment_sum(x_NC, from_N, num_segments=from_N.size)[to_N]
+
+
+def _sum_by_product(x_NC: Array, from_N: Array, to_N: Array) -> Array:
+  equal_NN = (to_N[:, None] == from_N[None, :]).astype(jnp.float32)
+  return jnp.einsum("ij,jc->ic", equal_NN, x_NC, precision=HIGHEST)
+
+
 # 3. Morphing -------------------------------------------------------------------------------------------
 
 
@@ -305,11 +327,8 @@ def morph(tokens_BND: Float[Array, "B N D"], label_BN: Int[Array, "..."]) -> Flo
     ValueError: tokens and label differ in B or N.
   """
   _check_shapes("tokens_BND", tokens_BND.shape[:2], "label_BN", label_BN.shape)
-  same_BNN = _same_group(label_BN).astype(jnp.float32)
-  size_BN1 = same_BNN.sum(axis=2, keepdims=True)
-  # A product, not a scatter: a scatter adds in any order on a GPU, and is slow on a TPU.
-  sum_BND = jnp.einsum("bij,bjd->bid", same_BNN, tokens_BND.astype(jnp.float32), precision=HIGHEST)
-  return sum_BND / (size_BN1 + MEAN_EPSILON)
+  size_BN1 = _same_group(label_BN).sum(axis=2, keepdims=True)
+  return jax.vmap(sum_where_equal)(tokens_BND, label_BN, label_BN) / (size_BN1 + MEAN_EPSILON)
 
 
 # 4. Loss -----------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_dict
 
+from dtm_jax import loop, plugins, prompts
 from dtm_jax import mesh as meshes
-from dtm_jax import plugins, prompts
 from dtm_jax.evaluators.consistency import AS_THEY_ARE, Evaluator
 from dtm_jax.tasks import Run
 
@@ -88,15 +88,8 @@ class Study:
     run = Run(0, dataset.num_examples / config.batch_size, config.batch_size, dataset.class_names)
     task = plugins.load("tasks", config.task).build(config, run)
     frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
-
-    def bind(function):
-      jitted = jax.jit(function, out_shardings=meshes.replicated(mesh))
-      return lambda state, batch: jitted(state, frozen, batch)
-
-    predict = {name: bind(function) for name, function in task.predict.items()}
-    schedule = ("name", "at_start", "every_steps", "every_epochs", "every_examples")
-    options = {key: value for key, value in self.options.items() if key not in schedule}
-    return Evaluator(predict, mesh, tokenize=task.tokenize, **options), task.init(jax.random.key(0))
+    evaluator = loop.make_evaluators({"consistency": self.options}, task, frozen, mesh)["consistency"]
+    return evaluator, task.init(jax.random.key(0))
 
 
 def main(_) -> None:

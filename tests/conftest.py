@@ -1,6 +1,7 @@
 """Before JAX starts: the CPU as eight devices. Then: full precision and no silent broadcasting."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices on busy cores may wait for one another longer than the 40 s after which XLA aborts.
@@ -11,8 +12,12 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# What a test sees must not hang on what the user's cache holds; subprocesses inherit this.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# One cache of compiled programs for the session, of all its processes, subprocesses included: a dozen tests
+# compile the same. It is new each time: what a test sees must not hang on what the user's cache holds.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  cache = tempfile.TemporaryDirectory(prefix="dtm_jax_tests_", ignore_cleanup_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 

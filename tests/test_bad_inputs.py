@@ -76,6 +76,18 @@ def test_missing_class_names(tmp_path, name):
     dict(evaluator(name, {"name": "folder", "data_dir": str(tmp_path)}).run({}))
 
 
+@pytest.mark.parametrize("name", EVALUATORS)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_split_of_corrupt_images(tmp_path, name):
+  for label in NAMES:
+    picture(tmp_path / "train" / label / "1.png")
+    corrupt = tmp_path / "test" / label / "1.png"
+    corrupt.parent.mkdir(parents=True)
+    corrupt.write_bytes(b"no picture")
+  with pytest.raises(ValueError, match=rf"All images of data set '{tmp_path}/test' are corrupt: 0 of 10"):
+    dict(evaluator(name, {"name": "folder", "data_dir": str(tmp_path)}).run({}))
+
+
 @pytest.mark.parametrize("name", ["classification", "best_head"])
 def test_a_classifier_of_other_classes(world, name):
   with pytest.raises(ValueError, match=r"classifier has 7 classes, data set 'cifar10' has 10"):

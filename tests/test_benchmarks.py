@@ -194,7 +194,7 @@ print(counter.count, hits, jax.config.jax_compilation_cache_dir, main.kind_of_pr
 @pytest.mark.slow
 def test_a_program_from_the_cache_counts_as_one_compilation(tmp_path):
   environment = {
-    k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_COMPILATION_CACHE", "XLA_FLAGS")
+    k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
   } | {"DTM_JAX_CACHE": str(tmp_path)}
 
   def run(script: str, **more: str) -> list[str]:

@@ -45,7 +45,7 @@ def test_the_table_of_morphing(tmp_path):
 def test_the_readers_of_input_make_whole_batches(tmp_path):
   assert input_benchmark.write_photos(tmp_path, 3) > 5000
   args = input_benchmark.parse(["--batch=4", "--image_size=32", "--threads=2"])
-  for name in ("pipeline", "decode_alone"):
+  for name in ("pipeline", "decode_alone", "decode_and_crop"):
     batches = input_benchmark.READERS[name](tmp_path, args)
     assert [next(batches) for _ in range(3)] == [4, 4, 4]
 

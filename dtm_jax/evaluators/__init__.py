@@ -43,16 +43,28 @@ def require_classes(num_scores: int, dataset: data.Dataset) -> None:
     )
 
 
+def require_images(count: int, dataset: data.Dataset) -> None:
+  """Raises ValueError where none of the data set's images could be read."""
+  if not count:
+    raise ValueError(
+      f"All images of data set {dataset.name!r} are corrupt: 0 of {dataset.num_examples} count."
+    )
+
+
 def each_labelled(
   predict: Callable[[PyTree, Batch], Array], state: PyTree, dataset: data.Dataset, mesh: Mesh, **options
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """`each_batch` over all of a data set with classes; `options` are those of `data.eval_batches`.
 
   Raises:
-    ValueError: a label is none of the data set's classes.
+    ValueError: a label is none of the data set's classes, or no image can be read.
   """
   batches = (data.require_labels(batch, dataset) for batch in data.eval_batches(dataset, **options))
-  return each_batch(predict, state, batches, mesh)
+  count = 0
+  for output, label_B in each_batch(predict, state, batches, mesh):
+    count += len(label_B)
+    yield output, label_B
+  require_images(count, dataset)
 
 
 def each_batch(

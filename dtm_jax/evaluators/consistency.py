@@ -91,7 +91,7 @@ class Evaluator:
     if prompts is not None:
       if tokenize is None:
         raise ValueError(f"prompts={prompts!r} need a text tower, and this task has none; set prompts=None.")
-      self._class_embeddings = zeroshot.ClassEmbeddings(predict, tokenize, self.test, prompts)
+      self._class_embeddings = zeroshot.ClassEmbeddings(predict, tokenize, self.test, prompts, mesh=mesh)
     tokens_of = evaluators.choose(predict, tokens)
     assigns = [plugins.build("morphers", options) for options in morphers.values()]
     self._morph = _on_tokens(tokens_of, functools.partial(_morph, assigns, mesh, seed), mesh)

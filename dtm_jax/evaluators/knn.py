@@ -74,7 +74,8 @@ class Evaluator:
     integers; with several k ("<features>_accuracy_k<k>", ...).
 
     Raises:
-      ValueError: the bank has fewer than k examples, or a label is none of the data set's classes.
+      ValueError: the bank has fewer than k examples, or a label is none of the data set's classes, or all
+        queries are corrupt.
     """
     banks = self._fill_banks(state)
     right, count = dict.fromkeys(banks, 0), 0
@@ -84,6 +85,7 @@ class Evaluator:
         query_QD = self._predict[name](state, batch)
         class_KQ = classify(bank, query_QD, mesh=self._mesh, ks=self._ks, **self._vote)
         right[name] += np.asarray(_num_right(class_KQ, batch["label"], batch["valid"]), int)
+    evaluators.require_images(count, self._queries)
     for name, right_K in right.items():
       for k, number in zip(self._ks, right_K, strict=True):
         yield f"{name}_accuracy" + (f"_k{k}" if len(self._ks) > 1 else ""), int(number) / count
