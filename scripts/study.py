@@ -132,7 +132,8 @@ def table(lines: dict[str, dict[str, list[dict] | None]], metrics: list[str]) ->
     for metric in metrics:
       values = value(name, metric)
       values = values[np.isfinite(values)]
-      cells.append(f"{values.mean():.4f} ± {spread(values):.4f}" if len(values) else "none")
+      several = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+      cells.append(f"{values.mean():.4f}{several}" if len(values) else "none")
     rows.append(f"| {name} | {' | '.join(cells)} |")
   for name in list(lines)[1:]:
     differences = [interval(value(name, metric) - value(first, metric)) for metric in metrics]
@@ -140,18 +141,13 @@ def table(lines: dict[str, dict[str, list[dict] | None]], metrics: list[str]) ->
   return header + rows
 
 
-def spread(values: np.ndarray) -> float:
-  values = values[np.isfinite(values)]
-  return float(values.std(ddof=1)) if len(values) > 1 else math.nan
-
-
 def interval(differences: np.ndarray) -> str:
-  """Mean and 95 % confidence interval of paired differences."""
+  """Mean and 95 % confidence interval of paired differences; one pair has no interval."""
   differences = differences[np.isfinite(differences)]
   if len(differences) < 2:
-    return "too few"
-  half = scipy.stats.t.ppf(0.975, len(differences) - 1) * spread(differences) / math.sqrt(len(differences))
-  mean = differences.mean()
+    return f"{differences[0]:+.4f}, one pair" if len(differences) else "none"
+  mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
+  half = scipy.stats.t.ppf(0.975, len(differences) - 1) * error
   return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 

@@ -33,8 +33,8 @@ def commands(tmp_path, monkeypatch):
   return commands
 
 
-def make(out, *variants, jobs=1):
-  flags = ["--config=configs/x.py", f"--out={out}", "--seeds=0,1", f"--jobs={jobs}", "--curves=accuracy"]
+def make(out, *variants, jobs=1, seeds="0,1"):
+  flags = ["--config=configs/x.py", f"--out={out}", f"--seeds={seeds}", f"--jobs={jobs}", "--curves=accuracy"]
   flags += ["--metrics=accuracy,then/accuracy", "--then=then: --config=y.py --init={workdir}"]
   study.main(flags + [f"--variant={variant}" for variant in variants])
   return Path(out, "table.md").read_text()
@@ -56,7 +56,7 @@ def test_the_others_go_on_where_one_fails(commands):
   assert "(failed: 0, 1)" in row["second"]
   assert "1.0000 ± 0.7071" in row["first"]
   assert "+0.1000 [+0.1000, +0.1000]" in row["third - first"]
-  assert "too few" in row["second - first"]
+  assert "none" in row["second - first"]
   failed = [command for command in commands if "--broken=1" in command]
   assert len(failed) == 2  # nothing came then
 
@@ -65,6 +65,12 @@ def test_what_comes_then_starts_from_the_run_before(commands):
   make("a", "first")
   before = next(word for word in commands[0] if word.startswith("--workdir")).split("=")[1]
   assert f"--init={before}" in commands[1]
+
+
+def test_one_seed_has_values_and_differences_but_no_interval(commands):
+  text = make("a", "first", "second: --other=1", seeds="0")
+  assert "| first | 1 | 0.5000 |" in text
+  assert "+0.1000, one pair" in text
 
 
 def test_intervals_are_students():
