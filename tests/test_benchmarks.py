@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small_world
 
-from benchmarks import beginnings, measuring, operations, peer, recompiles, step, workload
+from benchmarks import beginnings, measuring, operations, peer, recompiles, remat, step, workload
 from dtm_jax import mesh as meshes
 from dtm_jax import morphing
 from dtm_jax.models import vit
@@ -100,6 +100,19 @@ def test_the_parts_are_those_of_the_step(world, tmp_path, monkeypatch):
   calls = step.beginnings_on(run, beginnings.of(other)[0])
   with pytest.raises(AssertionError):
     step.require_same(run, calls)
+
+
+@pytest.mark.slow
+def test_what_remat_keeps_falls_from_none_to_block(world, tmp_path):
+  remat.main(
+    ["--config=configs/debug.py", "--batch=8", "--plan=8", "--repeats=1", f"--out={tmp_path}",
+     f"--config.teacher.path={world / 'clip'}"]
+  )  # fmt: skip
+  rows = json.loads((tmp_path / "remat.json").read_text())["remat"]
+  kept = [rows[name]["kept_gib"] for name in ("none", "attention", "elementwise", "block")]
+  assert kept == sorted(kept, reverse=True)
+  assert len(set(kept)) == 4
+  assert "| elementwise |" in (tmp_path / "remat.md").read_text()
 
 
 @pytest.mark.slow
