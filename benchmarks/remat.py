@@ -2,8 +2,8 @@
 
     python -m benchmarks.remat --config=configs/vitb16.py --batch=2 --repeats=5 [--config.student.variant=S]
 
-Bytes are those of the traced shapes at `--plan` images in `--plan_dtype`, the same on any device. Times are of
-the step's loss and gradient (teacher, student, morphing; no optimiser) on this device, in interleaved rounds.
+Bytes are those of the traced shapes at `--plan` images in `--plan_dtype`, the same on any device. Times are
+of the step's loss and gradient (teacher, student, morphing; no optimiser) here, in interleaved rounds.
 """
 
 import argparse
