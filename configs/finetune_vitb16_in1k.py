@@ -60,7 +60,7 @@ def get_config():
     layer_scale_init=0.1,
     drop_path=0.1,
     head_init_scale=0.001,
-    remat="attention",
+    remat="elementwise",
     dtype="bfloat16",
   )
   config.init_from = dict(path=placeholder(str), rel_pos="both", resize="geometric")

@@ -53,7 +53,7 @@ def get_config():
     abs_pos_emb=False,
     layer_scale_init=0.1,
     drop_path=0.15,
-    remat="attention",
+    remat="elementwise",
     dtype="bfloat16",
   )
   config.init_from = finetune.init_from

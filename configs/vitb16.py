@@ -47,7 +47,7 @@ def get_config():
     abs_pos_emb=False,
     layer_scale_init=0.1,
     drop_path=0.1,
-    remat="attention",
+    remat="elementwise",
     unroll=1,
     dtype="bfloat16",
   )

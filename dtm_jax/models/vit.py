@@ -67,7 +67,7 @@ class Trunk(nn.Module):
   abs_pos_emb: bool = False
   layer_scale_init: float | None = 0.1
   drop_path: float = 0.0
-  remat: str = "attention"
+  remat: str = "elementwise"
   unroll: int = 1
   dtype: str = "float32"
 
