@@ -125,7 +125,7 @@ def _expected(config: FrozenViTConfig) -> PyTree:
   return jax.eval_shape(FrozenViT(config).init, key, image)["params"]
 
 
-def _tower(theirs: transformers.PretrainedConfig, mlp_width: int) -> Tower:
+def _tower(theirs: "transformers.PretrainedConfig", mlp_width: int) -> Tower:
   if not getattr(theirs, "qkv_bias", True):
     raise ValueError(f"A {theirs.model_type} without biases of queries, keys and values is not supported.")
   return Tower(
