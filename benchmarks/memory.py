@@ -45,7 +45,7 @@ def kept_for_backward(config) -> float:
 
   def backward(params, frozen, batch):
     """A function that is a tree: its leaves are what was kept."""
-    return jax.vjp(lambda params: functions["loss"](params, np.int32(0), frozen, batch), params)[1]
+    return jax.vjp(lambda params: functions["loss"](params, 0, frozen, batch), params)[1]
 
   jaxpr = jax.make_jaxpr(backward)(state["params"], frozen, batch).jaxpr
   kept = {x for x in jaxpr.outvars if isinstance(x, jax.extend.core.Var)} - set(jaxpr.invars)
