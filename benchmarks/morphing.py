@@ -83,10 +83,10 @@ def pair(sim_FS, count, num_merges, protect_first, rank):
   return jnp.where(live_N, to_N, slot_N.size), count - num_merges
 
 
-def features_round(live, num_merges, protect_first, rank=sort_rank, add=morphing._sum_by_product):
+def features_round(live, num_merges, protect_first, rank=sort_rank, add=morphing._product_at):
   sim_FS = morphing._similarity(live.feature_NC[0::2], live.feature_NC[1::2])
   to_N, count = pair(sim_FS, live.count, num_merges, protect_first, rank)
-  feature_NC = add(live.feature_NC, to_N, jnp.arange(to_N.size))
+  feature_NC = add(to_N, live.feature_NC)
   return morphing.Live(feature_NC, to_N[live.slot_N], count)
 
 
@@ -128,7 +128,7 @@ VARIANTS = {
   "product": compare_by(sort_rank),
   "compare": compare_by(compare_rank),
   "top_k": compare_by(top_k_rank),
-  "scatter": rounds_of(functools.partial(features_round, add=morphing._sum_by_scatter)),
+  "scatter": rounds_of(functools.partial(features_round, add=morphing._scatter_at)),
   "gram": rounds_of(gram_round, gram=True),
   "gram_compare": rounds_of(functools.partial(gram_round, rank=compare_rank), gram=True),
   "early_exit": rounds_of(features_round, early_exit=True),

@@ -259,13 +259,30 @@ def _merge(live: Live, to_N: Array, count: Array, merged_feature: str) -> Live:
   (benchmarks/morphing.py). Every round is scanned: with a schedule for each image, nearly always one of them
   takes all K.
   """
-  place_N = jnp.arange(to_N.size)
   # A sum stands for the size-weighted mean: the cosine does not see its factor.
-  feature_NC = sum_where_equal(live.feature_NC, to_N, place_N)
+  feature_NC = _sum_at(to_N, live.feature_NC)
   if merged_feature == "mean_of_means":
-    size_N = (to_N[None, :] == place_N[:, None]).sum(axis=1)
+    size_N = (to_N[None, :] == jnp.arange(to_N.size)[:, None]).sum(axis=1)
     feature_NC /= jnp.maximum(size_N, 1)[:, None]
   return Live(feature_NC, to_N[live.slot_N], count)
+
+
+def _sum_at(place_N: Array, x_NC: Array) -> Array:
+  """Row i: the sum of the rows of x whose place is i; the place N is nowhere.
+
+  On a CPU by a scatter, which takes two fifths of a product's time (benchmarks/morphing.py). Elsewhere by a
+  product: a scatter adds in any order on a GPU, and is slow on a TPU.
+  """
+  return jax.lax.platform_dependent(place_N, x_NC, cpu=_scatter_at, default=_product_at)
+
+
+def _scatter_at(place_N: Array, x_NC: Array) -> Array:
+  return jax.ops.segment_sum(x_NC, place_N, num_segments=place_N.size)
+
+
+def _product_at(place_N: Array, x_NC: Array) -> Array:
+  into_NN = jax.nn.one_hot(place_N, place_N.size, axis=0, dtype=jnp.float32)
+  return jnp.einsum("ij,jc->ic", into_NN, x_NC, precision=HIGHEST)
 
 
 # Partitions --------------------------------------------------------------------------------------------
@@ -290,28 +307,6 @@ def _same_group(label_BN: Array) -> Bool[Array, "B N N"]:
   return label_BN[:, :, None] == label_BN[:, None, :]
 
 
-def sum_where_equal(
-  x_NC: Float[Array, "N C"], from_N: Int[Array, "N"], to_N: Int[Array, "N"]
-) -> Float[Array, "N C"]:
-  """Row i: the sum over all j with from_j = to_i of x_j, in float32; `to_N` is within 0..N-1.
-
-  On a CPU by a scatter, which takes two fifths of a product's time (benchmarks/morphing.py). Elsewhere by a
-  product: a scatter adds in any order on a GPU, and is slow on a TPU.
-  """
-  return jax.lax.platform_dependent(
-    x_NC.astype(jnp.float32), from_N, to_N, cpu=_sum_by_scatter, default=_sum_by_product
-  )
-
-
-def _sum_by_scatter(x_NC: Array, from_N: Array, to_N: Array) -> Array:
-  return jax.ops.segment_sum(x_NC, from_N, num_segments=from_N.size)[to_N]
-
-
-def _sum_by_product(x_NC: Array, from_N: Array, to_N: Array) -> Array:
-  equal_NN = (to_N[:, None] == from_N[None, :]).astype(jnp.float32)
-  return jnp.einsum("ij,jc->ic", equal_NN, x_NC, precision=HIGHEST)
-
-
 # 3. Morphing -------------------------------------------------------------------------------------------
 
 
@@ -327,8 +322,11 @@ def morph(tokens_BND: Float[Array, "B N D"], label_BN: Int[Array, "..."]) -> Flo
     ValueError: tokens and label differ in B or N.
   """
   _check_shapes("tokens_BND", tokens_BND.shape[:2], "label_BN", label_BN.shape)
-  size_BN1 = _same_group(label_BN).sum(axis=2, keepdims=True)
-  return jax.vmap(sum_where_equal)(tokens_BND, label_BN, label_BN) / (size_BN1 + MEAN_EPSILON)
+  same_BNN = _same_group(label_BN).astype(jnp.float32)
+  size_BN1 = same_BNN.sum(axis=2, keepdims=True)
+  # With its gradient a product is faster than a scatter even on a CPU.
+  sum_BND = jnp.einsum("bij,bjd->bid", same_BNN, tokens_BND.astype(jnp.float32), precision=HIGHEST)
+  return sum_BND / (size_BN1 + MEAN_EPSILON)
 
 
 # 4. Loss -----------------------------------------------------------------------------------------------
