@@ -51,8 +51,11 @@ def write_photos(folder: Path, count: int) -> float:
 class Repeated:
   """A few photos in the place of ImageNet's number: Grain's shuffle costs more where there are few."""
 
-  def __init__(self, dataset):
-    self._dataset = dataset
+  def __init__(self, dataset, count: int):
+    self._dataset, self._count = dataset, count
+
+  def __len__(self) -> int:
+    return self._count
 
   def __getitem__(self, index: int):
     return self._dataset.source[index % self._dataset.num_examples]
@@ -64,7 +67,7 @@ def pipeline(folder, args, antialias=False):
   from dtm_jax.datasets import folder as image_folder
 
   photos = image_folder.build(data_dir=str(folder), labels=False)
-  dataset = dataclasses.replace(photos, num_examples=args.examples, source=Repeated(photos))
+  dataset = dataclasses.replace(photos, num_examples=args.examples, source=Repeated(photos, args.examples))
   batches = data.train_batches(
     dataset,
     batch_size=args.batch, image_size=args.image_size, seed=0, antialias=antialias, num_threads=args.threads,
