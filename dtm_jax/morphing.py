@@ -262,8 +262,7 @@ def _merge(live: Live, to_N: Array, count: Array, merged_feature: str) -> Live:
   # A sum stands for the size-weighted mean: the cosine does not see its factor.
   feature_NC = _sum_at(to_N, live.feature_NC)
   if merged_feature == "mean_of_means":
-    size_N = (to_N[None, :] == jnp.arange(to_N.size)[:, None]).sum(axis=1)
-    feature_NC /= jnp.maximum(size_N, 1)[:, None]
+    feature_NC /= jnp.maximum(group_sizes(to_N[None])[0], 1)[:, None]
   return Live(feature_NC, to_N[live.slot_N], count)
 
 
