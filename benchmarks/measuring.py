@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+
+SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS")
+"""Variables of the environment that change what is measured."""
 
 
 def seconds(call: Callable[..., object], *args) -> float:
@@ -79,8 +83,9 @@ def _cpu() -> str:
 
 
 def command(module: str) -> str:
-  """What was typed: `python -m benchmarks.step --batch=8`."""
-  return " ".join(["python", "-m", module, *sys.argv[1:]])
+  """What was typed, after what the environment sets: `XLA_FLAGS=... python -m benchmarks.step --batch=8`."""
+  settings = [f"{name}={shlex.quote(os.environ[name])}" for name in SETTINGS if os.environ.get(name)]
+  return " ".join([*settings, "python", "-m", module, *sys.argv[1:]])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

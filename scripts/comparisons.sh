@@ -7,8 +7,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt
-# The same large buffers come and go in every step: keep their pages.
-export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
 # Short runs: less optimisation takes a third off the compilation and, here, nothing off the steps' speed. Two
 # runs at a time with a thread each waste less than one with two.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"
