@@ -1,6 +1,7 @@
 """The train step cut off ever later, for the time of its parts: what lies between one cut and the next."""
 
 import jax
+import optax
 
 from dtm_jax import masking, morphing, plugins, rngs
 from dtm_jax.augment import augment, normalize
@@ -47,7 +48,11 @@ def of(config):
     image, target_BNC, prediction_BNC = predicted(params, step, frozen, batch)
     return loss_of(rngs.stream(key, "morph", step), prediction_BNC, target_BNC, image)
 
-  functions = (augmented, taught, predicted, compared, jax.value_and_grad(compared))
+  def differentiated(params, step, frozen, batch):
+    loss, grads = jax.value_and_grad(compared)(params, step, frozen, batch)
+    return loss, optax.tree.norm(grads)  # not the gradient: the step does not hand it out
+
+  functions = (augmented, taught, predicted, compared, differentiated)
   return dict(zip(PARTS, functions, strict=False)), teacher, student, grid
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.morphing --batch=8 --repeats=15 --step
 
-morphing.py what is used: scatter on a CPU, else product
+morphing.py what is used: compare, and on a CPU scatter
 product     a round compares the tokens anew, ranks by sorting, moves by a one-hot product
 compare     product, a rank being a count of comparisons
 top_k       product, ranked by one sort and a scatter of its inverse

@@ -215,8 +215,20 @@ def _shuffle(live: Live, order_N: Array, protect_first: bool) -> Live:
   if protect_first:
     order_N = order_N.at[0].set(-1.0)
   order_N = jnp.where(jnp.arange(order_N.size) < live.count, order_N, jnp.inf)
-  from_N = jnp.argsort(order_N)
-  return Live(live.feature_NC[from_N], jnp.argsort(from_N)[live.slot_N], live.count)
+  to_N = _rank(order_N)
+  from_N = jnp.zeros_like(to_N).at[to_N].set(jnp.arange(to_N.size))
+  return Live(live.feature_NC[from_N], to_N[live.slot_N], live.count)
+
+
+def _rank(value_N: Array) -> Array:
+  """The place of each value in rising order, from 0; of equals the first comes first.
+
+  So few values are compared all with all sooner than they are sorted (benchmarks/morphing.py).
+  """
+  place_N = jnp.arange(value_N.size)
+  smaller_NN = value_N[None, :] < value_N[:, None]
+  equal_before_NN = (value_N[None, :] == value_N[:, None]) & (place_N[None, :] < place_N[:, None])
+  return jnp.sum(smaller_NN | equal_before_NN, axis=1)
 
 
 def _similarity(first_FC: Array, second_SC: Array) -> Array:
@@ -237,8 +249,11 @@ def _pair(sim_FS: Array, count: Array, num_merges: Array, protect_first: bool) -
   if protect_first:
     sim_FS = sim_FS.at[0].set(-jnp.inf)
 
-  best_F = jnp.argmax(sim_FS, axis=1)
-  rank_F = jnp.argsort(jnp.argsort(-jnp.max(sim_FS, axis=1)))
+  # The first of the largest, as argmax gives it, in a form that a CPU computes several at a time.
+  highest_F = jnp.max(sim_FS, axis=1)
+  place_S = jnp.arange(num_second)
+  best_F = jnp.min(jnp.where(sim_FS == highest_F[:, None], place_S[None, :], num_second - 1), axis=1)
+  rank_F = _rank(-highest_F)
   num_merges = jnp.minimum(num_merges, (count - protect_first) // 2)
   merges_F = rank_F < num_merges
 
@@ -247,7 +262,7 @@ def _pair(sim_FS: Array, count: Array, num_merges: Array, protect_first: bool) -
   num_left = (count + 1) // 2 - num_merges
   left_F = jnp.cumsum(~merges_F) - 1 if protect_first else rank_F - num_merges
   to_F = jnp.where(merges_F, num_left + best_F, left_F)
-  to_S = num_left + jnp.arange(num_second)
+  to_S = num_left + place_S
   to_N = jnp.where(num_merges > 0, slot_N.at[0::2].set(to_F).at[1::2].set(to_S), slot_N)
   return jnp.where(live_N, to_N, slot_N.size), count - num_merges
 

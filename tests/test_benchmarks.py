@@ -36,10 +36,12 @@ def test_rounds_are_interleaved_and_see_their_number():
   assert [len(each) for each in times.values()] == [4, 4, 4]
   assert first.keys() == times.keys()
   assert seen[:3] == [("a", 0), ("b", 0), ("c", 0)]  # the first call of each, which compiles
-  orders = [[name for name, _ in seen[3 * r : 3 * r + 3]] for r in range(1, 5)]
+  assert seen[3::2] == seen[4::2]  # once untimed, once timed
+  timed = seen[4::2]
+  orders = [[name for name, _ in timed[3 * r : 3 * r + 3]] for r in range(4)]
   assert all(sorted(order) == list("abc") for order in orders)
   assert len({tuple(order) for order in orders}) > 1
-  assert [i for _, i in seen[3:]] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+  assert [i for _, i in timed] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
 def test_a_report_is_a_table_and_json_of_the_same(tmp_path):
@@ -53,6 +55,13 @@ def test_a_report_is_a_table_and_json_of_the_same(tmp_path):
   assert record["x"] == values
   assert record["note"] == "Busy."
   assert jax.__version__ in record["machine"]
+
+
+def test_the_command_names_what_the_environment_sets(monkeypatch):
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  monkeypatch.setenv("XLA_FLAGS", "--a --b")
+  monkeypatch.setattr(sys, "argv", ["step.py", "--batch=8"])
+  assert measuring.command("benchmarks.step") == "XLA_FLAGS='--a --b' python -m benchmarks.step --batch=8"
 
 
 def test_a_step_of_vit_b_takes_141_gflop_an_image():
