@@ -14,6 +14,7 @@ import pytest
 import small_world
 
 from dtm_jax import checkpoints, loop
+from dtm_jax import mesh as meshes
 from dtm_jax.models import vit_weights
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +115,19 @@ def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, sha
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
   kernel = state["params"]["blocks"]["mlp"]["fc1"]["kernel"]
   assert ("fsdp" in str(kernel.sharding.spec)) == (shape[1] > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_number_of_devices_does_not_change_the_losses(world, tmp_path, monkeypatch, uninterrupted, count):
+  """The fixture runs on eight."""
+  fewer = meshes.make_mesh(devices=jax.devices()[:count])
+  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: fewer)
+  state = loop.train(small_world.debug_config(world, total_steps=7, evals={}), str(tmp_path))
+  assert state["step"].sharding.device_set == set(jax.devices()[:count])
+  ours, theirs = small_world.losses(tmp_path), small_world.losses(uninterrupted[1])
+  assert ours.keys() == theirs.keys()
+  np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
 @pytest.mark.slow
