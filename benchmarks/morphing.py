@@ -2,7 +2,7 @@
 
     python -m benchmarks.morphing --batch=8 --repeats=15 --step
 
-morphing.py what is used: compare, and on a CPU scatter
+morphing.py what is used: compare, the best counterpart by a maximum and a minimum, and on a CPU scatter
 product     a round compares the tokens anew, ranks by sorting, moves by a one-hot product
 compare     product, a rank being a count of comparisons
 top_k       product, ranked by one sort and a scatter of its inverse
@@ -44,9 +44,7 @@ def sort_rank(value_F, num_merges):
 
 
 def compare_rank(value_F, num_merges):
-  place_F = jnp.arange(value_F.size)
-  equal_before_FF = (value_F[None, :] == value_F[:, None]) & (place_F[None, :] < place_F[:, None])
-  return jnp.sum((value_F[None, :] > value_F[:, None]) | equal_before_FF, axis=1)
+  return morphing._rank(-value_F)
 
 
 def top_k_rank(value_F, num_merges):

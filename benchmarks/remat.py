@@ -18,7 +18,7 @@ from dtm_jax.models import vit
 
 
 def gradient(config):
-  """round -> loss and gradient of the config's step."""
+  """round -> loss and the gradient's norm of the config's step."""
   task, mesh = workload.task_of(config), meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
   state, frozen = workload.state_and_frozen(config, task, mesh)
   batch = workload.synthetic_batch(config, mesh)
