@@ -12,6 +12,7 @@ FLOORS = {
   "tasks": 5,
   "evaluators": 4,
   **dict.fromkeys(("morphers", "teachers", "datasets", "dataset_settings", "optim", "mesh", "reporting"), 3),
+  "training": 3,
   "pretrained": 2.5,  # others' parameters: models and checkpoints, and teachers are made of them
   **dict.fromkeys(("models", "data", "augment", "mixing", "checkpoints", "online_probe"), 2),
   "segmentation": 1.7,
@@ -19,7 +20,8 @@ FLOORS = {
   "matching_kernel": 1.5,  # of morphing's rounds, for TPUs
   **dict.fromkeys(("morphing", "masking", "image_decoding", "clustering", "consistency"), 1),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
-  "arrays": -1,  # the letters, which the ground floor itself spells with
+  # The letters, paths and errors, which the ground floor itself uses.
+  **dict.fromkeys(("arrays", "errors", "paths"), -1),
 }
 MODULES = sorted((ROOT / "dtm_jax").rglob("*.py"))
 
