@@ -33,6 +33,7 @@ from absl import logging
 from numpy.random.bit_generator import ISeedSequence
 
 from dtm_jax.arrays import Batch
+from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.image_decoding import CROPS, CorruptImageError, EvalView, Pixels, TrainView, decode
 from dtm_jax.label_maps import JointView, Map, MapCoding, decode_pair
 from dtm_jax.normalizations import Triple
@@ -71,7 +72,7 @@ class Dataset:
 
   `class_names` is None where there are no labels, `image_size` where images are not all squares of one side,
   `mean_and_std` of the training images' channels where they are not known beforehand, and `maps` where there
-  are no label maps.
+  are no label maps. `labels`, int [num_examples], is None where they are not known without reading examples.
   """
 
   name: str
@@ -81,33 +82,37 @@ class Dataset:
   image_size: int | None = None
   mean_and_std: tuple[Triple, Triple] | None = None
   maps: MapCoding | None = None
+  labels: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+  warned_of: set[str] = dataclasses.field(default_factory=set, compare=False, repr=False)
+  """Corrupt and missing examples that the log has named."""
 
 
-_corrupt = collections.Counter()
+_num_corrupt = 0
 _corrupt_lock = threading.Lock()
 
 
 def corrupt_count() -> int:
-  """How many times this process has met a corrupt image."""
-  return _corrupt.total()
+  """How many times this process has met a corrupt or missing image."""
+  return _num_corrupt
 
 
 def require_labels(batch: Batch, dataset: Dataset) -> Batch:
   """The batch as it is, if every valid example has a label 0..G-1.
 
   Raises:
-    ValueError: one has not, or the data set has no classes.
+    OptionError: one has not, or the data set has no classes.
   """
   if dataset.class_names is None:
-    raise ValueError(f"Data set {dataset.name!r} has no class names, hence no labels.")
+    raise OptionError(f"Data set {dataset.name!r} has no class names, hence no labels.")
   label = batch["label"]
   wrong = (label < 0) | (label >= len(dataset.class_names))
   wrong &= batch.get("valid", True)
   if wrong.any():
     place = int(wrong.argmax())
-    raise ValueError(
+    hint = " It lies in no class folder, or its label is not told." if label[place] == -1 else ""
+    raise OptionError(
       f"Example {batch['index'][place]} of data set {dataset.name!r} has label {label[place]}, which is none "
-      f"of its {len(dataset.class_names)} classes."
+      f"of its {len(dataset.class_names)} classes.{hint}"
     )
   return batch
 
@@ -132,21 +137,23 @@ def train_batches(
   map, `options` are those of `label_maps.JointView`. `prefetch` batches are made ahead, by `num_threads`
   threads.
 
-  A corrupt image is named in the log and counted, and replaced by another example, drawn from (seed, g).
+  A corrupt image is replaced by another example, drawn from (seed, g), and so is one that cannot be read.
+  It is named in the log once and counted each time.
   In a `Stream` the replacement comes from the same batch, the order holds for one number of processes, and
   a start in mid-epoch reads past what came before it in that epoch.
 
   Raises:
-    ValueError: the data set is empty, batch_size is not a multiple of process_count, an unknown crop, or a
+    OptionError: the data set is empty, batch_size is not a multiple of process_count, an unknown crop, or a
       joint one of a data set without label maps.
     CorruptImageError: an image and all its replacements are corrupt.
+    UserError: they cannot be read.
   """
   rows = _Rows(dataset, batch_size, process_index, process_count)
   decode_example, view = _train_view(dataset, image_size, crop, options)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
     rng = np.random.Generator(np.random.Philox(_PhiloxKey(seed, place)))
-    decoded, example, index = _readable(read, decode_example, index, count, rng)
+    decoded, example, index = _readable(dataset, read, decode_example, index, count, rng)
     return view(decoded, rng) | {"label": example["label"], "index": example.get("index", index)}
 
   if isinstance(dataset.source, Stream):
@@ -181,10 +188,12 @@ def eval_batches(
   """Every example once, in order, in whole batches: the same number of batches on every process.
 
   `resize` and the options after it are those of `image_decoding.EvalView`. Padding has valid=False and
-  index -1. A corrupt image has valid=False and its own index; it is named in the log and counted.
+  index -1. A corrupt image has valid=False and its own index; it is named in the log once and counted each
+  time.
 
   Raises:
-    ValueError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
+    OptionError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
+    UserError: a file is there and cannot be read. One that is gone counts as corrupt.
   """
   rows = _Rows(dataset, batch_size, process_index, process_count)
   view = EvalView(image_size, resize, interpolation, antialias)
@@ -192,13 +201,13 @@ def eval_batches(
   steps = range(-(-dataset.num_examples // batch_size))
 
   def load(example: Example | None, index: int) -> Batch:
-    row = {"image": blank, "label": -1, "index": -1, "valid": False}
+    row = {"image": blank, "label": -1, "index": index, "valid": False}
     if example is not None:
       row.update(label=example["label"], index=example.get("index", index))
       try:
         row.update(image=view(decode(example["image"])), valid=True)
       except CorruptImageError as error:
-        _report(example["name"], error)
+        _report(dataset, example["name"], error)
     return row
 
   if isinstance(dataset.source, Stream):
@@ -213,7 +222,7 @@ def eval_batches(
 
   def load_indexed(step: int, row: int) -> Batch:
     index = rows.place(step, row)
-    return load(dataset.source[index] if index < dataset.num_examples else None, index)
+    return load(_existing(dataset, index), index) if index < dataset.num_examples else load(None, -1)
 
   return _chunked(steps, load_indexed, rows.local_size, num_threads, prefetch)
 
@@ -227,10 +236,11 @@ def whole_examples(
 ) -> Iterator[tuple[Pixels, Map]]:
   """The images of this process's part of the data set in full size, with their label maps, each once.
 
-  A corrupt one is left out; it is named in the log and counted.
+  A corrupt one is left out; it is named in the log once and counted each time.
 
   Raises:
-    ValueError: the data set is empty or has no label maps; or see `label_maps.decode_pair`.
+    OptionError: the data set is empty or has no label maps; or see `label_maps.decode_pair`.
+    UserError: a file is there and cannot be read. One that is gone counts as corrupt.
   """
   maps = require_maps(dataset)
   count = jax.process_count() if process_count is None else process_count
@@ -240,14 +250,15 @@ def whole_examples(
     reads = (functools.partial(lambda example: example, example) for example in parts)
   else:
     indices = range(rows.process_index, dataset.num_examples, count)
-    reads = (functools.partial(dataset.source.__getitem__, index) for index in indices)
+    reads = (functools.partial(_existing, dataset, index) for index in indices)
 
-  def load(read: Callable[[], Example]) -> tuple[Pixels, Map] | None:
-    example = read()
+  def load(read: Callable[[], Example | None]) -> tuple[Pixels, Map] | None:
+    if (example := read()) is None:
+      return None
     try:
       return decode_pair(example, maps)
     except CorruptImageError as error:
-      _report(example["name"], error)
+      _report(dataset, example["name"], error)
 
   pending = collections.deque()
   with ThreadPoolExecutor(num_threads) as pool:
@@ -262,10 +273,10 @@ def require_maps(dataset: Dataset) -> MapCoding:
   """How the data set writes its label maps.
 
   Raises:
-    ValueError: it has none.
+    OptionError: it has none.
   """
   if dataset.maps is None:
-    raise ValueError(
+    raise OptionError(
       f"Data set {dataset.name!r} has no label maps. Those of `segmentation_folder` and `ade20k` have."
     )
   return dataset.maps
@@ -275,7 +286,7 @@ def _train_view(dataset: Dataset, image_size: int, crop: str, options: dict) -> 
   """What decodes an example, and what makes arrays by name of that and a generator."""
   if crop != "joint":
     if crop not in CROPS:
-      raise ValueError(f"Unknown crop {crop!r}. Available: {', '.join((*CROPS, 'joint'))}.")
+      raise OptionError(f"Unknown crop {crop!r}. Available: {', '.join((*CROPS, 'joint'))}.")
     view = TrainView(image_size, crop, **options)
     return lambda example: decode(example["image"]), lambda image, rng: {"image": view(image, rng)}
   maps, joint_view = require_maps(dataset), JointView(image_size, **options)
@@ -293,9 +304,9 @@ class _Rows:
     self.process_index = jax.process_index() if index is None else index
     self.process_count = jax.process_count() if count is None else count
     if dataset.num_examples == 0:
-      raise ValueError(f"Dataset {dataset.name!r} is empty.")
+      raise OptionError(f"Dataset {dataset.name!r} is empty.")
     if batch_size % self.process_count:
-      raise ValueError(f"{batch_size=} is not a multiple of the {self.process_count} processes.")
+      raise OptionError(f"{batch_size=} is not a multiple of the {self.process_count} processes.")
     self.batch_size = batch_size
     self.local_size = batch_size // self.process_count
 
@@ -325,30 +336,58 @@ class _PhiloxKey(ISeedSequence):
 
 
 def _readable(
+  dataset: Dataset,
   read: Callable[[int], Example],
   decode_example: Callable[[Example], Any],
   index: int,
   count: int,
   rng: np.random.Generator,
 ) -> tuple[Any, Example, int]:
-  """`read(index)` decoded, that example and index; of another drawn by `rng` while those are corrupt."""
-  names = []
+  """`read(index)` decoded, that example and index; of another drawn by `rng` while those cannot be used."""
+  names, error = [], None
   for _ in range(1 + ATTEMPTS):
-    example = read(index)
     try:
-      return decode_example(example), example, index
-    except CorruptImageError as error:
-      _report(example["name"], error)
-      names.append(example["name"])
-      index = int(rng.integers(count))
-  raise CorruptImageError(f"An image and its {ATTEMPTS} replacements are corrupt: {', '.join(names)}")
+      example = read(index)
+    except OSError as unreadable:
+      name, error = unreadable.filename or f"example {index} of {dataset.name}", unreadable
+    else:
+      try:
+        return decode_example(example), example, index
+      except CorruptImageError as corrupt:
+        name, error = example["name"], corrupt
+    _report(dataset, name, error)
+    names.append(str(name))
+    index = int(rng.integers(count))
+  kind = {CorruptImageError: CorruptImageError, FileNotFoundError: NotThereError}.get(type(error), UserError)
+  raise kind(
+    f"An image and its {ATTEMPTS} replacements are corrupt or cannot be read: {', '.join(names)}. "
+    f"Last error: {error}"
+  ) from error
 
 
-def _report(name: str, error: CorruptImageError):
+def _existing(dataset: Dataset, index: int) -> Example | None:
+  """An example, or None if its file is gone.
+
+  Raises:
+    UserError: it is there and cannot be read: a result without it would be wrong for a reason that may pass.
+  """
+  try:
+    return dataset.source[index]
+  except FileNotFoundError as error:
+    _report(dataset, error.filename or f"example {index} of {dataset.name}", error)
+  except OSError as error:
+    raise UserError(f"Example {index} of data set {dataset.name!r} cannot be read: {error}") from error
+
+
+def _report(dataset: Dataset, name: str, error: Exception) -> None:
+  global _num_corrupt
   with _corrupt_lock:
-    _corrupt[name] += 1
-    count = corrupt_count()
-  logging.warning("Corrupt image %s skipped (%d so far): %s", name, count, error)
+    _num_corrupt += 1
+    first = name not in dataset.warned_of
+    dataset.warned_of.add(name)
+  if first:
+    what = "Corrupt image" if isinstance(error, CorruptImageError) else "Unreadable file"
+    logging.warning("%s %s is left out, each time; corrupt_images counts on: %s", what, name, error)
 
 
 def _stack(rows: list[Batch]) -> Batch:

@@ -1,7 +1,8 @@
 """What a config may leave to the data set: images' size, channels' mean and deviation."""
 
+import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +10,7 @@ from absl import logging
 
 from dtm_jax.arrays import Float
 from dtm_jax.data import Dataset, Example, Stream
+from dtm_jax.errors import OptionError
 from dtm_jax.image_decoding import CorruptImageError, decode
 from dtm_jax.normalizations import Triple
 
@@ -22,11 +24,11 @@ def resolve(config, dataset: Dataset) -> None:
   "dataset" their channels' (mean, std): known constants, or else measured.
 
   Raises:
-    ValueError: a size is wanted of a set whose images have several.
+    OptionError: a size is wanted of a set whose images have several.
   """
   if not config.data.image_size:
     if dataset.image_size is None:
-      raise ValueError(
+      raise OptionError(
         f"data.image_size={config.data.image_size} leaves the size to data set {dataset.name!r}, whose "
         "images have no single one. Set data.image_size."
       )
@@ -46,12 +48,12 @@ def measure(dataset: Dataset, sample: int = SAMPLE) -> tuple[Triple, Triple]:
   same whatever the process, each counts the same whatever its size, and corrupt ones do not count.
 
   Raises:
-    ValueError: all of them are corrupt.
+    OptionError: all of them are corrupt.
   """
   with ThreadPoolExecutor(16) as pool:
     histograms = [each for each in pool.map(_histogram, _sample(dataset, sample)) if each is not None]
   if not histograms:
-    raise ValueError(f"None of the first images of data set {dataset.name!r} can be read.")
+    raise OptionError(f"None of the first images of data set {dataset.name!r} can be read.")
   share_3V, level_V = np.mean(histograms, axis=0), np.arange(256) / 255
   mean_3 = share_3V @ level_V
   std_3 = np.sqrt(share_3V @ level_V**2 - mean_3**2)
@@ -59,18 +61,21 @@ def measure(dataset: Dataset, sample: int = SAMPLE) -> tuple[Triple, Triple]:
   return tuple(np.round(mean_3, 4).tolist()), tuple(np.round(std_3, 4).tolist())
 
 
-def _sample(dataset: Dataset, sample: int) -> Iterable[Example]:
+def _sample(dataset: Dataset, sample: int) -> Iterable[Callable[[], Example]]:
+  """What reads each example."""
   if isinstance(dataset.source, Stream):
-    return itertools.islice(dataset.source.read(0, 1, None, 0), sample)
+    examples = itertools.islice(dataset.source.read(0, 1, None, 0), sample)
+    return (functools.partial(lambda example: example, example) for example in examples)
   count = min(sample, dataset.num_examples)
-  return (dataset.source[i * dataset.num_examples // count] for i in range(count))
+  places = (i * dataset.num_examples // count for i in range(count))
+  return (functools.partial(dataset.source.__getitem__, place) for place in places)
 
 
-def _histogram(example: Example) -> Float[np.ndarray, "3 256"] | None:
-  """The share of each level in each channel; None of a corrupt image."""
+def _histogram(read: Callable[[], Example]) -> Float[np.ndarray, "3 256"] | None:
+  """The share of each level in each channel; None of an image that is corrupt or gone."""
   try:
-    pixels = decode(example["image"])
-  except CorruptImageError:
+    pixels = decode(read()["image"])
+  except (CorruptImageError, FileNotFoundError):
     return None
   counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]
   return np.array(counts) / pixels[..., 0].size

@@ -13,11 +13,11 @@ SOCKETS = ("datasets", "evaluators", "morphers", "tasks", "teachers")
 
 
 def available(socket: str) -> list[str]:
-  """The names that `load(socket, ...)` knows, sorted."""
+  """The names that `load(socket, ...)` knows, sorted. Modules whose name starts with _ are private."""
   if socket not in SOCKETS:
     raise ValueError(f"Unknown socket {socket!r}. Available sockets are: {', '.join(SOCKETS)}.")
   folder = importlib.import_module(f"dtm_jax.{socket}").__path__
-  return sorted(module.name for module in pkgutil.iter_modules(folder))
+  return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
 
 
 def load(socket: str, name: str) -> ModuleType:

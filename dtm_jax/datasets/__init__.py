@@ -2,7 +2,7 @@
 
 Every `build` takes `data_dir`, the place of the files; None means the usual place. A split may be a part of
 one, in TFDS's notation: "train[:90%]", "train[45000:]". `splits` takes the same options and names those
-that are there.
+that are there. A module whose name starts with _ is no data set.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import numpy as np
 
 from dtm_jax import plugins
 from dtm_jax.data import Dataset, Example, Source
-
-EVALUATION_SPLITS = ("val", "validation", "test")
+from dtm_jax.datasets import _splits
+from dtm_jax.errors import OptionError
 
 
 def cache_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -26,17 +26,17 @@ def cache_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
 
 
 def evaluation_split(options) -> str:
-  """The first of "val", "validation" and "test" that the data set `options`, `name` among them, has.
+  """The first of val, test and eval, by any of their names, that the data set `options` has.
 
   Raises:
-    ValueError: it has none of them.
+    OptionError: it has none of them, or two that may be the first.
   """
   present = plugins.build("datasets", options, function="splits")
-  for split in EVALUATION_SPLITS:
-    if split in present:
+  for kind in _splits.EVALUATION_KINDS:
+    if split := _splits.only_one(kind, present, f"data set {options['name']!r}"):
       return split
-  raise ValueError(
-    f"Data set {options['name']!r} has none of the splits {', '.join(EVALUATION_SPLITS)}. It has: "
+  raise OptionError(
+    f"Data set {options['name']!r} has none of the splits {', '.join(_splits.EVALUATION_KINDS)}. It has: "
     f"{', '.join(present) or 'no splits'}. Name one for the evaluation, or a part that training does not "
     "see: data.split=train[:90%] and split=train[90%:]."
   )
@@ -50,7 +50,7 @@ def sliceable(build: Callable[..., Dataset]) -> Callable[..., Dataset]:
   end.
 
   Raises:
-    ValueError: brackets that are no part, or an empty part.
+    OptionError: brackets that are no part, or an empty part.
   """
 
   @functools.wraps(build)
@@ -62,7 +62,7 @@ def sliceable(build: Callable[..., Dataset]) -> Callable[..., Dataset]:
     start, stop = _bounds(split, part, whole.num_examples)
     order = np.sort(np.random.default_rng(0).permutation(whole.num_examples)[start:stop])
     name = f"{whole.name}[{part}"
-    return dataclasses.replace(whole, name=name, num_examples=len(order), source=_Part(whole.source, order))
+    return dataclasses.replace(_selected(whole, order), name=name)
 
   return build_part
 
@@ -70,7 +70,7 @@ def sliceable(build: Callable[..., Dataset]) -> Callable[..., Dataset]:
 def _bounds(split: str, part: str, num_examples: int) -> tuple[int, int]:
   match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", part)
   if not match:
-    raise ValueError(f"Split {split!r}: a part is written [from:to], in examples or percent, as in [:90%].")
+    raise OptionError(f"Split {split!r}: a part is written [from:to], in examples or percent, as in [:90%].")
 
   def place(bound: str | None, default: int) -> int:
     if bound is None:
@@ -80,8 +80,53 @@ def _bounds(split: str, part: str, num_examples: int) -> tuple[int, int]:
 
   start, stop = place(match[1], 0), place(match[2], num_examples)
   if start >= stop:
-    raise ValueError(f"Split {split!r} is empty: from {start} to {stop} of {num_examples} examples.")
+    raise OptionError(f"Split {split!r} is empty: from {start} to {stop} of {num_examples} examples.")
   return start, stop
+
+
+def spread(dataset: Dataset, count: int | None) -> Dataset:
+  """A data set whose first `count` examples are spread over the classes, as those of a shuffled one are.
+
+  That is the data set itself where it is so already, and otherwise `evenly`. A `Stream` stays as it is, and
+  so does a set of which all examples are wanted.
+  """
+  if count is None or count >= dataset.num_examples or not isinstance(dataset.source, Source):
+    return dataset
+  if dataset.labels is not None and _is_spread(dataset.labels, count):
+    return dataset
+  return evenly(dataset, count)
+
+
+def evenly(dataset: Dataset, count: int) -> Dataset:
+  """`count` of the set's examples at even distances, or all if it has no more.
+
+  Raises:
+    OptionError: the set can only be read in sequence.
+  """
+  if not isinstance(dataset.source, Source):
+    raise OptionError(f"Evenly spaced examples need random access, and {dataset.name!r} has none.")
+  count = min(count, dataset.num_examples)
+  return _selected(dataset, np.arange(count) * dataset.num_examples // count)
+
+
+def _is_spread(labels: np.ndarray, count: int) -> bool:
+  """Whether the first `count` examples have each class half as often as an even spread would, or more.
+
+  They must also have half as many classes as so many random ones would have: where there are more classes
+  than examples, the first rule alone asks for nothing.
+  """
+  first, labels = labels[:count], labels[labels >= 0]
+  share = np.bincount(labels) / max(len(labels), 1)
+  number = np.bincount(first[first >= 0], minlength=len(share))
+  expected = np.sum(1 - (1 - share) ** count)
+  return bool(np.all(number >= np.floor(share * count / 2)) and np.sum(number > 0) >= expected / 2)
+
+
+def _selected(dataset: Dataset, order: np.ndarray) -> Dataset:
+  labels = None if dataset.labels is None else dataset.labels[order]
+  return dataclasses.replace(
+    dataset, num_examples=len(order), source=_Part(dataset.source, order), labels=labels
+  )
 
 
 @dataclasses.dataclass(frozen=True)

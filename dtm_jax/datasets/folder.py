@@ -1,20 +1,31 @@
 """Any tree of image files: one class to a sub-folder, or no classes at all."""
 
+import dataclasses
 import os
-import pathlib
-from collections.abc import Iterator
+import re
 
+import numpy as np
+from absl import logging
+from etils import epath
+
+from dtm_jax import paths
 from dtm_jax.data import Dataset, Example
-from dtm_jax.datasets import sliceable
+from dtm_jax.datasets import _class_names, _image_files, _splits, sliceable
+from dtm_jax.datasets._image_files import EXTENSIONS
+from dtm_jax.errors import NotThereError, OptionError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-SPLITS = ("train", "val", "validation", "test")
+_BESIDE = re.compile(
+  r"(label|mask|annot|annotation|seg|segmentation|box|boxe|bbox|bboxe|meta|metadata|doc|extra|unlabell?ed)s?",
+  re.I,
+)
+"""Folders that may lie beside a folder of photos without being classes."""
+_ANNOTATIONS = re.compile(r".*annotations?\.(txt|tsv|csv)", re.I)
 
 
 class _Files:
   """Image files, read when they are asked for."""
 
-  def __init__(self, paths: list[str], labels: list[int]):
+  def __init__(self, paths: list[str], labels: np.ndarray):
     self._paths, self._labels = paths, labels
 
   def __len__(self) -> int:
@@ -22,70 +33,180 @@ class _Files:
 
   def __getitem__(self, index: int) -> Example:
     path = self._paths[index]
-    with open(path, "rb") as file:
-      return {"image": file.read(), "label": self._labels[index], "name": path}
+    return {"image": _image_files.read_file(path), "label": int(self._labels[index]), "name": path}
 
 
 @sliceable
 def build(split: str = "train", *, data_dir: str | None, labels: bool = True) -> Dataset:
   """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
 
-  The class of an image is the first folder below that root. Classes are numbered in the sorted order of
-  those of all splits, so that one missing in a split does not shift the others; images straight in the
-  root, and all images with `labels=False`, have label -1. Sub-folders are searched to any depth, in sorted
-  order, following links; hidden ones are passed over.
+  `split` is the name of a folder or another word for it: "val" finds Valid/ and validation/ as well.
+
+  The class of an image is the first folder below that root. Classes are numbered in natural order (5 before
+  14) of those of all splits, so that one missing in a split does not shift the others. Where a split's
+  folders are no classes, a file such as Tiny ImageNet's val_annotations.txt ("<file> <class> ..." on each
+  line) names them. Images straight in the root, and all images with `labels=False`, have label -1.
+  Sub-folders are searched to any depth, in sorted order, following links; hidden ones are passed over. One
+  line of the log tells what was found and what was left out.
 
   Raises:
-    FileNotFoundError: no such folder.
-    ValueError: no `data_dir`, the root holds no images, or `data_dir` has splits but not this one.
+    NotThereError: no such folder.
+    OptionError: no `data_dir`, the root holds no images, `data_dir` has splits but not this one, or two that
+      it may be, or classes that differ in case alone.
+    UserError: a folder may not be read.
   """
-  folder = _existing(data_dir)
-  root = _root(folder, split)
-  paths = list(image_files(root))
-  if not paths:
-    raise ValueError(f"No images in {root}. The extensions read are: {' '.join(EXTENSIONS)}.")
-  folders = [os.path.relpath(path, root).split(os.sep)[:-1] for path in paths]
-  class_names = _classes(folder, root) if labels else ()
+  tree = _Tree.at(data_dir)
+  root = tree.root(split)
+  skipped = _image_files.Skipped()
+  found = list(_image_files.walk(root, skipped))
+  if not found:
+    more = "; ".join(["", *skipped.phrases()])
+    raise OptionError(f"No images in {root}{more}. The extensions read are: {' '.join(EXTENSIONS)}.")
+  class_of, class_names = _classes(tree, root, found) if labels else ([None] * len(found), ())
   ids = {name: label for label, name in enumerate(class_names)}
-  label_of = [ids.get(parts[0], -1) if parts else -1 for parts in folders]
-  return Dataset(str(root), len(paths), class_names or None, _Files(paths, label_of))
+  label_of = np.array([ids.get(name, -1) for name in class_of], np.int32)
+  _tell(tree, root, found, label_of if class_names else None, skipped)
+  source = _Files([path for _, path in found], label_of)
+  if not class_names:
+    return Dataset(os.fspath(root), len(found), None, source)
+  return Dataset(os.fspath(root), len(found), class_names, source, labels=label_of)
 
 
 def splits(*, data_dir: str | None, labels: bool = True) -> tuple[str, ...]:
-  """The folders of splits in `data_dir`, of the usual names; none where classes or images lie in it directly.
+  """The folders of splits in `data_dir`, as they are named; none where classes or images lie in it directly.
 
   Raises:
-    FileNotFoundError: no such folder.
+    NotThereError: no such folder.
   """
-  folder = _existing(data_dir)
-  return tuple(name for name in SPLITS if (folder / name).is_dir())
+  return _Tree.at(data_dir).splits
 
 
-def _existing(data_dir: str | None) -> pathlib.Path:
-  if data_dir is None:
-    raise ValueError("Data set 'folder' needs data_dir, the folder of the images.")
-  folder = pathlib.Path(data_dir).expanduser()
-  if not folder.is_dir():
-    raise FileNotFoundError(f"No such folder of images: {folder}")
-  return folder
+@dataclasses.dataclass(frozen=True)
+class _Tree:
+  """A data_dir, and which of the folders in it are splits."""
+
+  folder: epath.Path
+  splits: tuple[str, ...]
+  others: tuple[str, ...]  # folders that are no splits
+  num_images: int  # straight in the folder
+
+  @classmethod
+  def at(cls, data_dir: str | None) -> "_Tree":
+    if data_dir is None:
+      raise OptionError("Data set 'folder' needs data_dir, the folder of the images.")
+    folder = paths.resolve(data_dir)
+    if not folder.is_dir():
+      what = "data_dir is a file, not a folder" if folder.exists() else "No such folder of images"
+      raise NotThereError(f"{what}: {folder}")
+    listing = _image_files.list_folder(folder)
+    names = sorted(name for name in listing.folders if not _image_files.is_hidden(name))
+    present = tuple(sorted(filter(_splits.kind_of, names), key=_order_of_kinds))
+    num_images = sum(map(_image_files.is_image, listing.files))
+    others = tuple(name for name in names if name not in present)
+    if len(present) == 1 and _is_class(folder, present[0], others):
+      beside = ", ".join(others[:5])
+      _image_files.say_once(
+        logging.WARNING,
+        f"{folder}: {present[0]} is read as a class beside {beside}, because it holds images and no class "
+        "folders. To read it alone, give it as data_dir.",
+      )
+      return cls(folder, (), tuple(names), num_images)
+    return cls(folder, present, others, num_images)
+
+  def root(self, split: str) -> epath.Path:
+    """The folder of a split."""
+    named = self.folder / split if split and not _splits.kind_of(split) else None
+    if named is not None and named.is_dir():
+      return named
+    if not self.splits:
+      self._require_no_splits_below()
+      return self.folder
+    name = _splits.find(split, self.splits, str(self.folder))
+    if name is None:
+      raise OptionError(f"No split {split!r} in {self.folder}. Available: {', '.join(self.splits)}.")
+    return self.folder / name
+
+  def _require_no_splits_below(self) -> None:
+    """Splits within classes, or one level further down, would be read as one set."""
+    for name in self.others[:3]:
+      below = [each for each in _image_files.list_folder(self.folder / name).folders if _splits.kind_of(each)]
+      if len({_splits.kind_of(each) for each in below}) > 1:
+        raise OptionError(
+          f"{self.folder} has no folders of splits, but {name}/ in it has: {', '.join(sorted(below))}. Give "
+          f"{self.folder / name} as data_dir, or move the splits up: {self.folder / min(below) / name}."
+        )
 
 
-def _root(folder: pathlib.Path, split: str) -> pathlib.Path:
-  present = [name for name in dict.fromkeys((split, *SPLITS)) if (folder / name).is_dir()]
-  if split in present or not present:
-    return folder / split if present else folder
-  raise ValueError(f"No split {split!r} in {folder}. Available: {', '.join(present)}.")
+def _order_of_kinds(name: str) -> tuple:
+  return ("train", *_splits.EVALUATION_KINDS).index(_splits.kind_of(name)), name
 
 
-def _classes(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
-  """The folders with images below `root`, and below the other splits where it is one."""
-  roots = [root] if root == folder else [root, *(folder / split for split in SPLITS)]
-  below = (path for each in roots for path in each.glob("[!.]*/"))
-  return tuple(sorted({path.name for path in below if next(image_files(path), None)}))
+def _is_class(folder: epath.Path, name: str, others: tuple[str, ...]) -> bool:
+  """Whether the folder with the name of a split is a class, as in bus/ car/ train/: all hold images."""
+  classes = [other for other in others if not _BESIDE.fullmatch(other)]
+  if not any(_image_files.holds_image(folder / other) for other in classes):
+    return False
+  listing = _image_files.list_folder(folder / name)
+  flat = any(map(_image_files.is_image, listing.files))
+  return flat and not any(_image_files.holds_image(folder / name / below) for below in listing.folders)
 
 
-def image_files(root: pathlib.Path) -> Iterator[str]:
-  """The images below a folder, to any depth, in sorted order."""
-  for parent, folders, names in os.walk(root, followlinks=True):
-    folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk follows this
-    yield from (os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS))
+def _classes(tree: _Tree, root: epath.Path, found: list) -> tuple[list[str | None], tuple[str, ...]]:
+  """The class of every image, and the names of all classes in order."""
+  first = {first: _image_files.normal_name(first) for first, _ in found if first}
+  class_of = [first.get(each) for each, _ in found]
+  if root == tree.folder:
+    return class_of, _class_names.of_splits(None, {None: set(first.values())})
+  mine = os.path.relpath(root, tree.folder)
+  names = {each: _class_folders(tree.folder / each) for each in tree.splits if each != mine}
+  trained = set().union(*(names[each] for each in names if _splits.kind_of(each) == "train"))
+  if trained.isdisjoint(first.values()) and (class_in_file := _annotated(root, found)):
+    class_of = class_in_file
+  names[mine] = set(filter(None, class_of))
+  return class_of, _class_names.of_splits(mine, names)
+
+
+def _class_folders(root: epath.Path) -> set[str]:
+  """The names of the folders with images in a split."""
+  folders = (name for name in _image_files.list_folder(root).folders if not _image_files.is_hidden(name))
+  return {_image_files.normal_name(name) for name in folders if _image_files.holds_image(root / name)}
+
+
+def _annotated(root: epath.Path, found: list) -> list[str] | None:
+  """The class of every image, as a file such as val_annotations.txt in the root of a split tells it."""
+  files = sorted(filter(_ANNOTATIONS.fullmatch, _image_files.list_folder(root).files))
+  if not files:
+    return None
+  lines = _image_files.read_file(os.fspath(root / files[0])).decode("utf-8", "replace").splitlines()
+  columns = (re.split(r"[\t,]|\s+", line.strip()) for line in lines)
+  class_of = {row[0]: _image_files.normal_name(row[1]) for row in columns if len(row) > 1}
+  unknown = [path for _, path in found if os.path.basename(path) not in class_of]
+  if unknown:
+    raise OptionError(f"{root / files[0]} does not tell the class of {_image_files.some(unknown, 'image')}.")
+  return [class_of[os.path.basename(path)] for _, path in found]
+
+
+def _tell(tree: _Tree, root: epath.Path, found, label_of, skipped: _image_files.Skipped) -> None:
+  """One line on what was found and what was left out; a warning where a user should look."""
+  concerns = []
+  if label_of is not None:
+    if unlabelled := int((label_of < 0).sum()):
+      concerns.append(f"{_image_files.number(unlabelled, 'image')} in no class folder")
+    firsts = {first for first, _ in found}
+    folders = (name for name in _image_files.list_folder(root).folders if not _image_files.is_hidden(name))
+    if empty := sorted(name for name in folders if name not in firsts):
+      concerns.append(f"{_image_files.some(empty, 'class folder')} without an image that can be read")
+  if root != tree.folder:
+    same = [each for each in tree.splits if _splits.kind_of(each) == _splits.kind_of(root.name)]
+    if unread := sorted({*tree.others, *same} - {os.path.relpath(root, tree.folder)}):
+      concerns.append(f"{_image_files.some(unread, 'folder')} beside the splits not read")
+    if tree.num_images:
+      concerns.append(f"{_image_files.number(tree.num_images, 'image')} straight in {tree.folder} not read")
+  classes = "without classes"
+  if label_of is not None:
+    classes = f"in {_image_files.number(len(np.unique(label_of[label_of >= 0])), 'class')}"
+  found_all = f"Data set {root}: {_image_files.number(len(found), 'image')} {classes}"
+  text = "; ".join([found_all, *concerns, *skipped.phrases()]) + "."
+  _image_files.say_once(
+    logging.WARNING if concerns or skipped.broken or skipped.loops else logging.INFO, text
+  )

@@ -5,11 +5,15 @@
 """
 
 import os
-import pathlib
 
+from absl import logging
+from etils import epath
+
+from dtm_jax import paths
 from dtm_jax.data import Dataset, Example
-from dtm_jax.datasets import sliceable
-from dtm_jax.datasets.folder import EXTENSIONS, image_files
+from dtm_jax.datasets import _image_files, _splits, sliceable
+from dtm_jax.datasets._image_files import EXTENSIONS
+from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.label_maps import MapCoding
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
@@ -27,7 +31,7 @@ class _Pairs:
 
   def __getitem__(self, index: int) -> Example:
     image, label_map = self._images[index], self._maps[index]
-    contents = [pathlib.Path(path).read_bytes() for path in (image, label_map)]
+    contents = [_image_files.read_file(path) for path in (image, label_map)]
     return {"image": contents[0], "map": contents[1], "label": -1, "name": image, "map_name": label_map}
 
 
@@ -43,28 +47,47 @@ def build(
 ) -> Dataset:
   """The pairs of a split; an image and its map have the same path but for the extension.
 
+  `split` is the name of the folders or another word for it: "val" finds validation/ as well.
+
   Maps are PNGs (or other lossless pictures) of one channel. Their values are 0..G-1, or 1..G with 0 for "no
   class" where `zero_is_ignored`; 255 is always ignored. Class names come from a file in `data_dir`; without
   one, `num_classes` makes them numbers.
 
   Raises:
-    FileNotFoundError: a folder is not there; the message lists the splits that are.
-    ValueError: no images; images without maps or the other way round; two of one name; no class names, or
+    NotThereError: a folder is not there; the message lists the splits that are.
+    OptionError: no images; images without maps or the other way round; two of one name; no class names, or
       another number of them than `num_classes`.
   """
-  folder = pathlib.Path(data_dir).expanduser()
-  image_of, map_of = (_by_stem(folder / tree, split) for tree in (images, maps))
+  folder = paths.resolve(data_dir)
+  skipped = _image_files.Skipped()
+  root = _root(folder / images, split)
+  image_of = _by_stem(root, skipped)
+  map_of = _by_stem(_root(folder / maps, split), skipped)
   _require_pairs(image_of, map_of)
   class_names = _class_names(folder, num_classes)
   stems = sorted(image_of)
   source = _Pairs([image_of[stem] for stem in stems], [map_of[stem] for stem in stems])
   coding = MapCoding(len(class_names), zero_is_ignored)
-  return Dataset(str(folder / images / split), len(stems), class_names, source, maps=coding)
+  found = (
+    f"Data set {root}: {_image_files.number(len(stems), 'image')} with maps of {len(class_names):,} classes"
+  )
+  _image_files.say_once(
+    logging.WARNING if skipped.broken or skipped.loops else logging.INFO,
+    "; ".join([found, *skipped.phrases()]) + ".",
+  )
+  return Dataset(os.fspath(root), len(stems), class_names, source, maps=coding)
 
 
 def splits(*, data_dir: str, images: str = "images", **options) -> tuple[str, ...]:
   """The folders of images."""
-  return tuple(sorted(path.name for path in (pathlib.Path(data_dir).expanduser() / images).glob("[!.]*/")))
+  tree = paths.resolve(data_dir) / images
+  return _splits_in(tree) if tree.is_dir() else ()
+
+
+def _splits_in(tree: epath.Path) -> tuple[str, ...]:
+  return tuple(
+    sorted(name for name in _image_files.list_folder(tree).folders if not _image_files.is_hidden(name))
+  )
 
 
 def _require_pairs(image_of: dict[str, str], map_of: dict[str, str]) -> None:
@@ -76,37 +99,41 @@ def _require_pairs(image_of: dict[str, str], map_of: dict[str, str]) -> None:
       more = ", ..." if len(alone) > SHOWN else ""
       problems.append(f"{len(alone)} of {len(mine)} {kind} have no {other}: {', '.join(alone[:SHOWN])}{more}")
   if problems:
-    raise ValueError("\n".join(problems))
+    raise OptionError("\n".join(problems))
 
 
-def _by_stem(tree: pathlib.Path, split: str) -> dict[str, str]:
-  """Files below tree/split by their path without extension."""
-  root = tree / split
-  if not root.is_dir():
-    present = sorted(path.name for path in tree.glob("[!.]*/")) if tree.is_dir() else []
-    raise FileNotFoundError(f"No folder {root}. Splits in {tree}: {', '.join(present) or 'none'}.")
+def _root(tree: epath.Path, split: str) -> epath.Path:
+  present = _splits_in(tree) if tree.is_dir() else ()
+  name = split if (tree / split).is_dir() else _splits.find(split, present, str(tree))
+  if name is None:
+    raise NotThereError(f"No folder {tree / split}. Splits in {tree}: {', '.join(present) or 'none'}.")
+  return tree / name
+
+
+def _by_stem(root: epath.Path, skipped: _image_files.Skipped) -> dict[str, str]:
+  """The images below a folder by their path without extension."""
   found = {}
-  for path in image_files(root):
-    stem = os.path.splitext(os.path.relpath(path, root))[0]
+  for _, path in _image_files.walk(root, skipped):
+    stem = _image_files.normal_name(os.path.splitext(os.path.relpath(path, root))[0])
     if stem in found:
-      raise ValueError(f"{found[stem]} and {path} have the same name.")
+      raise OptionError(f"{found[stem]} and {path} have the same name.")
     found[stem] = path
   if not found:
-    raise ValueError(f"No pictures in {root}. The extensions read are: {' '.join(EXTENSIONS)}.")
+    raise OptionError(f"No pictures in {root}. The extensions read are: {' '.join(EXTENSIONS)}.")
   return found
 
 
-def _class_names(folder: pathlib.Path, num_classes: int | None) -> tuple[str, ...]:
+def _class_names(folder: epath.Path, num_classes: int | None) -> tuple[str, ...]:
   path = next((path for name in CLASS_FILES if (path := folder / name).is_file()), None)
   if path is None:
     if num_classes is None:
-      raise ValueError(
+      raise OptionError(
         f"No class names in {folder}: it needs one of {', '.join(CLASS_FILES)}, or give num_classes."
       )
     return tuple(str(label) for label in range(num_classes))
-  lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+  lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
   if path.name == CLASS_FILES[1]:  # Idx, Ratio, Train, Val, Name; the first line says so
     lines = [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]
   if num_classes not in (None, len(lines)):
-    raise ValueError(f"{path} names {len(lines)} classes, num_classes={num_classes}.")
+    raise OptionError(f"{path} names {len(lines)} classes, num_classes={num_classes}.")
   return tuple(lines)
