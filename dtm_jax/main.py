@@ -21,6 +21,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from dtm_jax import paths
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "What to run: a file of configs/.", lock_config=True
 )
@@ -80,10 +82,8 @@ def keep_compiled_programs() -> None:
   XLA's programs for the CPU use what the compiling machine's processor can do; users report that unlike
   machines found each other's. A home may be shared by such, so each kind has a folder of its own.
   """
-  from dtm_jax import datasets  # as the loop: after jax.distributed
-
   if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
-    folder = datasets.cache_folder() / "xla" / kind_of_processor()
+    folder = paths.cache_folder() / "xla" / kind_of_processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

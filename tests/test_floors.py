@@ -21,7 +21,9 @@ FLOORS = {
   **dict.fromkeys(("morphing", "masking", "image_decoding", "clustering", "consistency"), 1),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
   # The letters, paths and errors, which the ground floor itself uses.
-  **dict.fromkeys(("arrays", "errors", "paths"), -1),
+  **dict.fromkeys(("arrays", "paths"), -1),
+  "object_stores": -2,
+  "errors": -3,
 }
 MODULES = sorted((ROOT / "dtm_jax").rglob("*.py"))
 

@@ -7,8 +7,6 @@ that are there. A module whose name starts with _ is no data set.
 
 import dataclasses
 import functools
-import os
-import pathlib
 import re
 from collections.abc import Callable
 
@@ -18,11 +16,6 @@ from dtm_jax import plugins
 from dtm_jax.data import Dataset, Example, Source
 from dtm_jax.datasets import _splits
 from dtm_jax.errors import OptionError
-
-
-def cache_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-  """Where downloads are kept: `data_dir`, else $DTM_JAX_CACHE, else ~/.cache/dtm_jax."""
-  return pathlib.Path(data_dir or os.environ.get("DTM_JAX_CACHE") or "~/.cache/dtm_jax").expanduser()
 
 
 def evaluation_split(options) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from dtm_jax.data import Dataset, Example
-from dtm_jax.datasets import cache_folder, sliceable
+from dtm_jax.datasets import sliceable
+from dtm_jax.paths import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -56,7 +57,7 @@ class _Arrays:
 
 @sliceable
 def build(split: str = "train", data_dir: str | None = None) -> Dataset:
-  """The "train" (50,000) or "test" (10,000) images; see `datasets.cache_folder` for `data_dir`.
+  """The "train" (50,000) or "test" (10,000) images; see `paths.cache_folder` for `data_dir`.
 
   Several processes may call this at once: each converts into a folder of its own, and the first to finish
   gives its result the final name.

@@ -1,0 +1,120 @@
+"""Paths in buckets, gs:// and s3://, on object stores of the loopback address."""
+
+import os
+from pathlib import Path
+
+import emulators
+import pytest
+
+from dtm_jax import paths
+from dtm_jax.errors import NotThereError, OptionError
+
+SCHEMES = ("gs", "s3")
+
+
+@pytest.fixture(scope="session")
+def stores():
+  """Both object stores; the environment leads this process and those that it starts to them."""
+  with emulators.google() as google, emulators.s3() as s3, pytest.MonkeyPatch.context() as patch:
+    for name, value in (google | s3).items():
+      patch.setenv(name, value)
+    yield
+
+
+@pytest.fixture(params=SCHEMES)
+def bucket(request, stores, tmp_path, monkeypatch):
+  """The URL of an empty folder in a bucket; copies of its files go to a cache of the test."""
+  monkeypatch.setenv("DTM_JAX_CACHE", str(tmp_path / "cache"))
+  return f"{request.param}://{emulators.BUCKET}/{tmp_path.name}"
+
+
+def test_a_local_path_is_absolute_and_a_url_stays_as_it_is(stores, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert os.fspath(paths.resolve("runs/x")) == str(tmp_path / "runs/x")
+  assert os.fspath(paths.resolve("~/x")) == str(Path.home() / "x")
+  for url in ("gs://bucket/x", "s3://bucket/x/"):
+    assert os.fspath(paths.resolve(url) / "y") == f"{url.rstrip('/')}/y"
+
+
+@pytest.mark.parametrize(
+  ("path", "message"),
+  [
+    ("gs:/bucket/x", "two slashes"),
+    ("gs://", "names no bucket"),
+    ("s3:///", "names no bucket"),
+    ("http://host/x", "http:// is not supported"),
+    ("hdfs://host/x", "gs://, s3://"),
+  ],
+)
+def test_a_wrong_url_is_refused(path, message):
+  with pytest.raises(OptionError, match=message):
+    paths.resolve(path)
+
+
+@pytest.mark.parametrize(("url", "package"), [("gs://bucket/x", "gcsfs"), ("s3://bucket/x", "s3fs")])
+def test_a_missing_package_is_named(url, package, monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(OptionError, match=f"pip install {package}"):
+    paths.resolve(url)
+
+
+def test_a_folder_is_proven_writable(bucket):
+  folder = paths.make_writable_folder(f"{bucket}/run", "--workdir")
+  assert not folder.exists()  # the proof is gone
+  missing = bucket.replace(emulators.BUCKET, "missing")
+  with pytest.raises(OptionError, match=f"--workdir={missing}: No such bucket"):
+    paths.make_writable_folder(missing, "--workdir")
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(OptionError, match=f"--workdir={tmp_path}/file: .*FileExistsError"):
+    paths.make_writable_folder(tmp_path / "file", "--workdir")
+
+
+def test_a_folder_moves(bucket, tmp_path):
+  for root in (paths.resolve(bucket), paths.resolve(tmp_path)):
+    for name in ("4/state/data", "4/commit_success.txt"):
+      (root / name).parent.mkdir(parents=True, exist_ok=True)
+      (root / name).write_text(name)
+    paths.move_folder(root / "4", root / "corrupt" / "4-now")
+    assert not (root / "4").exists()
+    assert (root / "corrupt/4-now/state/data").read_text() == "4/state/data"
+    assert (root / "corrupt/4-now/commit_success.txt").exists()
+
+
+def test_only_one_creates_a_file(bucket, tmp_path):
+  for root in (paths.resolve(bucket), paths.resolve(tmp_path)):
+    assert paths.create_file(root / "lock", "first")
+    assert not paths.create_file(root / "lock", "second")
+    assert (root / "lock").read_text() == "first"
+
+
+def test_what_is_written_locally_goes_to_the_bucket(bucket):
+  with paths.local_folder_for(f"{bucket}/out") as folder:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.bin").write_bytes(b"a")
+  with paths.local_file_for(f"{bucket}/out/b.png") as file:
+    file.write_bytes(b"b")
+  root = paths.resolve(f"{bucket}/out")
+  assert (root / "sub" / "a.bin").read_bytes() == b"a"
+  assert (root / "b.png").read_bytes() == b"b"
+
+
+def test_a_local_copy_follows_the_bucket(bucket):
+  root = paths.resolve(bucket)
+  for name in ("a.json", "b.bin", "sub/c.bin"):
+    (root / name).write_text(name)
+  folder = paths.local_copy(bucket)
+  assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.bin"]
+  assert paths.local_copy(bucket) == folder  # not fetched again
+  assert [path.name for path in paths.local_copy(bucket, ["b.bin", "z"]).iterdir()] == ["b.bin"]
+  (root / "b.bin").write_text("other content")
+  assert paths.local_copy(f"{bucket}/b.bin").read_text() == "other content"
+  with pytest.raises(NotThereError, match="no file or folder"):
+    paths.local_copy(f"{bucket}/missing")
+
+
+def test_the_cache_is_local():
+  with pytest.raises(OptionError, match="data_dir=gs://bucket/x: this folder has to be local"):
+    paths.cache_folder("gs://bucket/x")
