@@ -46,6 +46,21 @@ def resolve(path: str | os.PathLike) -> epath.Path:
   return epath.Path(f"{scheme}://{rest.strip('/')}")
 
 
+def require_local(path: str | os.PathLike, option: str, reason: str) -> epath.Path:
+  """Return the path as an absolute local one.
+
+  Raises:
+    OptionError: it is in a bucket; the message says that `option` has to be local and why.
+  """
+  resolved = resolve(path)
+  if is_remote(resolved):
+    raise OptionError(
+      f"{option}={os.fspath(path)}: this path has to be local, because {reason}. Copy it to a disk of this "
+      "machine, or mount the bucket as a folder (gcsfuse, mountpoint-s3)."
+    )
+  return resolved
+
+
 # Folders that are written -------------------------------------------------------------------------------
 
 

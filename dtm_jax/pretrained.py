@@ -1,10 +1,9 @@
 """Parameters to start from: an earlier run's, or anyone's weights."""
 
 import json
+import os
 
-from etils import epath
-
-from dtm_jax import checkpoints
+from dtm_jax import checkpoints, paths
 from dtm_jax.arrays import PyTree
 from dtm_jax.models import vit, vit_weights
 
@@ -25,13 +24,13 @@ def load(
     ValueError: names or shapes do not match; lists all of them.
   """
   if run_config(source) is not None:
-    return checkpoints.load_params(f"{source}/checkpoints", step=step)
+    return checkpoints.load_params(os.fspath(paths.resolve(source) / "checkpoints"), step=step)
   return vit_weights.load(source, revision=revision, num_heads=num_heads)
 
 
 def run_config(source: str) -> dict | None:
   """The config of the run whose workdir `source` is, or None where it is no run's."""
-  workdir = epath.Path(source)
+  workdir = paths.resolve(source)
   if not (workdir / "checkpoints").exists():
     return None
   return json.loads((workdir / "config.json").read_text())

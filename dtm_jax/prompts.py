@@ -9,7 +9,9 @@ import dataclasses
 import importlib.resources
 import os
 from collections.abc import Sequence
-from pathlib import Path
+
+from dtm_jax import paths
+from dtm_jax.errors import NotThereError
 
 FILES = importlib.resources.files("dtm_jax") / "prompt_files"
 
@@ -23,7 +25,7 @@ class PromptSet:
 
 
 def _lines(path: os.PathLike) -> tuple[str, ...]:
-  lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+  lines = (line.strip() for line in paths.resolve(path).read_text().splitlines())
   return tuple(line for line in lines if line and not line.startswith("#"))
 
 
@@ -90,7 +92,7 @@ def _templates(prompts: str) -> tuple[Sequence[str], os.PathLike | None]:
   """The templates, and the file of the names that go with them."""
   if prompts in SETS:
     return SETS[prompts].templates, SETS[prompts].class_names
-  if not Path(prompts).suffix and os.sep not in prompts:  # no path: a set's name, mistyped
+  if not os.path.splitext(prompts)[1] and os.sep not in prompts:  # no path: a set's name, mistyped
     raise ValueError(f"Unknown prompts {prompts!r}. Available: {', '.join(SETS)}, or a file of templates.")
   templates = _lines(_existing(prompts, "prompts"))
   if not templates:
@@ -109,7 +111,8 @@ def _check(template: str, file: str) -> None:
     raise ValueError(f"{file}: template {template!r} has no {{c}} for the class.")
 
 
-def _existing(path: str, option: str) -> Path:
-  if not Path(path).is_file():
-    raise FileNotFoundError(f"{option}={path!r}: there is no such file.")
-  return Path(path)
+def _existing(path: str, option: str) -> os.PathLike:
+  file = paths.resolve(path)
+  if not file.exists() or file.is_dir():
+    raise NotThereError(f"{option}={path!r}: there is no such file.")
+  return file

@@ -106,19 +106,21 @@ def table(found: list[Collective]) -> str:
 def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  from dtm_jax import paths  # after the flags
+
   devices = get_devices()
   mesh = make_mesh(flags.FLAGS.mesh, devices)
   compiled, state, _ = compile_step(flags.FLAGS.config, mesh)
   text = compiled.as_text()
   if flags.FLAGS.hlo:
-    pathlib.Path(flags.FLAGS.hlo).write_text(text)
+    paths.resolve(flags.FLAGS.hlo).write_text(text)
   found = collectives(text)
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["params"]))
   print(table(found))
   print(f"mesh {dict(mesh.shape)}, parameters {params / 1e6:.3f} MB, sent {total(found) / 1e6:.3f} MB")
   print(compiled.memory_analysis())
   if flags.FLAGS.json:
-    pathlib.Path(flags.FLAGS.json).write_text(json.dumps([dataclasses.asdict(each) for each in found]))
+    paths.resolve(flags.FLAGS.json).write_text(json.dumps([dataclasses.asdict(each) for each in found]))
 
 
 if __name__ == "__main__":  # the flags too: tests import this file beside others that have flags

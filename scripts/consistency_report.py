@@ -25,7 +25,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_dict
 
-from dtm_jax import loop, plugins, prompts
+from dtm_jax import loop, paths, plugins, prompts
 from dtm_jax import mesh as meshes
 from dtm_jax.evaluators.consistency import AS_THEY_ARE, Evaluator
 from dtm_jax.tasks import Run
@@ -50,7 +50,7 @@ class Study:
   @classmethod
   def read(cls, workdir: str) -> "Study":
     """Raises FileNotFoundError or ValueError, with the folder's name and what it lacks."""
-    workdir = epath.Path(workdir)
+    workdir = paths.resolve(workdir)
     if not workdir.is_dir():
       raise FileNotFoundError(
         f"There is no run {workdir}. python -m dtm_jax.main --config=configs/consistency.py makes one."
@@ -94,7 +94,7 @@ class Study:
 
 def main(_) -> None:
   page = make_page(flags.FLAGS.workdir, flags.FLAGS.images)
-  epath.Path(flags.FLAGS.out).write_text(page)
+  paths.resolve(flags.FLAGS.out).write_text(page)
   print(f"{flags.FLAGS.out}: {len(page.encode()) / 1e6:.2f} MB")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from dtm_jax import pretrained
+from dtm_jax import paths, pretrained
 from dtm_jax.models import vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
 
@@ -49,7 +49,8 @@ def export(
     num_heads = num_heads or pretrained.num_heads_of(config)
   params = pretrained.load(source, step=step, num_heads=num_heads)
   mean, std = mean_and_std(normalization or "imagenet")
-  vit_weights.save(folder, params, layout, num_heads=num_heads, mean=mean, std=std)
+  with paths.local_folder_for(folder) as local:
+    vit_weights.save(local, params, layout, num_heads=num_heads, mean=mean, std=std)
 
 
 def main(_) -> None:

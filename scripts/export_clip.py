@@ -8,13 +8,11 @@ Besides weights, config and tokenizer it copies the training log and writes a ch
 
 import hashlib
 import itertools
-import shutil
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from dtm_jax import checkpoints, plugins, prompts
+from dtm_jax import checkpoints, paths, plugins, prompts
 from dtm_jax.models import clip_weights
 from dtm_jax.models.clip_tokenizer import word_tokenizer
 from dtm_jax.normalizations import mean_and_std
@@ -26,19 +24,20 @@ _TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)
 
 
 def main(_) -> None:
-  config, workdir, folder = _CONFIG.value, Path(_WORKDIR.value), Path(_TO.value)
+  config, workdir = _CONFIG.value, paths.resolve(_WORKDIR.value)
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   captions_GP = prompts.captions(dataset.class_names, config.text.prompts)
   tokenizer = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
   params = checkpoints.load_params(str(workdir / "checkpoints"))
   mean, std = mean_and_std(config.augment.normalization)
-  clip_weights.save(
-    folder, contrastive.clip_config(config, tokenizer), params, dtype="float16", mean=mean, std=std
-  )
-  tokenizer.save(folder)
-  shutil.copy(workdir / "metrics.jsonl", folder / "metrics.jsonl")
-  digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-  (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
+  with paths.local_folder_for(_TO.value) as folder:
+    clip_weights.save(
+      folder, contrastive.clip_config(config, tokenizer), params, dtype="float16", mean=mean, std=std
+    )
+    tokenizer.save(folder)
+    (folder / "metrics.jsonl").write_text((workdir / "metrics.jsonl").read_text())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
 
 
 if __name__ == "__main__":

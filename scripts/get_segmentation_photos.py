@@ -17,6 +17,8 @@ import sys
 import tarfile
 import tempfile
 
+from dtm_jax import paths
+
 PACKAGE = "labelme==6.3.1"
 SHA256 = "2947e0d8341a92faa7b3ee50cf4b672f838051c6bf24892526e95b64fd3a707e"
 FOLDER = "labelme-6.3.1/examples/semantic_segmentation/data_dataset_voc"
@@ -66,8 +68,8 @@ def export(archive: bytes, out: pathlib.Path) -> int:
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, required=True)
-  out = parser.parse_args().out.expanduser()
+  parser.add_argument("--out", required=True)
+  out = paths.require_local(parser.parse_args().out, "--out", "a folder of images is read as local files")
   print(f"{out}: {export(fetch(), out)} photos")
 
 

@@ -31,6 +31,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
+from dtm_jax import paths
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -45,7 +47,7 @@ class Variant:
 
 def main(argv: list[str]) -> None:
   options = parser().parse_args(argv)
-  out, runs = Path(options.out), Path("runs/study") / Path(options.config).stem
+  runs = Path("runs/study") / Path(options.config).stem
   variants = [Variant.parse(text) for text in options.variant]
   lines = {variant.name: {} for variant in variants}
   with ThreadPoolExecutor(options.jobs) as pool:  # of threads that wait for processes
@@ -55,12 +57,12 @@ def main(argv: list[str]) -> None:
     ]
     for name, seed, result in pending:
       lines[name][seed] = result.result()
-  out.mkdir(parents=True, exist_ok=True)
-  (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
   command = shlex.join(["python", "scripts/study.py", *argv])
   text = "\n".join([*table(lines, options.metrics), "", "Made by", "", f"    {command}", ""])
-  (out / "table.md").write_text(text)
-  draw(lines, options.curves, out / "curves.png")
+  with paths.local_folder_for(options.out) as out:
+    (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
+    (out / "table.md").write_text(text)
+    draw(lines, options.curves, out / "curves.png")
   print(text)
 
 

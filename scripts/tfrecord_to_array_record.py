@@ -15,6 +15,8 @@ import shutil
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from dtm_jax import paths
+
 OLD, NEW = "tfrecord", "array_record"
 
 
@@ -58,10 +60,15 @@ def _convert_shard(source: pathlib.Path, target: pathlib.Path):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("source", type=pathlib.Path, help="the folder that holds dataset_info.json")
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="a TFDS data_dir")
+  parser.add_argument("source", help="the folder that holds dataset_info.json")
+  parser.add_argument("--out", required=True, help="a TFDS data_dir")
   args = parser.parse_args()
-  print(convert(args.source.expanduser(), args.out.expanduser()))
+  reason = "files of array_record are read and written as local files"
+  print(
+    convert(
+      paths.require_local(args.source, "source", reason), paths.require_local(args.out, "--out", reason)
+    )
+  )
 
 
 if __name__ == "__main__":

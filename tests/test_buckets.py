@@ -6,7 +6,7 @@ from pathlib import Path
 import emulators
 import pytest
 
-from dtm_jax import paths
+from dtm_jax import paths, plugins, prompts
 from dtm_jax.errors import NotThereError, OptionError
 
 SCHEMES = ("gs", "s3")
@@ -118,3 +118,32 @@ def test_a_local_copy_follows_the_bucket(bucket):
 def test_the_cache_is_local():
   with pytest.raises(OptionError, match="data_dir=gs://bucket/x: this folder has to be local"):
     paths.cache_folder("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("folder", {}),
+    ("segmentation_folder", {"num_classes": 2}),
+    ("cifar10", {}),
+  ],
+)
+def test_a_data_set_that_needs_local_files_is_refused(bucket, name, options):
+  with pytest.raises(OptionError, match=rf"data_dir={bucket}: this (path|folder) has to be local, because"):
+    plugins.build("datasets", {"name": name, "data_dir": bucket, **options}, split="train")
+
+
+def test_a_folder_of_classes_in_a_bucket_is_refused_as_imagenet(bucket):
+  (paths.resolve(bucket) / "train" / "cat" / "1.jpg").write_bytes(b"")
+  with pytest.raises(OptionError, match="has to be local, because"):
+    plugins.build("datasets", {"name": "imagenet", "data_dir": bucket}, split="train")
+
+
+def test_prompts_and_class_names_are_read_from_a_bucket(bucket):
+  root = paths.resolve(bucket)
+  (root / "templates.txt").write_text("a photo of a {c}\n# a comment\nthe {c}\n")
+  (root / "names.txt").write_text("Kätzchen\nHund\n")
+  captions = prompts.captions(("cat", "dog"), f"{bucket}/templates.txt", names_file=f"{bucket}/names.txt")
+  assert captions == [["a photo of a Kätzchen", "the Kätzchen"], ["a photo of a Hund", "the Hund"]]
+  with pytest.raises(NotThereError, match=r"class_names='.*missing\.txt': there is no such file"):
+    prompts.captions(("cat", "dog"), "plain", names_file=f"{bucket}/missing.txt")

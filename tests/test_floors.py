@@ -18,7 +18,9 @@ FLOORS = {
   "segmentation": 1.7,
   "label_maps": 1.5,  # an image and its map are read together
   "matching_kernel": 1.5,  # of morphing's rounds, for TPUs
-  **dict.fromkeys(("morphing", "masking", "image_decoding", "clustering", "consistency"), 1),
+  **dict.fromkeys(
+    ("morphing", "masking", "image_decoding", "clustering", "consistency", "s3_checkpoints"), 1
+  ),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
   # The letters, paths and errors, which the ground floor itself uses.
   **dict.fromkeys(("arrays", "paths"), -1),

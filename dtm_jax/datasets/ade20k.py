@@ -1,10 +1,10 @@
 """ADE20K for scene parsing (MIT, 2016 challenge): 20,210 + 2,000 photos, all pixels in 150 classes."""
 
 import dataclasses
-import pathlib
 
 import tensorflow_datasets
 
+from dtm_jax import paths
 from dtm_jax.data import Dataset
 from dtm_jax.datasets import segmentation_folder, tfds
 from dtm_jax.label_maps import MapCoding
@@ -27,7 +27,7 @@ def build(split: str = "train", *, data_dir: str | None = None, variant: str = "
     ValueError: neither is there (the message says where it looked and how to get the data).
   """
   base, bracket, part = split.partition("[")
-  if data_dir is not None and (pathlib.Path(data_dir).expanduser() / "images").is_dir():
+  if data_dir is not None and (paths.resolve(data_dir) / "images").is_dir():
     return segmentation_folder.build(
       FOLDER_SPLITS.get(base, base) + bracket + part,
       data_dir=data_dir, num_classes=NUM_CLASSES, zero_is_ignored=True,

@@ -94,7 +94,7 @@ class _Tree:
   def at(cls, data_dir: str | None) -> "_Tree":
     if data_dir is None:
       raise OptionError("Data set 'folder' needs data_dir, the folder of the images.")
-    folder = paths.resolve(data_dir)
+    folder = paths.require_local(data_dir, "data_dir", "images are read as local files, each by itself")
     if not folder.is_dir():
       what = "data_dir is a file, not a folder" if folder.exists() else "No such folder of images"
       raise NotThereError(f"{what}: {folder}")

@@ -1,10 +1,10 @@
 """ImageNet-1k (ILSVRC 2012): 1,281,167 training and 50,000 validation photos in 1,000 classes."""
 
 import dataclasses
-import pathlib
 
 import tensorflow_datasets
 
+from dtm_jax import paths
 from dtm_jax.data import Dataset
 from dtm_jax.datasets import folder, tfds
 from dtm_jax.normalizations import NORMALIZATIONS
@@ -24,7 +24,7 @@ def build(split: str = "train", *, data_dir: str | None = None) -> Dataset:
     ValueError: neither is there (the message says where it looked and how to get the data), or the number
       of classes is not 1,000.
   """
-  if data_dir is not None and (pathlib.Path(data_dir).expanduser() / "train").is_dir():
+  if data_dir is not None and (paths.resolve(data_dir) / "train").is_dir():
     dataset = folder.build(split, data_dir=data_dir)
   else:
     dataset = _prepared(split, data_dir)

@@ -58,7 +58,7 @@ def build(
     OptionError: no images; images without maps or the other way round; two of one name; no class names, or
       another number of them than `num_classes`.
   """
-  folder = paths.resolve(data_dir)
+  folder = paths.require_local(data_dir, "data_dir", "pictures are read as local files, each by itself")
   skipped = _image_files.Skipped()
   root = _root(folder / images, split)
   image_of = _by_stem(root, skipped)
@@ -80,7 +80,9 @@ def build(
 
 def splits(*, data_dir: str, images: str = "images", **options) -> tuple[str, ...]:
   """The folders of images."""
-  tree = paths.resolve(data_dir) / images
+  tree = (
+    paths.require_local(data_dir, "data_dir", "pictures are read as local files, each by itself") / images
+  )
   return _splits_in(tree) if tree.is_dir() else ()
 
 

@@ -7,12 +7,15 @@ it. Either way the images stay encoded until data.py decodes them.
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from dtm_jax import object_stores, paths
 from dtm_jax.data import Dataset, Example
+from dtm_jax.errors import OptionError
 from dtm_jax.label_maps import MapCoding
 
 
@@ -46,6 +49,7 @@ def build(
     features = ", ".join(builder.info.features)
     raise ValueError(f"{builder.info.full_name} has no feature {label_map!r}. Available: {features}.")
   features = _Features(image, label, label_map)
+  _check_readable(builder)
   if "array_record" in builder.info.file_format.value:
     source = _Indexed(builder, split, features)
   else:
@@ -66,6 +70,8 @@ def splits(*, variant: str, data_dir: str | None = None, **options: Any) -> tupl
 
 
 def _prepared(variant: str, data_dir: str | None) -> Any:
+  if data_dir is not None:
+    data_dir = os.fspath(paths.resolve(data_dir))
   builder = tfds.builder(variant, data_dir=data_dir)
   if not builder.is_prepared():
     raise ValueError(
@@ -73,6 +79,25 @@ def _prepared(variant: str, data_dir: str | None) -> Any:
       f"Prepare it there with tfds.builder({variant!r}, file_format='array_record').download_and_prepare()."
     )
   return builder
+
+
+def _check_readable(builder: Any) -> None:
+  """Raise OptionError for files in a bucket that their reader cannot open."""
+  place, kind = os.fspath(builder.data_path), builder.info.file_format.value
+  if not paths.is_remote(place):
+    return
+  if "array_record" in kind:
+    reason = "the reader of array_record opens local files alone"
+  elif not place.startswith("gs://"):
+    reason = "tf.data, which reads tfrecord files, does not know s3://"
+  elif object_stores.endpoint("gs") is not None:
+    reason = "tf.data, which reads tfrecord files, reaches no other endpoint than Google's"
+  else:
+    return
+  raise OptionError(
+    f"data_dir={place}: data set {builder.info.full_name} has to lie on a disk of this machine, because "
+    f"{reason}. Copy it there, or mount the bucket as a folder."
+  )
 
 
 def _one_size(shape: tuple[int | None, ...]) -> int | None:
