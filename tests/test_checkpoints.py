@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from dtm_jax import checkpoints
 from dtm_jax import mesh as meshes
 from dtm_jax.checkpoints import Checkpoints
+from dtm_jax.errors import UserError
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 RULES = [(".*", "fsdp")]
@@ -219,12 +220,13 @@ def test_damaged_step_falls_back(tmp_path, mesh, damage, caplog):
   assert_same(restore(tmp_path, mesh)[0], make_state(5))
 
 
-def test_all_steps_corrupt(tmp_path, mesh, caplog):
+def test_a_run_that_had_checkpoints_never_starts_over_by_itself(tmp_path, mesh):
   for step in (1, 2):
     (tmp_path / str(step)).mkdir(parents=True)
-  assert restore(tmp_path, mesh) is None
-  assert corrupt_names(tmp_path) == ["1", "2"]
-  assert "None of the checkpoints [2, 1]" in caplog.text
+  for _ in range(2):  # the second time only corrupt/ has any
+    with pytest.raises(UserError, match=rf"None of .* another --workdir or remove the folder {tmp_path}\."):
+      restore(tmp_path, mesh)
+    assert corrupt_names(tmp_path) == ["1", "2"]
 
 
 def test_load_params_refuses_a_flipped_bit(tmp_path, mesh):

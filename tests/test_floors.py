@@ -16,12 +16,16 @@ FLOORS = {
   "pretrained": 2.5,  # others' parameters: models and checkpoints, and teachers are made of them
   **dict.fromkeys(("models", "data", "augment", "mixing", "checkpoints", "online_probe"), 2),
   "segmentation": 1.7,
+  "stored_checkpoints": 1.7,
+  "checkpoint_retries": 1.5,  # what checkpoints and the loading of parameters share
   "label_maps": 1.5,  # an image and its map are read together
   "matching_kernel": 1.5,  # of morphing's rounds, for TPUs
   **dict.fromkeys(
     ("morphing", "masking", "image_decoding", "clustering", "consistency", "s3_checkpoints"), 1
   ),
+  **dict.fromkeys(("array_checksums", "checkpoint_evidence"), 1),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
+  **dict.fromkeys(("processes", "storage_faults"), 0),
   # The letters, paths and errors, which the ground floor itself uses.
   **dict.fromkeys(("arrays", "paths"), -1),
   "object_stores": -2,

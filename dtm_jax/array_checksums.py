@@ -1,0 +1,84 @@
+"""Checksums of arrays, computed where the arrays are, and the table of a state's arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtm_jax.arrays import Array, PyTree, Shaped
+
+_UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+
+@jax.jit
+def checksums(arrays: list[Shaped[Array, "..."]]) -> list[Shaped[Array, ""]]:
+  """Return one uint32 for each array: Σ_i bits_i · (2i+1) modulo 2^32, i the place in row-major order.
+
+  Flipping bit b of element i changes the sum by ±2^b·(2i+1). An odd factor cannot make a multiple of 2^32
+  of 2^b, b < 32, so every single flip is seen. Most other damage is seen too, since moved elements meet other
+  weights. Integer sums modulo 2^32 do not depend on the order of addition: the number is the same on one
+  device or on many hosts, and nothing is gathered.
+  """
+  return [_checksum(array) for array in arrays]
+
+
+def _checksum(array: Shaped[Array, "..."]) -> Shaped[Array, ""]:
+  if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    array = jax.random.key_data(array)
+  if array.dtype == jnp.bool_:
+    array = array.astype(jnp.uint8)
+  # Eight bytes become two words in a new last axis.
+  bits = jax.lax.bitcast_convert_type(array, _UNSIGNED[array.dtype.itemsize]).astype(jnp.uint32)
+  place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+  for axis in reversed(range(bits.ndim)):  # by axis: a reshape would gather a sharded array
+    iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place += iota * np.uint32(stride % 2**32)
+    stride *= bits.shape[axis]
+  return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+  """Return the leaves by their "/"-joined paths."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nest(leaves: dict[str, Any]) -> PyTree:
+  """Return nested dicts from leaves by their "/"-joined paths."""
+  tree = {}
+  for name, leaf in leaves.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def describe(state: PyTree) -> dict[str, dict[str, Any]]:
+  """Return shape, dtype and checksum of every array, by name. All processes must call it together."""
+  leaves = named(state)
+  sums = jax.device_get(checksums(list(leaves.values())))
+  return {
+    name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(value)}
+    for (name, leaf), value in zip(leaves.items(), sums, strict=True)
+  }
+
+
+def differing_checksums(state: PyTree, arrays: dict[str, dict[str, Any]]) -> str | None:
+  """Return what differs between the state and its table, or None. All processes must call it together."""
+  found = describe(state)
+  bad = [f"{n} ({found[n]['checksum']}, saved {e['checksum']})" for n, e in arrays.items() if found[n] != e]
+  return f"the checksum differs for {', '.join(bad)}" if bad else None
+
+
+def differing_shapes(state: PyTree, arrays: dict[str, dict[str, Any]]) -> list[str]:
+  """Return one line for every array whose shape or dtype differs between the table and the wanted state."""
+  saved = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in arrays.items()}
+  wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named(state).items()}
+  return [
+    f"  {name}: saved {saved.get(name, 'nothing')}, the config wants {wanted.get(name, 'nothing')}"
+    for name in sorted(saved | wanted)
+    if saved.get(name) != wanted.get(name)
+  ]
