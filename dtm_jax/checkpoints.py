@@ -209,8 +209,7 @@ class Checkpoints:
     def move():
       if processes.is_first() and source.exists():
         with storage_faults.explained(target):
-          target.parent.mkdir(exist_ok=True)
-          source.rename(target)
+          paths.move_folder(source, target)
 
     self._retry(f"Moving {source} to {target}", move)
     self._retry(f"Listing {self._folder}", self._manager.reload)
