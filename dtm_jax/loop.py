@@ -56,7 +56,7 @@ def train(config, workdir: str) -> State:
   reporting.log_parameters(state["params"])
 
   writer = reporting.make_writer(workdir)
-  evaluators = Evaluators(config.evals, task, frozen, mesh, steps)
+  evaluators = Evaluators(config.evals, task, frozen, mesh, steps, dataset)
   progress = reporting.make_progress(total_steps, writer)
   profile = reporting.make_profile(workdir, config.log.profile_step)
   compilations = reporting.CompilationCounter()
@@ -176,8 +176,13 @@ def require_finite(loss: float, first: int, last: int) -> None:
     raise FloatingPointError(f"The loss became {loss} somewhere within steps [{first}, {last}].")
 
 
-def make_evaluators(options, task: Task, frozen: PyTree, mesh: Mesh) -> dict:
-  """The evaluators of `config.evals` by name; they share the compiled functions of the task."""
+def make_evaluators(
+  options, task: Task, frozen: PyTree, mesh: Mesh, training: data.Dataset | None = None
+) -> dict:
+  """The evaluators of `config.evals` by name; they share the compiled functions of the task.
+
+  `training` is the data set of the run, whose classes theirs are compared with.
+  """
 
   def bind(function):
     jitted = jax.jit(function, out_shardings=meshes.replicated(mesh))
@@ -187,7 +192,7 @@ def make_evaluators(options, task: Task, frozen: PyTree, mesh: Mesh) -> dict:
     schedule = ("name", "at_start", "every_steps", "every_epochs", "every_examples")
     keywords = {key: value for key, value in section.items() if key not in schedule}
     module = plugins.load("evaluators", section.get("name", name))
-    return module.Evaluator(predict, mesh, tokenize=task.tokenize, **keywords)
+    return module.Evaluator(predict, mesh, tokenize=task.tokenize, training=training, **keywords)
 
   predict = {name: bind(function) for name, function in task.predict.items()}
   return {name: make(name, section) for name, section in options.items()}
@@ -196,8 +201,8 @@ def make_evaluators(options, task: Task, frozen: PyTree, mesh: Mesh) -> dict:
 class Evaluators:
   """The evaluators of `config.evals`, each when it is due."""
 
-  def __init__(self, options, task: Task, frozen: PyTree, mesh: Mesh, steps):
-    self._evaluators = make_evaluators(options, task, frozen, mesh)
+  def __init__(self, options, task: Task, frozen: PyTree, mesh: Mesh, steps, training: data.Dataset):
+    self._evaluators = make_evaluators(options, task, frozen, mesh, training)
     self._every, self._at_start = {}, set()
     for name, section in options.items():
       self._every[name] = steps("every", section, default=0)

@@ -8,10 +8,13 @@ line in the order of the labels. In either file, lines that start with # are com
 import dataclasses
 import importlib.resources
 import os
+import unicodedata
 from collections.abc import Sequence
 
+from absl import logging
+
 from dtm_jax import paths
-from dtm_jax.errors import NotThereError
+from dtm_jax.errors import NotThereError, OptionError
 
 FILES = importlib.resources.files("dtm_jax") / "prompt_files"
 
@@ -25,7 +28,8 @@ class PromptSet:
 
 
 def _lines(path: os.PathLike) -> tuple[str, ...]:
-  lines = (line.strip() for line in paths.resolve(path).read_text().splitlines())
+  text = unicodedata.normalize("NFC", paths.resolve(path).read_bytes().decode("utf-8"))
+  lines = (line.strip() for line in text.splitlines())
   return tuple(line for line in lines if line and not line.startswith("#"))
 
 
@@ -85,7 +89,29 @@ def captions(
       f"{names_file} has {len(names)} class names, and {dataset} has {len(class_names)} classes. Other names "
       "are given by class_names=FILE, one a line in the order of the labels."
     )
+  if names_file is not None:
+    _compare(class_names, names, names_file)
   return [[template.format(c=name.replace("_", " ")) for template in templates] for name in names]
+
+
+def _compare(class_names: Sequence[str], names: Sequence[str], names_file: os.PathLike) -> None:
+  """Tells which name a class gets. Folders named by numbers say nothing of whether that is right.
+
+  Raises:
+    OptionError: the file has the very names of the data set in another order.
+  """
+  plain = lambda name: name.replace("_", " ").casefold()
+  ours, theirs = (tuple(map(plain, each)) for each in (class_names, names))
+  if sorted(ours) == sorted(theirs) and ours != theirs:
+    label = next(label for label, name in enumerate(ours) if name != theirs[label])
+    raise OptionError(
+      f"{names_file} has the names of the classes in another order: {names[label]!r} is number {label} in it, "
+      f"and class {label} of the data set is {class_names[label]!r}."
+    )
+  pairs = [f"{own} is {name}" for own, name in zip(class_names, names, strict=True)]
+  shown = ", ".join(pairs if len(pairs) <= 10 else [*pairs[:5], "...", pairs[-1]])
+  level = logging.WARNING if all(name.isdecimal() for name in class_names) else logging.INFO
+  logging.log(level, "Names of the classes by %s, in the order of the labels: %s.", names_file, shown)
 
 
 def _templates(prompts: str) -> tuple[Sequence[str], os.PathLike | None]:

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
+from PIL import Image
 
 from configs import zeroshot_cifar10
 from dtm_jax import loop, plugins, prompts
 from dtm_jax import mesh as meshes
 from dtm_jax.datasets import cifar10
-from dtm_jax.evaluators import choose, knn, zeroshot
+from dtm_jax.errors import OptionError
+from dtm_jax.evaluators import best_head, choose, classification, knn, zeroshot
 from dtm_jax.models import clip, clip_tokenizer, clip_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, frozen_clip
@@ -216,6 +218,81 @@ def test_limits_count_examples_and_a_short_bank_is_named(colours):
     dict(make(k=20, max_bank=19).run({}))
   with pytest.raises(ValueError, match="at least one neighbour"):
     make(k=())
+
+
+def write_colours(root, splits=("train", "val"), classes=("a", "b", "c", "d"), count=12):
+  """Folders of pictures in one colour a class; c and d have the same."""
+  for split in splits:
+    for label, name in enumerate(classes):
+      for i in range(count):
+        path = root / split / name / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), [(200, 0, i), (0, 200, i), (0, i, 200), (0, i, 200)][label]).save(path)
+  return {"name": "folder", "data_dir": str(root)}
+
+
+def make_knn(dataset, **options):
+  options = dict(k=1, image_size=8, batch_size=8) | options
+  return knn.Evaluator({"student": mean_colour}, meshes.make_mesh(8, 1), dataset=dataset, **options)
+
+
+def test_a_quick_look_at_a_folder_sees_all_classes(tmp_path):
+  """The first 24 of 48 would be the classes that are easy to tell apart: an accuracy of 1."""
+  dataset = write_colours(tmp_path)
+  whole = dict(make_knn(dataset).run({}))
+  assert whole == {"student_accuracy": 0.75}
+  assert dict(make_knn(dataset, max_bank=24, max_queries=24).run({})) == whole
+
+
+class TestClassesOfTwoSplits:
+  def test_classes_that_the_bank_lacks_are_named(self, tmp_path):
+    dataset = write_colours(tmp_path)
+    write_colours(tmp_path, splits=("val",), classes=("eel", "fox"), count=1)
+    with pytest.raises(
+      OptionError, match=rf"'{tmp_path}/val' has 2 classes \(eel, fox\) that '{tmp_path}/train'"
+    ):
+      make_knn(dataset)
+
+  def test_images_that_are_no_class(self, tmp_path):
+    write_colours(tmp_path, splits=("train",))
+    dataset = write_colours(tmp_path, splits=("val",), classes=("images",), count=8)
+    with pytest.raises(OptionError, match=r"has 1 class \(images\) that .*4 classes \(a, b, c, d\)"):
+      make_knn(dataset)
+    rows = "".join(f"{i:02d}.png a 0 0 8 8\n" for i in range(8))
+    (tmp_path / "val" / "val_annotations.txt").write_text(rows)
+    assert dict(make_knn(dataset).run({})) == {"student_accuracy": 1.0}
+
+  def test_classes_that_the_evaluated_split_lacks_are_one_line(self, tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_colours(tmp_path, splits=("train",))
+    dataset = write_colours(tmp_path, splits=("val",), classes=("a", "b"))
+    assert dict(make_knn(dataset).run({})) == {"student_accuracy": 1.0}
+    assert f"'{tmp_path}/val' has no example of 2 classes (c, d) of '{tmp_path}/train'" in caplog.text
+
+  @pytest.mark.parametrize("name", ["classification", "best_head"])
+  def test_a_classifier_is_compared_with_what_it_was_trained_on(self, tmp_path, name):
+    """Two data sets: of the same names in another place, of fewer, and of the labels for names."""
+    module, more = {"classification": (classification, {}), "best_head": (best_head, {"held_out": "val"})}[
+      name
+    ]
+    predict = {key: mean_colour for key in ("logits", "rates")}
+    make = lambda dataset: module.Evaluator(
+      predict, meshes.make_mesh(8, 1), dataset=dataset, image_size=8, batch_size=8, training=training, **more
+    )
+    training = plugins.build("datasets", write_colours(tmp_path / "train"), split="train")
+    make(write_colours(tmp_path / "same", splits=("val",)))
+    make(write_colours(tmp_path / "numbers", splits=("val",), classes=("0", "1", "2", "3")))
+    with pytest.raises(
+      OptionError, match=r"in two ways: 'b' is 0 of 3 in the first and 1 of 4 in the second"
+    ):
+      make(write_colours(tmp_path / "fewer", splits=("val",), classes=("b", "c", "d")))
+    with pytest.raises(OptionError, match=r"2 classes \(cat, dog\) that .*/train/train' does not have"):
+      make(write_colours(tmp_path / "others", splits=("val",), classes=("cat", "dog")))
+
+  def test_a_part_may_lack_classes(self, tmp_path, caplog):
+    dataset = write_colours(tmp_path)
+    assert dict(make_knn(dataset, bank="train[:2]").run({}))["student_accuracy"] <= 0.5
+    assert "/train[:2]' has no example of " in caplog.text
 
 
 def test_captions_are_embedded_in_batches_of_one_shape(colours):

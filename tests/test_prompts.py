@@ -73,3 +73,19 @@ def test_missing_files_unknown_sets_and_wrong_counts_are_named(tmp_path):
     prompts.captions(("cat", "dog"), "imagenet")
   with pytest.raises(ValueError, match="data set 'folder' has none"):
     prompts.captions(None, "plain", dataset="data set 'folder'")
+
+
+def test_names_for_numbered_folders_are_told(tmp_path, caplog):
+  (tmp_path / "names.txt").write_text("airplane\ncar\ncafe\u0301\n", encoding="utf-8")
+  said = prompts.captions(("5", "6", "14"), "plain", names_file=str(tmp_path / "names.txt"))
+  assert said[2] == ["a photo of a caf\u00e9."]
+  (record,) = [record for record in caplog.records if "names.txt" in record.getMessage()]
+  assert record.levelname == "WARNING"
+  assert "5 is airplane, 6 is car, 14 is caf\u00e9." in record.getMessage()
+
+
+def test_the_names_of_the_data_set_in_another_order_are_refused(tmp_path):
+  names = tmp_path / "names.txt"
+  names.write_text("Sea cow\ncat\nred panda\n")
+  with pytest.raises(ValueError, match=r"another order: 'Sea cow' is number 0 in it, and class 0 .* 'cat'"):
+    prompts.captions(("cat", "red_panda", "sea_cow"), "plain", names_file=str(names))

@@ -102,17 +102,23 @@ def evenly(dataset: Dataset, count: int) -> Dataset:
   return _selected(dataset, np.arange(count) * dataset.num_examples // count)
 
 
-def _is_spread(labels: np.ndarray, count: int) -> bool:
-  """Whether the first `count` examples have each class half as often as an even spread would, or more.
+def is_part(dataset: Dataset) -> bool:
+  """Whether it is a part of a split, of `sliceable`, `spread` or `evenly`."""
+  return isinstance(dataset.source, _Part)
 
-  They must also have half as many classes as so many random ones would have: where there are more classes
-  than examples, the first rule alone asks for nothing.
+
+def _is_spread(labels: np.ndarray, count: int) -> bool:
+  """Whether the first `count` examples show the classes as random ones would.
+
+  Each class must be there as often as expected, less three standard deviations, and three quarters of the
+  classes that so many random examples would have: where classes are rare, the first rule asks for nothing.
   """
   first, labels = labels[:count], labels[labels >= 0]
   share = np.bincount(labels) / max(len(labels), 1)
   number = np.bincount(first[first >= 0], minlength=len(share))
-  expected = np.sum(1 - (1 - share) ** count)
-  return bool(np.all(number >= np.floor(share * count / 2)) and np.sum(number > 0) >= expected / 2)
+  least = share * count - 3 * np.sqrt(share * count)
+  classes = np.sum(1 - (1 - share) ** count)
+  return bool(np.all(number >= least) and np.sum(number > 0) >= 0.75 * classes)
 
 
 def _selected(dataset: Dataset, order: np.ndarray) -> Dataset:

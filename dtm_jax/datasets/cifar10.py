@@ -74,7 +74,7 @@ def build(split: str = "train", data_dir: str | None = None) -> Dataset:
   images = np.load(folder / "arrays" / f"{split}_images.npy", mmap_mode="r")
   labels = np.load(folder / "arrays" / f"{split}_labels.npy")
   source = _Arrays(images, labels, split)
-  return Dataset("cifar10", len(labels), CLASS_NAMES, source, IMAGE_SIZE, MEAN_AND_STD)
+  return Dataset("cifar10", len(labels), CLASS_NAMES, source, IMAGE_SIZE, MEAN_AND_STD, labels=labels)
 
 
 def splits(data_dir: str | None = None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ class Evaluator:
     predict: needs "logits" [B, R, G] of R heads, and their learning "rates" [R].
     dataset: options of the data set, `name` among them; it must know its classes.
     held_out: the split that chooses; the part of the training split that training does not see.
-    split: the split to report on; None: "val", "validation" or "test", whichever there is first.
+    split: the split to report on; None: val or test, by any of their names, whichever there is first.
     crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped.
   """
 
@@ -33,11 +33,14 @@ class Evaluator:
     crop_pct: float = 0.875,
     batch_size: int = 512,
     tokenize=None,
+    training: data.Dataset | None = None,
   ):
     self._logits = evaluators.choose(predict, "logits")
     self._rates = evaluators.choose(predict, "rates")
     self._mesh = mesh
     self._held_out, self._test = (evaluators.dataset(dataset, name) for name in (held_out, split))
+    for each in (self._held_out, self._test):
+      evaluators.require_same_classes(each, training)
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:

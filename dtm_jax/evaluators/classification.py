@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import evaluators
+from dtm_jax import data, evaluators
 from dtm_jax.arrays import Float, Int, PyTree
 
 
@@ -15,7 +15,7 @@ class Evaluator:
   Args:
     predict: the task's functions; `outputs` names those that give logits [B, G].
     dataset: options of the data set, `name` among them; it must know its classes.
-    split: None: "val", "validation" or "test", whichever there is first.
+    split: None: val or test, by any of their names, whichever there is first.
     crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped. By default
       0.875, and 1 from 384 pixels on.
   """
@@ -32,10 +32,12 @@ class Evaluator:
     crop_pct: float | None = None,
     batch_size: int = 512,
     tokenize=None,
+    training: data.Dataset | None = None,
   ):
     self._predict = {name: evaluators.choose(predict, name) for name in outputs}
     self._mesh = mesh
     self._dataset = evaluators.dataset(dataset, split)
+    evaluators.require_same_classes(self._dataset, training)
     crop_pct = crop_pct or (0.875 if image_size < 384 else 1.0)
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
 

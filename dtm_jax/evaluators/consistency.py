@@ -5,7 +5,6 @@ groups, for the tokens as they are and for every morpher of a list (arXiv 2401.0
 """
 
 import collections
-import dataclasses
 import functools
 import itertools
 import math
@@ -17,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import consistency, data, evaluators, morphing, plugins
+from dtm_jax import consistency, data, datasets, evaluators, morphing, plugins
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, UInt8
 from dtm_jax.augment import to_float
+from dtm_jax.datasets import evenly
 from dtm_jax.evaluators import zeroshot
 
 AS_THEY_ARE = "tokens"
@@ -51,8 +51,9 @@ class Evaluator:
     morphers: options of each, `name` among them, by the name to report it under.
     prompts: the set of templates for zero-shot; None leaves zero-shot out.
     fit, split: the split on whose first `max_fit` images the linear probe of tokens is fitted, and the one
-      that everything is measured on, its first `max_images` or all.
-    fit_evenly: evenly spaced images instead of the first, for splits that are sorted by class.
+      that everything is measured on, its first `max_images` or all. Where the first are not spread over the
+      classes, evenly spaced ones are taken (`datasets.spread`).
+    fit_evenly: evenly spaced images in any case.
 
   Raises:
     ValueError: the tokens are no square grid, `prompts` without a text tower, or `fit_evenly` of a data set
@@ -78,12 +79,13 @@ class Evaluator:
     resize: int | None = None,
     batch_size: int = 250,
     seed: int = 0,
+    training: data.Dataset | None = None,
   ):
     self.names = (AS_THEY_ARE, *morphers)
-    self.test = plugins.build("datasets", dataset, split=split)
-    self._fit = plugins.build("datasets", dataset, split=fit)
-    if fit_evenly and max_fit is not None:
-      self._fit = evenly(self._fit, max_fit)
+    test, fit = (plugins.build("datasets", dataset, split=each) for each in (split, fit))
+    evaluators.require_same_classes(test, fit)
+    self.test = datasets.spread(test, max_images)
+    self._fit = evenly(fit, max_fit) if fit_evenly and max_fit is not None else datasets.spread(fit, max_fit)
     self._limits = {id(self._fit): max_fit, id(self.test): max_images}
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
     self._mesh, self._predict = mesh, predict
@@ -219,26 +221,6 @@ def _see(
   """The tokens, their groups and their zero-shot classes, in every way of morphing."""
   found = _measure(assigns, mesh, seed, token_BNC, image, index, weights)  # whose morphing is compiled once
   return *_morph(assigns, mesh, seed, token_BNC, image, index), found["zeroshot"]
-
-
-def evenly(dataset: data.Dataset, count: int) -> data.Dataset:
-  """`count` of the set's images at even distances, or all if it has no more."""
-  if not isinstance(dataset.source, data.Source):
-    raise ValueError(f"fit_evenly needs a data set with random access, and {dataset.name!r} has none.")
-  count = min(count, dataset.num_examples)
-  return dataclasses.replace(dataset, num_examples=count, source=_Evenly(dataset.source, count))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Evenly:
-  source: data.Source
-  count: int
-
-  def __len__(self) -> int:
-    return self.count
-
-  def __getitem__(self, index: int) -> data.Example:
-    return self.source[index * len(self.source) // self.count]
 
 
 def _grid(num_tokens: int) -> tuple[int, int]:

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators
+from dtm_jax import data, datasets, evaluators
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, PyTree
 
@@ -37,10 +38,11 @@ class Evaluator:
   Args:
     predict: the task's functions; `features` names those to compare, one accuracy each.
     dataset: options of the data set, `name` among them; `bank` and `queries` are its splits. It must know its
-      classes. `queries` of None: "val", "validation" or "test", whichever there is first.
+      classes. `queries` of None: val or test, by any of their names, whichever there is first.
     k, temperature: neighbours that vote, and how sharply their votes fall with the distance. Several k, as
       a tuple, cost hardly more than the largest.
-    max_bank, max_queries: only so many first examples of the split, for quick looks.
+    max_bank, max_queries: only so many examples of the split, for quick looks: the first, or where these are
+      not spread over the classes, evenly spaced ones (`datasets.spread`).
   """
 
   def __init__(
@@ -60,10 +62,13 @@ class Evaluator:
     max_bank: int | None = None,
     max_queries: int | None = None,
     tokenize=None,
+    training: data.Dataset | None = None,
   ):
     self._predict = {name: evaluators.choose(predict, name) for name in features}
     self._mesh = mesh
-    self._bank, self._queries = (evaluators.dataset(dataset, split) for split in (bank, queries))
+    bank, queries = (evaluators.dataset(dataset, split) for split in (bank, queries))
+    evaluators.require_same_classes(queries, bank)
+    self._bank, self._queries = datasets.spread(bank, max_bank), datasets.spread(queries, max_queries)
     self._limits = {"bank": max_bank, "queries": max_queries}
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
     self._ks = _ascending(k)
@@ -108,11 +113,24 @@ class Evaluator:
     """On the devices; an example is valid if it is among the first `limit`."""
     in_sequence = isinstance(dataset.source, data.Stream)  # each process then reads a part of its own
     rows = self._options["batch_size"] // (jax.process_count() if in_sequence else 1)
-    enough = None if limit is None else math.ceil(limit / rows)
+    enough, seen = None if limit is None else math.ceil(limit / rows), set()
     for batch in itertools.islice(data.eval_batches(dataset, **self._options), enough):
       if limit is not None:
         batch["valid"] &= batch["index"] < limit
+      seen.update(batch["label"][batch["valid"]].tolist())
       yield meshes.to_device(data.require_labels(batch, dataset), self._mesh)
+    if in_sequence and limit is not None and limit < dataset.num_examples:
+      _warn_of_few_classes(len(seen), limit, dataset)
+
+
+def _warn_of_few_classes(seen: int, limit: int, dataset: data.Dataset) -> None:
+  """A set that is read in sequence may be sorted; nothing but its first examples can be had of it."""
+  num_classes = len(dataset.class_names)
+  if seen < 0.75 * num_classes * (1 - (1 - 1 / num_classes) ** (limit / jax.process_count())):
+    logging.warning(
+      "Of the %d classes of %r its first %d examples show this process %d: it seems to be sorted. Use all, "
+      "or convert it with scripts/tfrecord_to_array_record.py.", num_classes, dataset.name, limit, seen,
+    )  # fmt: skip
 
 
 class Bank(NamedTuple):

@@ -20,7 +20,7 @@ class Evaluator:
     predict: the task's functions; `features` names those to probe, one accuracy each.
     dataset: options of the data set, `name` among them; it must know its classes.
     fit, held_out, split: the splits that fit, choose and are reported on; parts such as "train[:90%]". A
-      `split` of None: "val", "validation" or "test", whichever there is first.
+      `split` of None: val or test, by any of their names, whichever there is first.
     ridges: the strengths to choose from, relative to the mean square of a feature (`LeastSquares`).
   """
 
@@ -39,12 +39,15 @@ class Evaluator:
     resize: int | None = None,
     batch_size: int = 512,
     tokenize=None,
+    training: data.Dataset | None = None,
   ):
     self._predict = {name: evaluators.choose(predict, name) for name in features}
     self._mesh, self._ridges = mesh, ridges
     self._fit, self._held_out, self._test = (
       evaluators.dataset(dataset, name) for name in (fit, held_out, split)
     )
+    for each in (self._held_out, self._test):
+      evaluators.require_same_classes(each, self._fit)
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:

@@ -46,10 +46,12 @@ class Evaluator:
     windows: int = 1,
     num_threads: int = 16,
     tokenize=None,
+    training: data.Dataset | None = None,
   ):
     self._predict = evaluators.choose(predict, output)
     self._mesh = mesh
     self._dataset = plugins.build("datasets", dataset, split=split)
+    evaluators.require_same_classes(self._dataset, training)
     self._num_classes = data.require_maps(self._dataset).num_classes
     crop = crop or image_size
     self._sliding = segmentation.Sliding(image_size, crop, stride or 2 * crop // 3, longer)

@@ -22,7 +22,7 @@ class Evaluator:
     dataset: options of the data set, `name` among them; it must know its classes.
     prompts: the name of a set of templates, or a file of them (see `prompts`).
     class_names: a file of names; None: those that the set of templates brings, or else the data set's.
-    split: None: "val", "validation" or "test", whichever there is first.
+    split: None: val or test, by any of their names, whichever there is first.
     text_batch_size: captions that are embedded at once, by all devices together.
   """
 
@@ -40,6 +40,7 @@ class Evaluator:
     resize: int | None = None,
     batch_size: int = 512,
     text_batch_size: int = 512,
+    training: data.Dataset | None = None,
   ):
     self._image = evaluators.choose(predict, "image")
     self._mesh = mesh
