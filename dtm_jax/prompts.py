@@ -105,8 +105,8 @@ def _compare(class_names: Sequence[str], names: Sequence[str], names_file: os.Pa
   if sorted(ours) == sorted(theirs) and ours != theirs:
     label = next(label for label, name in enumerate(ours) if name != theirs[label])
     raise OptionError(
-      f"{names_file} has the names of the classes in another order: {names[label]!r} is number {label} in it, "
-      f"and class {label} of the data set is {class_names[label]!r}."
+      f"{names_file} names the classes in another order: number {label} in it is {names[label]!r}, and "
+      f"class {label} of the data set is {class_names[label]!r}."
     )
   pairs = [f"{own} is {name}" for own, name in zip(class_names, names, strict=True)]
   shown = ", ".join(pairs if len(pairs) <= 10 else [*pairs[:5], "...", pairs[-1]])

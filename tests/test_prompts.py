@@ -87,5 +87,5 @@ def test_names_for_numbered_folders_are_told(tmp_path, caplog):
 def test_the_names_of_the_data_set_in_another_order_are_refused(tmp_path):
   names = tmp_path / "names.txt"
   names.write_text("Sea cow\ncat\nred panda\n")
-  with pytest.raises(ValueError, match=r"another order: 'Sea cow' is number 0 in it, and class 0 .* 'cat'"):
+  with pytest.raises(ValueError, match=r"another order: number 0 in it is 'Sea cow', and class 0 .* 'cat'"):
     prompts.captions(("cat", "red_panda", "sea_cow"), "plain", names_file=str(names))
