@@ -9,23 +9,29 @@ from dtm_jax.models import vit, vit_weights
 
 
 def load(
-  source: str, *, step: int | None = None, revision: str | None = None, num_heads: int | None = None
+  source: str,
+  *,
+  step: int | None = None,
+  revision: str | None = None,
+  num_heads: int | None = None,
+  weights: str | None = None,
 ) -> PyTree:
-  """The parameters, NumPy float32, of a student or classifier.
+  """Return the parameters, NumPy float32, of a student or classifier.
 
   Args:
     source: the workdir of a run, or what `vit_weights.load` reads.
     step: of the run; by default its last.
     revision: of a repository of the hub.
     num_heads: only of foreign weights without tables of relative positions.
+    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
 
   Raises:
-    FileNotFoundError: there is neither run nor weights.
-    ValueError: names or shapes do not match; lists all of them.
+    NotThereError: there is neither run nor weights.
+    UnreadableFileError: names or shapes do not match; lists all of them.
   """
   if run_config(source) is not None:
     return checkpoints.load_params(os.fspath(paths.resolve(source) / "checkpoints"), step=step)
-  return vit_weights.load(source, revision=revision, num_heads=num_heads)
+  return vit_weights.load(source, revision=revision, num_heads=num_heads, weights=weights)
 
 
 def run_config(source: str) -> dict | None:

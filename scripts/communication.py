@@ -56,14 +56,16 @@ def teacher_of_shapes(path: str):
     return
   from dtm_jax.models import clip, clip_weights, weight_files
 
-  def shapes(_):
+  found = weight_files.Found(pathlib.Path(path) / "model.safetensors")
+
+  def shapes(_found, **_options):
     config = clip.CLIPConfig(text=None)
     tower = clip.ImageTower(config.image, config.embed_dim)
     image = jnp.zeros((1, config.image.image_size, config.image.image_size, 3))
     return config, {"image": jax.eval_shape(tower.init, jax.random.key(0), image)["params"]}
 
   with (
-    unittest.mock.patch.object(weight_files, "find", lambda path, revision=None: pathlib.Path(path)),
+    unittest.mock.patch.object(weight_files, "find", return_value=found),
     unittest.mock.patch.object(clip_weights, "load", shapes),
   ):
     yield

@@ -11,23 +11,34 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from dtm_jax.models import clip_weights, weight_files
+from dtm_jax.models import clip_config, clip_weights, weight_files
+from dtm_jax.models.layers import ACTIVATIONS
 from dtm_jax.teachers.clip import mean_and_std_of
 
+OPTIONS = {"heads": "--heads IMAGE TEXT", "activation": "--activation NAME"}
 
-def convert(source: str, folder: str | Path, *, dtype: str = "float32") -> None:
+
+def convert(
+  source: str,
+  folder: str | Path,
+  *,
+  dtype: str = "float32",
+  heads: tuple[int, int] | None = None,
+  activation: str | None = None,
+) -> None:
   """Writes `folder` from `source`; see the module's docstring.
 
   Raises:
-    FileNotFoundError: there is no such source.
-    ValueError: it is damaged, or its names or shapes do not match.
+    NotThereError: there is no such source.
+    UnreadableFileError: it is damaged, or its names or shapes do not match.
+    OptionError: neither the source nor the arguments tell heads or activation.
   """
   found, folder = weight_files.find(source), Path(folder)
-  config, params = clip_weights.load(found)
+  config, params = clip_weights.load(found, heads=heads, activation=activation)
+  clip_config.check_known(config, str(found.file), text=True, options=OPTIONS)
   mean, std = mean_and_std_of("clip", found)
   clip_weights.save(folder, config, params, dtype=dtype, mean=mean, std=std)
-  tokenizer = (found.parent if found.is_file() else found) / weight_files.TOKENIZER
-  if tokenizer.exists():
+  if tokenizer := found.beside(weight_files.TOKENIZER):
     shutil.copy(tokenizer, folder / weight_files.TOKENIZER)
   digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
   (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
@@ -40,8 +51,12 @@ def main() -> None:
   parser.add_argument(
     "--dtype", default="float32", choices=["float32", "float16"], help="of the stored tensors"
   )
+  parser.add_argument(
+    "--heads", type=int, nargs=2, help="of the image and the text tower, where the source does not tell them"
+  )
+  parser.add_argument("--activation", choices=list(ACTIVATIONS), help="likewise")
   args = parser.parse_args()
-  convert(args.source, args.to, dtype=args.dtype)
+  convert(args.source, args.to, dtype=args.dtype, heads=args.heads, activation=args.activation)
 
 
 if __name__ == "__main__":

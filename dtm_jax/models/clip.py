@@ -69,7 +69,7 @@ class Block(nn.Module):
     norm = partial(nn.LayerNorm, epsilon=tower.eps, use_fast_variance=False, dtype=self.dtype)
     mlp = Mlp(
       tower.mlp_width,
-      ACTIVATIONS[tower.activation],
+      ACTIVATIONS[tower.known().activation],
       nn.initializers.normal((2 * tower.width) ** -0.5),
       nn.initializers.normal((2 * tower.depth * tower.width) ** -0.5),
       self.dtype,

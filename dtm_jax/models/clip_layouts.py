@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.models.file_checks import UnreadableFileError
 from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Layout, Rules, layers
 
 FLAX_CONVOLUTION = Layout(
@@ -164,12 +165,12 @@ def recognize(names: Iterable[str], *, source: str) -> str:
   """Which of LAYOUTS these names are.
 
   Raises:
-    ValueError: none; lists some of the names.
+    UnreadableFileError: none; lists some of the names.
   """
   names = list(names)
   for layout, (begin, *_) in LAYOUTS.items():
     if any(name.startswith(begin) for name in names):
       return layout
-  raise ValueError(
+  raise UnreadableFileError(
     f"{source} is no CLIP in a known layout ({', '.join(LAYOUTS)}). It has {', '.join(names[:8])} ..."
   )

@@ -14,7 +14,9 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from dtm_jax.arrays import Int
-from dtm_jax.models import clip_config
+from dtm_jax.errors import NotThereError
+from dtm_jax.models import clip, clip_config
+from dtm_jax.models.file_checks import UnreadableFileError, blaming, read_json
 
 FILE = "tokenizer.json"
 
@@ -37,22 +39,26 @@ class Tokenizer:
     self.encoder.save(str(Path(folder) / FILE))
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-  """The tokenizer of a folder with config.json and tokenizer.json (`weight_files.find` gives one).
+def load_tokenizer(folder: str | Path, config: clip.CLIPConfig | None = None) -> Tokenizer:
+  """Return the tokenizer of a folder with tokenizer.json.
+
+  Args:
+    config: of the model; by default that of the config.json in the folder.
 
   Raises:
-    FileNotFoundError: there is no tokenizer.json.
-    ValueError: the model has no text tower.
+    NotThereError: there is no tokenizer.json.
+    UnreadableFileError: the model has no text tower, or a file is damaged.
   """
   folder = Path(folder)
   if not (folder / FILE).exists():
-    raise FileNotFoundError(f"No {FILE} in {folder}; the folder of a CLIP with a text tower has one.")
-  text = clip_config.read(folder / "config.json").text
+    raise NotThereError(f"No {FILE} in {folder}; the folder of a CLIP with a text tower has one.")
+  text = (config or clip_config.read(folder / "config.json")).text
   if text is None:
-    raise ValueError(f"The CLIP in {folder} has no text tower.")
-  return _fixed_length(
-    tokenizers.Tokenizer.from_file(str(folder / FILE)), text.context_length, text.pad_token_id
-  )
+    raise UnreadableFileError(f"The CLIP in {folder} has no text tower.")
+  read_json(folder / FILE)
+  with blaming(folder / FILE, " is damaged"):
+    encoder = tokenizers.Tokenizer.from_file(str(folder / FILE))
+  return _fixed_length(encoder, text.context_length, text.pad_token_id)
 
 
 def word_tokenizer(captions: Iterable[str], context_length: int) -> Tokenizer:

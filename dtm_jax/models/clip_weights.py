@@ -15,65 +15,101 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.errors import NotThereError
 from dtm_jax.models import clip, clip_config, clip_layouts, weight_files, weight_names
-from dtm_jax.models.weight_files import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR
+from dtm_jax.models.file_checks import UnreadableFileError
+from dtm_jax.models.weight_files import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR, Found
 from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
 RULES = clip_layouts.TRANSFORMERS
 
 
-def load(path_or_repo: str | Path, *, revision: str | None = None) -> tuple[clip.CLIPConfig, PyTree]:
-  """The configuration and the parameters (NumPy, float32) of a file, a folder or a repository of the hub.
+Heads = int | tuple[int, int]
 
-  The layout is told by the names of the tensors. The configuration is the config.json beside them, or
-  open_clip_config.json; OpenAI's files have none, and their shapes tell it.
+
+def load(
+  path_or_repo: str | Path | Found,
+  *,
+  revision: str | None = None,
+  heads: Heads | None = None,
+  activation: str | None = None,
+) -> tuple[clip.CLIPConfig, PyTree]:
+  """Return the configuration and the parameters (NumPy, float32) of a file, a folder or a repository.
+
+  The names of the tensors tell the layout. The configuration is the config.json beside them, or
+  open_clip_config.json. OpenAI's files have none: their shapes tell it but for heads and activation, which
+  are None in the configuration where they are not known (see `clip_config`).
   The parameters are {"image", "text", "logit_scale"}, or {"image"} for a vision model alone.
 
+  Args:
+    heads: of the image tower, or of the image and the text tower.
+    activation: "quick_gelu", "gelu" or "gelu_pytorch_tanh".
+
   Raises:
-    FileNotFoundError: a file is not there; says which, where it was looked for and how to get it.
-    ValueError: the file is damaged, or names or shapes do not match; lists all of them.
+    NotThereError: a file is not there; says which, where it was looked for and how to get it.
+    UnreadableFileError: the file is damaged, or names or shapes do not match; lists all of them.
+    OptionError: `heads` or `activation` differs from what a configuration says.
   """
-  tensors, file = weight_files.read(weight_files.find(path_or_repo, revision=revision))
+  found = weight_files.find(path_or_repo, revision=revision)
+  tensors = weight_files.read(found)
   names = clip_layouts.normalize(tensors)
-  config = _config(file, clip_layouts.recognize(names, source=str(file)), names, tensors)
-  return config, from_theirs(config, tensors, source=str(file))
+  layout = clip_layouts.recognize(names, source=str(found.file))
+  config = _config(found, layout, names, tensors, heads, activation)
+  return config, from_theirs(config, tensors, source=str(found.file))
 
 
 def from_arrays(
-  tensors: dict[str, np.ndarray], config: clip.CLIPConfig | None = None, *, source: str = "The arrays"
+  tensors: dict[str, np.ndarray],
+  config: clip.CLIPConfig | None = None,
+  *,
+  source: str = "The arrays",
+  heads: Heads | None = None,
+  activation: str | None = None,
 ) -> tuple[clip.CLIPConfig, PyTree]:
   """As `load`, of named arrays; without `config` they are OpenAI's, whose shapes tell it.
 
   An image tower alone may lack the prefix "visual.".
 
   Raises:
-    ValueError: names or shapes do not match, all listed, or no configuration can be told.
+    UnreadableFileError: names or shapes do not match, all listed, or no configuration can be told.
   """
   if config is None:
     names = clip_layouts.normalize(tensors)
     if (layout := clip_layouts.recognize(names, source=source)) != "openai":
-      raise ValueError(f"{source} has the names of {layout}, whose shapes do not tell all: give the config.")
-    config = clip_config.from_openai({name: tensor.shape for name, tensor in names.items()}, source=source)
+      raise UnreadableFileError(
+        f"{source} has the names of {layout}, whose shapes do not tell all: give the config."
+      )
+    config = _from_shapes(names, tensors, source, heads, activation)
   return config, from_theirs(config, tensors, source=source)
 
 
-def _config(file: Path, layout: str, names: dict, tensors: dict) -> clip.CLIPConfig:
-  ours, open_clip = file.parent / CONFIG, file.parent / OPEN_CLIP_CONFIG
-  if layout != "openai":
-    if not ours.exists():
-      raise FileNotFoundError(f"No {CONFIG} beside {file}, whose shapes do not tell all that it says.")
-    return clip_config.read(ours)
-  if open_clip.exists():
-    return clip_config.read_open_clip(open_clip)
-  if file.name.startswith("open_clip"):
-    raise FileNotFoundError(f"No {OPEN_CLIP_CONFIG} beside {file}: it says which GELU the model has.")
-  if "input_resolution" not in tensors:
-    logging.warning("%s has OpenAI's names and no %s: QuickGELU is taken.", file, OPEN_CLIP_CONFIG)
-  return clip_config.from_openai({name: tensor.shape for name, tensor in names.items()}, source=str(file))
+def _config(
+  found: Found, layout: str, names: dict, tensors: dict, heads: Heads | None, activation: str | None
+) -> clip.CLIPConfig:
+  file = found.file
+  ours, open_clip = found.beside(CONFIG), found.beside(OPEN_CLIP_CONFIG)
+  if layout != "openai" and ours is None:
+    raise NotThereError(f"No {CONFIG} beside {file}, whose shapes do not tell all that it says.")
+  if layout != "openai" or open_clip is not None:
+    source, read = (ours, clip_config.read) if layout != "openai" else (open_clip, clip_config.read_open_clip)
+    config = read(source)
+    clip_config.check_agrees(config, heads, activation, str(source))
+    return config
+  if file.name.startswith("open_clip") and activation is None:
+    raise NotThereError(f"No {OPEN_CLIP_CONFIG} beside {file}: it says which GELU the model has.")
+  return _from_shapes(names, tensors, str(file), heads, activation)
+
+
+def _from_shapes(
+  names: dict, tensors: dict, source: str, heads: Heads | None, activation: str | None
+) -> clip.CLIPConfig:
+  if activation is None and "input_resolution" in tensors:
+    activation = "quick_gelu"  # an archive of OpenAI's
+  shapes = {name: tensor.shape for name, tensor in names.items()}
+  return clip_config.from_openai(shapes, source=source, heads=heads, activation=activation)
 
 
 def save(
@@ -130,6 +166,7 @@ def to_theirs(params: PyTree, layout: str = "transformers") -> dict[str, Any]:
 
 def _expected(config: clip.CLIPConfig) -> PyTree:
   """The shapes of our parameters."""
+  config = clip_config.without_unknowns(config)
   image = jax.ShapeDtypeStruct((1, config.image.image_size, config.image.image_size, 3), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   if config.text is None:

@@ -1,13 +1,15 @@
-"""SigLIP, DINOv2, MAE and the plain vision transformer from files, in the names of `transformers`.
+"""SigLIP, DINOv2, MAE and the plain vision transformer from files.
 
-    config, params = load("facebook/dinov2-base", ["dinov2"])     # or a folder
+    config, params = load("facebook/dinov2-base", ["dinov2"])     # or a folder, or the authors' .pth
+
+The names are those of `transformers`, with its config.json beside them, or those of DINOv2's and MAE's
+authors (see `frozen_vit_authors`).
 
 Reading is strict: every tensor of the file has its place, is one of those that a teacher of patch tokens
 has no use for (`unused` of its family, named in the log), or is listed in an error. So is every parameter
 without a tensor.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +21,15 @@ import transformers
 from absl import logging
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.models import weight_files, weight_names
+from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.models import frozen_vit_authors, weight_files, weight_names
 from dtm_jax.models.clip_layouts import BLOCK
+from dtm_jax.models.file_checks import UnreadableFileError, blaming
 from dtm_jax.models.frozen_vit import FrozenViT, FrozenViTConfig
+from dtm_jax.models.frozen_vit_authors import TOKENS
 from dtm_jax.models.layers import Tower
-from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Layout, Rules, layers
-
-TOKENS = Layout(lambda tensor: tensor[0], lambda tokens: tokens[None])
+from dtm_jax.models.weight_files import Found
+from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Rules, layers
 
 _VIT_LAYER = "encoder.layer.{layer}"
 _ATTENTION = {
@@ -87,26 +91,53 @@ class Family(NamedTuple):
 
 
 def load(
-  path_or_repo: str | Path, model_types: Sequence[str], *, revision: str | None = None
+  path_or_repo: str | Path | Found,
+  model_types: Sequence[str],
+  *,
+  revision: str | None = None,
+  heads: int | None = None,
 ) -> tuple[FrozenViTConfig, PyTree]:
-  """The configuration and the parameters (NumPy, float32) of a folder or of a repository of the hub.
+  """Return the configuration and the parameters (NumPy, float32) of a file, a folder or a repository.
 
   Args:
     model_types: those of FAMILIES that are wanted.
+    heads: for the authors' names at a size that was not published.
 
   Raises:
-    FileNotFoundError: a file is not there.
-    ValueError: another kind of model, or names or shapes do not match; lists all of them.
+    NotThereError: a file is not there.
+    OptionError: nothing tells the heads, or config.json says others.
+    UnreadableFileError: another kind of model, or names or shapes do not match; lists all of them.
   """
-  tensors, file = weight_files.read(weight_files.find(path_or_repo, revision=revision))
-  config_file = file.parent / weight_files.CONFIG
-  content = json.loads(config_file.read_text())
+  found = weight_files.find(path_or_repo, revision=revision)
+  tensors = weight_files.read(found)
+  source, config_file = str(found.file), found.folder / weight_files.CONFIG
+  content = found.json(weight_files.CONFIG)
   kind = content.get("model_type")
+  if kind is None and frozen_vit_authors.ANCHOR in tensors:
+    family = frozen_vit_authors.family_of(tensors)
+    if AUTHORS[family] not in model_types:
+      raise UnreadableFileError(
+        f"{source} has the names of {family.upper()}'s authors, but wanted is one of: "
+        f"{', '.join(model_types)} (in transformers' names, with a config.json)."
+      )
+    return frozen_vit_authors.to_ours(tensors, _expected, source=source, heads=heads, content=content)
+  if not content:
+    raise NotThereError(
+      f"No {weight_files.CONFIG} beside {source}. Read are {', '.join(model_types)} in transformers' names "
+      f"with their config.json; its tensors are {', '.join(list(tensors)[:5])}, ..."
+    )
   if kind not in model_types:
-    raise ValueError(f"model_type {kind!r} in {config_file} is none of: {', '.join(model_types)}.")
-  config, rules = FAMILIES[kind].describe(content)
-  tensors = _of_the_tower(tensors, FAMILIES[kind], str(file))
-  return config, weight_names.to_ours(tensors, _expected(config), rules, source=str(file))
+    raise UnreadableFileError(f"model_type {kind!r} in {config_file} is none of: {', '.join(model_types)}.")
+  with blaming(config_file):
+    config, rules = FAMILIES[kind].describe(content)
+  if heads is not None and heads != config.tower.num_heads:
+    raise OptionError(f"heads={heads}, but {config_file} says {config.tower.num_heads}.")
+  tensors = _of_the_tower(tensors, FAMILIES[kind], source)
+  return config, weight_names.to_ours(tensors, _expected(config), rules, source=source)
+
+
+AUTHORS = {"dinov2": "dinov2", "mae": "vit_mae"}
+"""Whose names `frozen_vit_authors` reads -> their `model_type` in transformers."""
 
 
 def _of_the_tower(tensors: dict[str, np.ndarray], family: Family, source: str) -> dict[str, np.ndarray]:
@@ -127,7 +158,9 @@ def _expected(config: FrozenViTConfig) -> PyTree:
 
 def _tower(theirs: "transformers.PretrainedConfig", mlp_width: int) -> Tower:
   if not getattr(theirs, "qkv_bias", True):
-    raise ValueError(f"A {theirs.model_type} without biases of queries, keys and values is not supported.")
+    raise UnreadableFileError(
+      f"A {theirs.model_type} without biases of queries, keys and values is not supported."
+    )
   return Tower(
     width=theirs.hidden_size,
     depth=theirs.num_hidden_layers,
@@ -142,7 +175,7 @@ def _side(size: int | Sequence[int]) -> int:
   """Of a square, which they may write as a pair."""
   sides = {size} if isinstance(size, int) else set(size)
   if len(sides) > 1:
-    raise ValueError(f"Only square images and patches are supported, not {tuple(size)}.")
+    raise UnreadableFileError(f"Only square images and patches are supported, not {tuple(size)}.")
   return sides.pop()
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dtm_jax.arrays import Array, Float
+from dtm_jax.errors import OptionError
 
 Initializer = nn.initializers.Initializer
 
@@ -27,20 +28,41 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Tower:
-  """The sizes of one transformer."""
+  """The sizes of one transformer.
+
+  Attributes:
+    num_heads, activation: None where files of weights do not tell them; such a tower cannot be applied.
+  """
 
   width: int
   depth: int
-  num_heads: int
+  num_heads: int | None
   mlp_width: int
-  activation: str = "quick_gelu"
+  activation: str | None = "quick_gelu"
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(f"Unknown activation {self.activation!r}. Available: {', '.join(ACTIVATIONS)}.")
-    if self.width % self.num_heads:
-      raise ValueError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
+    if self.activation is not None and self.activation not in ACTIVATIONS:
+      raise OptionError(f"Unknown activation {self.activation!r}. Available: {', '.join(ACTIVATIONS)}.")
+    if self.num_heads is not None and (self.num_heads < 1 or self.width % self.num_heads):
+      raise OptionError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
+
+  def unknown(self) -> list[str]:
+    """Return which of "heads" and "activation" are not known."""
+    facts = {"heads": self.num_heads, "activation": self.activation}
+    return [name for name, value in facts.items() if value is None]
+
+  def known(self) -> "Tower":
+    """Return the tower itself.
+
+    Raises:
+      OptionError: heads or activation are not known.
+    """
+    if missing := self.unknown():
+      raise OptionError(
+        f"The files of the weights do not tell {' and '.join(missing)} of the tower: give them."
+      )
+    return self
 
 
 def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
@@ -90,7 +112,7 @@ class Attention(nn.Module):
     normal = nn.initializers.normal
     dense = partial(nn.Dense, width, dtype=self.dtype)
     query, key, value = (
-      split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), self.tower.num_heads)
+      split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), self.tower.known().num_heads)
       for name in ("query", "key", "value")
     )
     mixed = jax.nn.dot_product_attention(

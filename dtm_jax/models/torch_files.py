@@ -20,47 +20,58 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from dtm_jax.errors import UserError
+from dtm_jax.models import checkpoint_contents
+from dtm_jax.models.file_checks import UnreadableFileError, check_inflation, size_of
+
 DTYPES = {
   "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
   "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
   "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
 }  # fmt: skip
-NESTED = ("model", "module", "state_dict")
-"""Where checkpoints of a training keep the state dict, beside the optimiser's and the like; in this order."""
-
 _LARGEST = 2**59  # elements, so that bytes can be counted in 64 bits
+_MOST, _DEEPEST = 200_000, 64  # entries of dictionaries in a file, and dictionaries in one another
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-class UnreadableFileError(ValueError):
-  """A file is damaged, cut short, or not what its name says."""
 
 
 class UnsafePickleError(UnreadableFileError):
   """A pickle names what no state dict needs."""
 
 
-def load(path: str | Path) -> dict[str, np.ndarray]:
-  """The named tensors of a state dict or of a TorchScript module, read-only views of the bytes of the file.
+def load(path: str | Path, *, weights: str | None = None) -> dict[str, np.ndarray]:
+  """Return the named tensors of a state dict or of a TorchScript module, read-only views of the file's bytes.
 
-  A state dict may lie below "model", "module" or "state_dict" (see NESTED); what lies beside it is never
-  read. The prefix "module." of data-parallel training is removed. Strides, offsets and shared storages are
-  honoured.
+  Only the tensors of the model that `checkpoint_contents.pick` chooses are read. Strides, offsets and shared
+  storages are honoured.
 
   Raises:
     UnsafePickleError: the pickle names what no state dict needs; says the first such name.
     UnreadableFileError: damaged, cut short, without tensors, or a tensor reaches beyond its storage.
+    OptionError: the file holds several models and `weights` does not name one.
   """
-  path = Path(path)
+  return _load(
+    Path(path), lambda tensors: checkpoint_contents.pick(tensors, source=str(path), weights=weights)
+  )
+
+
+def load_all(path: str | Path) -> dict[str, np.ndarray]:
+  """As `load`, all tensors of the file, "container.name"."""
+  return _load(Path(path), lambda tensors: tensors)
+
+
+def _load(path: Path, choose: Callable[[dict], dict]) -> dict[str, np.ndarray]:
   try:
     with path.open("rb") as file:
       content, read_storage = (_open_zip if file.read(2) == b"PK" else _open_legacy)(file, path)
-      tensors = _find_state_dict(content)
+      tensors = choose(_flatten(content))
       if not tensors:
-        raise ValueError(f"there are no tensors at the top, nor below {', '.join(NESTED)}")
+        containers = ", ".join(checkpoint_contents.CONTAINERS)
+        raise ValueError(f"there are no tensors at the top, nor below {containers}")
       storages = {key: read_storage(key) for key in {tensor.storage.key for tensor in tensors.values()}}
-    return {name: _array(name, tensor, storages[tensor.storage.key]) for name, tensor in tensors.items()}
-  except (OSError, UnreadableFileError):
+    arrays = {name: _array(name, tensor, storages[tensor.storage.key]) for name, tensor in tensors.items()}
+    check_inflation(path, size_of(arrays), path.stat().st_size)
+    return arrays
+  except (OSError, UserError):
     raise
   except Exception as error:  # a damaged pickle can fail in any way
     raise UnreadableFileError(f"{path} is damaged, cut short, or no file of torch: {error}") from error
@@ -184,7 +195,11 @@ def _open_zip(file, path: Path) -> tuple[Any, Callable[[str], np.ndarray]]:
   archive = zipfile.ZipFile(file)
   pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
   if len(pickles) != 1:
-    raise ValueError("the archive has no data.pkl in a folder of its own")
+    some = ", ".join(archive.namelist()[:3])
+    raise ValueError(
+      f"the zip archive has no data.pkl in a folder of its own ({some}). If it is an archive of a folder, "
+      "unpack it and give the folder"
+    )
   top = pickles[0].removesuffix("data.pkl")
 
   def read_entry(name: str) -> bytes:
@@ -231,30 +246,27 @@ def _open_legacy(file, path: Path) -> tuple[Any, Callable[[str], np.ndarray]]:
   return content, read_storage
 
 
-def _find_state_dict(content: Any) -> dict[str, _Tensor]:
-  if isinstance(content, _Object):
-    return _flatten(content)
-  if not isinstance(content, dict):
-    return {}
-  for key in NESTED:
-    if isinstance(content.get(key), dict | _Object) and (found := _find_state_dict(content[key])):
-      return found
-  tensors = {
-    name: value for name, value in content.items() if isinstance(value, _Tensor) and isinstance(name, str)
-  }
-  if all(name.startswith("module.") for name in tensors):
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-  return tensors
+def _flatten(content: Any) -> dict[str, _Tensor]:
+  """All tensors of dictionaries in dictionaries, and of a TorchScript module and its parts, "part.name".
 
-
-def _flatten(module: _Object) -> dict[str, _Tensor]:
-  """The tensors of a TorchScript module and its parts, "part.name"."""
-  tensors = {}
-  for name, value in module.attributes.items():
-    if isinstance(value, _Tensor):
-      tensors[name] = value
-    elif isinstance(value, _Object):
-      tensors |= {f"{name}.{inner}": tensor for inner, tensor in _flatten(value).items()}
+  Raises:
+    ValueError: there are so many that parts must be contained in themselves or in one another many times.
+  """
+  tensors: dict[str, _Tensor] = {}
+  open_parts, visited = [("", content, 0)], 0
+  while open_parts:
+    prefix, part, depth = open_parts.pop()
+    items = part.attributes if isinstance(part, _Object) else part if isinstance(part, dict) else {}
+    visited += 1 + len(items)
+    if visited > _MOST or depth > _DEEPEST:
+      raise ValueError(f"it has more than {_MOST} entries, or {_DEEPEST} levels of them")
+    inner = []
+    for name, value in items.items():
+      if isinstance(value, _Tensor) and isinstance(name, str):
+        tensors[prefix + name] = value
+      elif isinstance(value, dict | _Object) and isinstance(name, str):
+        inner.append((f"{prefix}{name}.", value, depth + 1))
+    open_parts += reversed(inner)
   return tensors
 
 

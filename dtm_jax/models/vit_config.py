@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.errors import OptionError
 from dtm_jax.models import positions, vit
+from dtm_jax.models.file_checks import UnreadableFileError
 from dtm_jax.models.vit_classifier import Classifier
 from dtm_jax.normalizations import Triple
 
@@ -31,11 +33,13 @@ def describe(
   """
   if absent := {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} - shapes.keys():
     some = ", ".join(sorted(shapes)[:5])
-    raise ValueError(f"No {' and no '.join(sorted(absent))} among {len(shapes)} tensors ({some}, ...).")
+    raise UnreadableFileError(
+      f"No {' and no '.join(sorted(absent))} among {len(shapes)} tensors ({some}, ...)."
+    )
   width, _, patch_size, _ = shapes["patch_embed.proj.weight"]
   tables = [shape for name, shape in shapes.items() if name.endswith("relative_position_bias_table")]
   if not tables and num_heads is None:
-    raise ValueError("No table of relative positions tells the number of heads: give num_heads.")
+    raise OptionError("No table of relative positions tells the number of heads: give num_heads.")
   if grid is None and tables:
     grid = positions.square_grid(table_rows=tables[0][0])
   elif grid is None and "pos_embed" in shapes:
@@ -149,7 +153,7 @@ def from_transformers(config: dict[str, Any], names: Collection[str]) -> tuple[v
     ValueError: it is no BEiT.
   """
   if config.get("model_type") != "beit":
-    raise ValueError(f"Unknown model_type {config.get('model_type')!r}. Available: beit.")
+    raise UnreadableFileError(f"Unknown model_type {config.get('model_type')!r}. Available: beit.")
   from transformers import BeitConfig
 
   full = BeitConfig(**config)

@@ -45,7 +45,7 @@ def to_finetune(
   if rel_pos not in REL_POS:
     raise ValueError(f"Unknown rel_pos {rel_pos!r}. Available: {', '.join(REL_POS)}.")
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-  given = flatten_dict(_resize(_choose_tables(params, rel_pos), grid, old_grid, resize), sep="/")
+  given = flatten_dict(resize_positions(_choose_tables(params, rel_pos), grid, old_grid, resize), sep="/")
   if "mask_token" in params:
     given = {name: leaf for name, leaf in given.items() if not name.startswith("head/")}
 
@@ -75,7 +75,7 @@ def to_student(
     ValueError: shapes that do not fit, or tables in `params` that the student has not; lists all of them.
   """
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-  given = flatten_dict(_resize(params, grid, old_grid, resize), sep="/")
+  given = flatten_dict(resize_positions(params, grid, old_grid, resize), sep="/")
   if "mask_token" not in params:
     given = {name: leaf for name, leaf in given.items() if not name.startswith("head/")}
   wanted = flatten_dict(fresh, sep="/")
@@ -139,7 +139,18 @@ def _choose_tables(params: PyTree, rel_pos: str) -> PyTree:
   return sum_tables(params | {"blocks": params["blocks"] | {"attn": attention}})
 
 
-def _resize(params: PyTree, grid: tuple[int, int], old_grid: tuple[int, int] | None, method: str) -> PyTree:
+def resize_positions(
+  params: PyTree, grid: tuple[int, int], old_grid: tuple[int, int] | None = None, method: str = "geometric"
+) -> PyTree:
+  """Return the parameters with absolute and relative positions of another grid of patches.
+
+  Args:
+    params: of a student or classifier.
+    old_grid: of `params`, where it is not square.
+    method: of the tables of relative biases, see `positions.resize_bias_table`. Position embeddings are
+      resized by the plain bicubic rule.
+  """
+
   def resized(table: np.ndarray) -> np.ndarray:
     old = old_grid or positions.square_grid(table_rows=table.shape[-2])
     return positions.resize_bias_table(table, old, grid, method=method)

@@ -21,11 +21,13 @@ from absl import logging
 from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models import vit_config, weight_files, weight_names
+from dtm_jax.models.file_checks import blaming
 from dtm_jax.models.vit_config import Grid
 from dtm_jax.models.vit_transfer import sum_tables
 from dtm_jax.models.vit_transfer import to_finetune as to_finetune
-from dtm_jax.models.weight_files import CONFIG, PREPROCESSOR
+from dtm_jax.models.weight_files import CONFIG, PREPROCESSOR, Found
 from dtm_jax.models.weight_names import CONVOLUTION, LINEAR, NORM, SAME, TRANSPOSED, Layout, Rules, layers
 from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
@@ -93,25 +95,34 @@ TRANSFORMERS_STUDENT, TRANSFORMERS_CLASSIFIER = (
 
 
 def load(
-  path_or_repo: str | Path,
+  path_or_repo: str | Path | Found,
   *,
   revision: str | None = None,
   num_heads: int | None = None,
   grid: Grid | None = None,
+  weights: str | None = None,
 ) -> PyTree:
-  """The parameters, NumPy float32, of a student or classifier in a file, a folder or a repository of the hub.
+  """Return the parameters, NumPy float32, of a student or classifier in a file, a folder or a repository.
 
   Args:
-    num_heads, grid: only where the tensors do not tell (see `vit_config.describe`).
+    num_heads, grid: only where neither the tensors nor config.json tell (see `vit_config.describe`).
+    weights: the container of the model, for a file that holds several (see `checkpoint_contents`).
 
   Raises:
-    FileNotFoundError: a file is not there.
-    ValueError: names or shapes do not match; lists all of them.
+    NotThereError: a file is not there.
+    OptionError: nothing tells the heads, or the file holds several models.
+    UnreadableFileError: names or shapes do not match; lists all of them.
   """
-  tensors, file = weight_files.read(weight_files.find(path_or_repo, revision=revision))
+  found = weight_files.find(path_or_repo, revision=revision, weights=weights)
+  tensors, source = weight_files.read(found), str(found.file)
+  content = found.json(CONFIG)
   if any(name.endswith("embeddings.cls_token") for name in tensors):
-    return from_transformers(tensors, json.loads((file.parent / CONFIG).read_text()), source=str(file))
-  return from_authors(tensors, source=str(file), num_heads=num_heads, grid=grid)
+    if not content:
+      raise NotThereError(f"No {CONFIG} beside {source}, whose names are those of transformers.")
+    return from_transformers(tensors, content, source=source)
+  with blaming(found.folder / CONFIG):
+    told = content.get("num_heads") or content.get("model_args", {}).get("num_heads")  # ours, or timm's
+  return from_authors(tensors, source=source, num_heads=num_heads or told, grid=grid)
 
 
 def save(
@@ -135,12 +146,12 @@ def save(
     ValueError: an unknown layout, or the parameters do not tell heads or grid.
   """
   if layout not in LAYOUTS:
-    raise ValueError(f"Unknown layout {layout!r}. Available: {', '.join(LAYOUTS)}.")
+    raise OptionError(f"Unknown layout {layout!r}. Available: {', '.join(LAYOUTS)}.")
   params = jax.device_get(params)
   shapes = {name: tensor.shape for name, tensor in to_authors(params).items()}
   model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
   if grid is None:
-    raise ValueError("The parameters have no positions that tell the grid of patches: give the grid.")
+    raise OptionError("The parameters have no positions that tell the grid of patches: give the grid.")
   image_size = grid[0] * model.patch_size, grid[1] * model.patch_size
   config = {
     "authors": lambda: vit_config.to_authors(model, image_size, mean, std),
@@ -170,30 +181,58 @@ def save(
 def from_authors(
   tensors: dict[str, np.ndarray], *, source: str, num_heads: int | None = None, grid: Grid | None = None
 ) -> PyTree:
-  """Our parameters from tensors in the authors' names, or timm's; sizes are told from the tensors.
+  """Return our parameters from tensors in the authors' names, or timm's; the tensors tell the sizes.
 
   What is computed from sizes (relative_position_index) is ignored, and so are, named in the log, the layers
-  that BEiT v2 pre-trains beside the blocks (cls_pt_layers). A student without a mask token, as timm has it,
-  gets zeros.
+  that BEiT v2 pre-trains beside the blocks (cls_pt_layers) and MAE's decoder. A student without a mask token,
+  as timm has it, gets zeros. The plain vision transformer's bias of keys is left out: it adds the same number
+  to all scores of a query, which the softmax ignores.
 
   Raises:
-    ValueError: lists every missing, unexpected and mis-shaped name; `source` says of what.
+    UnreadableFileError: lists every missing, unexpected and mis-shaped name; `source` says of what.
+    OptionError: the tensors do not tell heads or grid.
   """
-  beside = [name for name in tensors if name.startswith("cls_pt_layers.")]
-  if beside:
-    logging.info("Left out of %s: BEiT v2's %d tensors %s, ...", source, len(beside), beside[0])
-  ignored = {*beside, *(name for name in tensors if name.endswith("relative_position_index"))}
-  tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+  tensors = _without_plain_parts(_without_unused(tensors, source))
   shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-  try:
-    model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
-  except ValueError as error:
-    raise ValueError(f"{source}: {error}") from error
-  expected = vit_config.param_shapes(model, grid)
+  with blaming(source):
+    try:
+      model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
+    except OptionError as error:
+      raise OptionError(f"{source}: {error}") from error
+    expected = vit_config.param_shapes(model, grid)
   if _is_student(expected) and "mask_token" not in tensors:
     logging.warning("%s has no mask token: it starts from zero.", source)
     tensors["mask_token"] = np.zeros((1, 1, model.width), np.float32)
   return weight_names.to_ours(tensors, expected, _authors_rules(expected), source=source)
+
+
+def _without_unused(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+  beside = [name for name in tensors if name.startswith("cls_pt_layers.")]
+  if beside:
+    logging.info("Left out of %s: BEiT v2's %d tensors %s, ...", source, len(beside), beside[0])
+  decoder = [name for name in tensors if name.startswith("decoder_")]
+  if decoder:  # its mask token belongs to the decoder, too
+    decoder += ["mask_token"]
+    logging.info("Left out of %s: MAE's %d tensors of the decoder, %s, ...", source, len(decoder), decoder[0])
+  ignored = {*beside, *decoder, *(name for name in tensors if name.endswith("relative_position_index"))}
+  return {name: tensor for name, tensor in tensors.items() if name not in ignored}
+
+
+def _without_plain_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The plain vision transformer's fused bias as the two that count, and its layer scales by BEiT's names."""
+  renamed = {}
+  for name, tensor in tensors.items():
+    if name.endswith("attn.qkv.bias") and tensor.ndim == 1 and len(tensor) % 3 == 0:
+      renamed[name.replace("qkv.bias", "q_bias")], _, renamed[name.replace("qkv.bias", "v_bias")] = np.split(
+        tensor, 3
+      )
+    elif name.endswith((".ls1.gamma", ".ls2.gamma")):
+      renamed[name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")] = tensor
+    else:
+      renamed[name] = tensor
+  if "mask_token" in renamed and renamed["mask_token"].ndim == 2:
+    renamed["mask_token"] = renamed["mask_token"][None]
+  return renamed
 
 
 def to_authors(params: PyTree) -> dict[str, Any]:
@@ -219,8 +258,9 @@ def from_transformers(tensors: dict[str, np.ndarray], config: dict[str, Any], *,
     for name, tensor in tensors.items()
     if not name.endswith("relative_position_index")
   }
-  model, grid = vit_config.from_transformers(config, tensors)
-  expected = jax.eval_shape(_split_qkv, vit_config.param_shapes(model, grid))
+  with blaming(f"{CONFIG} of {source}"):
+    model, grid = vit_config.from_transformers(config, tensors)
+    expected = jax.eval_shape(_split_qkv, vit_config.param_shapes(model, grid))
   rules = TRANSFORMERS_STUDENT if _is_student(expected) else TRANSFORMERS_CLASSIFIER
   return _join_qkv(weight_names.to_ours(tensors, expected, rules, source=source))
 

@@ -1,22 +1,25 @@
-"""Where weights lie, and how a file becomes {name: array}. Torch is never imported."""
+"""Where weights lie: a file, a folder or a repository of the hub, and the side files beside them.
 
-import json
-from collections.abc import Callable
+found = find("openai/clip-vit-base-patch16")
+tensors = read(found)                     # {name: array}, see `checkpoint_contents`
+config = found.json(CONFIG)               # {} where there is no such file
+"""
+
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-from flax.serialization import msgpack_restore
-from flax.traverse_util import flatten_dict
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors.numpy import load_file
 
-from dtm_jax.models import torch_files
-from dtm_jax.models.torch_files import UnreadableFileError
+from dtm_jax.errors import NotThereError
+from dtm_jax.models import weight_formats
+from dtm_jax.models.file_checks import read_json
+from dtm_jax.models.weight_formats import Tensors
 
-Tensors = dict[str, np.ndarray]
 CONFIG, OPEN_CLIP_CONFIG = CONFIGS = ("config.json", "open_clip_config.json")
-PREPROCESSOR, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TOKENIZER = "tokenizer.json"
+SIDE_FILES = (*CONFIGS, PREPROCESSOR, PROCESSOR, TOKENIZER)
 NAMES = (
   "model.safetensors",
   "model.safetensors.index.json",
@@ -29,51 +32,88 @@ NAMES = (
 """The files of weights that are looked for in a folder or repository, in this order."""
 
 
-def read(path: Path) -> tuple[Tensors, Path]:
-  """The named tensors of a file, or of the first of NAMES in a folder (see `find`), and that file.
+class Found(NamedTuple):
+  """Weights that exist.
+
+  Attributes:
+    file: of the weights, or the index of its shards.
+    weights: the container of the model in the file, where it holds several (see `checkpoint_contents`).
+  """
+
+  file: Path
+  weights: str | None = None
+
+  @property
+  def folder(self) -> Path:
+    """Where the side files lie."""
+    return self.file.parent
+
+  def beside(self, name: str) -> Path | None:
+    """Return the side file of this name, or None where there is none."""
+    path = self.folder / name
+    return path if path.is_file() else None
+
+  def json(self, name: str) -> dict[str, Any]:
+    """Return the content of a side file; {} where there is none.
+
+    Raises:
+      UnreadableFileError: it is no JSON object.
+    """
+    path = self.beside(name)
+    return read_json(path) if path else {}
+
+
+def read(found: Found) -> Tensors:
+  """Return the named tensors of the model.
 
   Raises:
-    ValueError: the file is damaged, cut short, unsafe, or of an unknown kind; names it.
+    UnreadableFileError: the file is damaged, cut short, unsafe, or no file of weights; names it.
+    OptionError: it holds several models, and `found.weights` does not name one.
   """
-  file = path if path.is_file() else next(path / name for name in NAMES if (path / name).exists())
-  try:
-    return _reader(file)(file), file
-  except (OSError, UnreadableFileError):
-    raise
-  except Exception as error:  # each library has exceptions of its own for a damaged file
-    raise UnreadableFileError(f"{file} is damaged or cut short: {error}") from error
+  return weight_formats.read(found.file, weights=found.weights)
 
 
-def find(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
-  """What `read` reads: the given file or folder, or the snapshot of a repository in the hub's cache.
+def find(
+  path_or_repo: str | Path | Found, *, revision: str | None = None, weights: str | None = None
+) -> Found:
+  """Return the weights in a file, a folder, or a repository in the hub's cache. What was found stays.
 
   The network is asked only for what the cache lacks, and never where HF_HUB_OFFLINE is set.
 
   Raises:
-    FileNotFoundError: the configuration or the weights are not there.
-    ValueError: a file of an unknown kind.
+    NotThereError: the configuration or the weights are not there.
+    UnreadableFileError: a file of an unknown kind.
   """
+  if isinstance(path_or_repo, Found):
+    return path_or_repo
   path = Path(path_or_repo).expanduser()
   if path.is_file():
-    _reader(path)
-    return path
+    weight_formats.check_known(path)
+    return Found(path, weights)
   if path.is_dir():
     if missing := _missing(path):
-      raise FileNotFoundError(f"No {missing} in the folder {path}. {_HOW_TO_GET.format(repo='OWNER/NAME')}")
-    return path
+      raise NotThereError(
+        f"No {missing} in the folder {path}. {_others(path)}{_HOW_TO_GET.format(repo='OWNER/NAME')}"
+      )
+    return Found(_first(path), weights)
   repo = str(path_or_repo)
+  if path.is_symlink():
+    raise NotThereError(f"{path} is a link to {path.readlink()}, which does not exist.")
   if repo.startswith(("/", "~", ".")) or repo.count("/") != 1:
-    raise FileNotFoundError(f"There is no folder {path}, no such file, and {repo!r} is no 'owner/name'.")
-  return _snapshot(repo, revision)
+    raise NotThereError(f"There is no folder {path}, no such file, and {repo!r} is no 'owner/name'.")
+  return Found(_first(_snapshot(repo, revision)), weights)
+
+
+def _first(folder: Path) -> Path:
+  return next(folder / name for name in NAMES if (folder / name).is_file())
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
   """The folder of a repository with the first of NAMES that it has; of the others nothing is fetched."""
-  beside = [*CONFIGS, PREPROCESSOR, TOKENIZER]
-  fetches = [([*NAMES, *beside], True)]
+  fetches = [([*NAMES, *SIDE_FILES], True)]
   if not constants.HF_HUB_OFFLINE:
     shards = {"model.safetensors": "model-*.safetensors", "pytorch_model.bin": "pytorch_model-*.bin"}
-    fetches += [([name, *beside, *_shards_of(name, shards)], False) for name in NAMES]
+    fetches += [([name, *SIDE_FILES, *_shards_of(name, shards)], False) for name in NAMES]
   missing, reason = f"{' or '.join(CONFIGS)} and no {' or '.join(NAMES)}", None
   for files, local_files_only in fetches:
     try:
@@ -88,7 +128,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         break
   looked = f"{repo!r} (revision {revision or 'main'}) in the hub's cache {constants.HF_HUB_CACHE}"
   hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub did not give it"
-  raise FileNotFoundError(f"No {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}") from reason
+  raise NotThereError(f"No {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}") from reason
 
 
 def _shards_of(name: str, shards: dict[str, str]) -> list[str]:
@@ -103,45 +143,14 @@ _HOW_TO_GET = (
 def _missing(folder: Path) -> str:
   groups = (CONFIGS, NAMES)
   return " and no ".join(
-    " or ".join(names) for names in groups if not any((folder / name).exists() for name in names)
+    " or ".join(names) for names in groups if not any((folder / name).is_file() for name in names)
   )
 
 
-# Kinds of files ------------------------------------------------------------------------------------------
-
-
-def _read_shards(index: Path) -> Tensors:
-  """All tensors of the files that an index names, {"weight_map": {tensor: file}}."""
-  names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-  if strange := [name for name in names if Path(name).name != name]:
-    raise ValueError(f"it names files outside its folder: {', '.join(strange)}")
-  if missing := [name for name in names if not (index.parent / name).exists()]:
-    raise FileNotFoundError(f"{index} names {', '.join(missing)}, which are not beside it.")
-  return {name: tensor for shard in names for name, tensor in read(index.parent / shard)[0].items()}
-
-
-def _read_msgpack(file: Path) -> Tensors:
-  """What `flax.serialization` wrote; the names have slashes."""
-  return flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
-
-
-def _read_npz(file: Path) -> Tensors:
-  with np.load(file, allow_pickle=False) as archive:
-    return dict(archive)
-
-
-READERS: dict[str, Callable[[Path], Tensors]] = {
-  ".safetensors": load_file,
-  ".index.json": _read_shards,
-  **dict.fromkeys((".bin", ".pt", ".pth"), torch_files.load),
-  ".msgpack": _read_msgpack,
-  ".npz": _read_npz,
-}
-"""By the end of the file's name."""
-
-
-def _reader(file: Path) -> Callable[[Path], Tensors]:
-  for suffix, reader in READERS.items():
-    if file.name.endswith(suffix):
-      return reader
-  raise ValueError(f"{file} is of an unknown kind. Known: {', '.join(READERS)}.")
+def _others(folder: Path) -> str:
+  """A sentence about other files of weights in the folder, or nothing."""
+  others = [
+    path.name for path in sorted(folder.iterdir()) if path.name.endswith(tuple(weight_formats.READERS))
+  ]
+  others = [name for name in others if name not in NAMES]
+  return f"It has {', '.join(others[:5])}: give the path of one of these files. " if others else ""

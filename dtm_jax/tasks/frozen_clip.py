@@ -3,22 +3,29 @@
 from dtm_jax.arrays import Array, Batch, Float, PyTree
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.models import clip, clip_tokenizer, clip_weights, weight_files
+from dtm_jax.models import clip_config as clip_configs
 from dtm_jax.tasks import Run, State, Task
 from dtm_jax.tasks.frozen import untrained
 from dtm_jax.teachers.clip import mean_and_std_of
 
 
 def build(config, run: Run) -> Task:
-  """Section read: clip, with path, revision, normalization and dtype as those of the CLIP teacher.
+  """Section read: clip, with path, revision, normalization, dtype, heads, activation and weights.
+
+  They are those of the CLIP teacher; `heads` is a pair here, of the image and the text tower.
 
   Raises:
     ValueError: the run has steps to train, or the CLIP has no text tower.
   """
-  folder = weight_files.find(config.clip.path, revision=config.clip.revision)
-  tokenize = clip_tokenizer.load_tokenizer(folder)
-  clip_config, frozen = clip_weights.load(folder)
+  options = config.clip
+  found = weight_files.find(options.path, revision=options.revision, weights=options.get("weights"))
+  clip_config, frozen = clip_weights.load(
+    found, heads=options.get("heads"), activation=options.get("activation")
+  )
+  clip_configs.check_known(clip_config, str(found.file), text=True, options=clip_configs.flags("clip"))
+  tokenize = clip_tokenizer.load_tokenizer(found.folder, clip_config)
   model = clip.CLIP(clip_config, dtype=config.clip.dtype)
-  mean, std = mean_and_std_of(config.clip.normalization, folder)
+  mean, std = mean_and_std_of(config.clip.normalization, found)
 
   def image(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B P"]:
     pixels = normalize(to_float(batch["image"]), mean, std)

@@ -1,13 +1,16 @@
 """Frozen teachers. A new one is a file here with `build(**options) -> Teacher`."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import jax
+import numpy as np
 
 from dtm_jax.arrays import Array, Float, PyTree
-from dtm_jax.models import frozen_vit, frozen_vit_weights, vit, weight_files
+from dtm_jax.errors import OptionError
+from dtm_jax.models import frozen_vit, frozen_vit_weights, preprocessors, vit, vit_transfer, weight_files
 from dtm_jax.models.layers import grid_of
+from dtm_jax.models.weight_files import Found
 from dtm_jax.normalizations import Triple, mean_and_std
 
 Normalization = str | Sequence[Sequence[float]]
@@ -50,10 +53,12 @@ def build_frozen_vit(
   dtype: str,
   attention: str,
   image_size: int | None,
+  heads: int | None = None,
+  weights: str | None = None,
 ) -> Teacher:
-  """What the teachers of `models.frozen_vit` have in common; see `build` of one of them."""
-  found = weight_files.find(path, revision=revision)
-  config, params = frozen_vit_weights.load(found, model_types)
+  """Build any teacher of `models.frozen_vit`; see `build` of one of them."""
+  found = weight_files.find(path, revision=revision, weights=weights)
+  config, params = frozen_vit_weights.load(found, model_types, heads=heads)
   tower = frozen_vit.FrozenViT(config, dtype, attention)
   image_size = image_size or config.image_size
   mean, std = mean_and_std_of(normalization, found, default_normalization)
@@ -74,14 +79,34 @@ def build_frozen_vit(
 
 
 def of_student(
-  name: str, model: vit.VisionTransformer, params: PyTree, image_size: int, mean: Triple, std: Triple
+  name: str,
+  model: vit.VisionTransformer,
+  params: PyTree,
+  *,
+  grid: tuple[int, int],
+  image_size: int | None,
+  mean: Triple,
+  std: Triple,
 ) -> Teacher:
-  """The tokens of a frozen student after its final LayerNorm; no patch is hidden."""
+  """Return the tokens of a frozen student after its final LayerNorm; no patch is hidden.
+
+  Args:
+    grid: of the patches that `params` was trained on.
+    image_size: None keeps that grid; otherwise positions and relative biases are resized as for a student
+      that goes on at this size (`vit_transfer.resize_positions`).
+
+  Raises:
+    OptionError: the image is not a whole number of patches.
+  """
+  image_size = image_size or grid[0] * model.patch_size
+  new_grid = grid_of((image_size, image_size, 3), model.patch_size)
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+  params = vit_transfer.resize_positions(params, new_grid, grid)
 
   def output(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> dict[str, Array]:
     height, width = image_BHW3.shape[1:3]
     if (height, width) != (image_size, image_size):  # its tables of positions are of this grid
-      raise ValueError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
+      raise OptionError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
     return model.apply({"params": params}, image_BHW3)
 
   return Teacher(
@@ -90,7 +115,7 @@ def of_student(
     tokens=lambda params, image_BHW3: output(params, image_BHW3)["patches"],
     image_size=image_size,
     patch_size=model.patch_size,
-    grid=grid_of((image_size, image_size, 3), model.patch_size),
+    grid=new_grid,
     width=model.width,
     mean=mean,
     std=std,
@@ -98,24 +123,15 @@ def of_student(
   )
 
 
-def mean_and_std_of(normalization: Normalization | None, path: Path, default: str) -> tuple[Triple, Triple]:
-  """A pair (mean, std), a named one, or for None what the files beside the weights say.
+def mean_and_std_of(normalization: Normalization | None, found: Found, default: str) -> tuple[Triple, Triple]:
+  """Return a pair (mean, std), a named one, or for None what the files beside the weights say.
 
-  These are preprocessor_config.json or open_clip's configuration in the folder, or beside the file, `path`;
-  without them None is the named `default`.
+  See `preprocessors.mean_and_std`, which takes the named `default` for what no file says.
+
+  Raises:
+    UnreadableFileError: a file beside the weights is damaged.
+    OptionError: an unknown name, or no pair of three numbers each.
   """
   if normalization is None:
-    normalization = _said_beside(path.parent if path.is_file() else path) or default
-  if isinstance(normalization, str):
-    return mean_and_std(normalization)
-  mean, std = normalization
-  return tuple(mean), tuple(std)
-
-
-def _said_beside(folder: Path) -> Normalization | None:
-  transformers, open_clip = folder / weight_files.PREPROCESSOR, folder / weight_files.OPEN_CLIP_CONFIG
-  if transformers.exists():
-    content = json.loads(transformers.read_text())
-    return [content["image_mean"], content["image_std"]]
-  content = json.loads(open_clip.read_text()).get("preprocess_cfg", {}) if open_clip.exists() else {}
-  return [content["mean"], content["std"]] if {"mean", "std"} <= content.keys() else None
+    return preprocessors.mean_and_std(found, default)
+  return mean_and_std(normalization)

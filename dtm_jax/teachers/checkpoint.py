@@ -4,33 +4,41 @@ import json
 from pathlib import Path
 
 from dtm_jax import checkpoints
+from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models import vit
+from dtm_jax.models.layers import grid_of
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.teachers import Teacher, of_student
 
 
-def build(path: str | None, *, step: int | None = None, dtype: str = "float32") -> Teacher:
-  """The student of a pre-training run, in the size, the resolution and the normalisation of that run.
+def build(
+  path: str | None, *, step: int | None = None, dtype: str = "float32", image_size: int | None = None
+) -> Teacher:
+  """Return the student of a pre-training run, in the size and the normalisation of that run.
 
   Args:
     path: the run's workdir: config.json and checkpoints/.
     step: by default its last.
     dtype: of the matrix products.
+    image_size: pixels of a side; where they are not the run's, positions are resized as for a student that
+      goes on at this size.
 
   Raises:
-    FileNotFoundError: there is no such run or step.
-    ValueError: no path, or the run trained no student.
+    NotThereError: there is no such run or step.
+    OptionError: no path, the run trained no student, or the image is not a whole number of patches.
   """
   if path is None:
-    raise ValueError("Teacher 'checkpoint' needs a run: --config.teacher.path=WORKDIR.")
+    raise OptionError("Teacher 'checkpoint' needs a run: --config.teacher.path=WORKDIR.")
   config_file = Path(path) / "config.json"
   if not config_file.exists():
-    raise FileNotFoundError(f"No config.json in {path}: it is not the workdir of a run.")
+    raise NotThereError(f"No config.json in {path}: it is not the workdir of a run.")
   config = json.loads(config_file.read_text())
   params = checkpoints.load_params(f"{path}/checkpoints", step=step)
   if "mask_token" not in params:
-    raise ValueError(f"The run {path} trained no student: its parameters are {', '.join(sorted(params))}.")
+    raise OptionError(f"The run {path} trained no student: its parameters are {', '.join(sorted(params))}.")
   params = {name: part for name, part in params.items() if name != "head"}
   model = vit.build(**config["student"] | {"dtype": dtype, "out_dim": None})
   mean, std = mean_and_std(config["augment"]["normalization"])
-  return of_student(f"checkpoint {path}", model, params, config["data"]["image_size"], mean, std)
+  own_size = config["data"]["image_size"]
+  grid = grid_of((own_size, own_size, 3), model.patch_size)
+  return of_student(f"checkpoint {path}", model, params, grid=grid, image_size=image_size, mean=mean, std=std)

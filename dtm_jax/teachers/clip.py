@@ -1,11 +1,11 @@
 """CLIP's patch tokens as the target, from any checkpoint that `models.clip_weights` reads."""
 
-from pathlib import Path
-
 from dtm_jax import teachers
 from dtm_jax.arrays import Array, Float, PyTree
-from dtm_jax.models import clip, clip_weights, weight_files
+from dtm_jax.errors import OptionError
+from dtm_jax.models import clip, clip_config, clip_weights, weight_files
 from dtm_jax.models.layers import grid_of
+from dtm_jax.models.weight_files import Found
 from dtm_jax.normalizations import Triple
 from dtm_jax.teachers import Normalization, Teacher
 
@@ -21,8 +21,11 @@ def build(
   dtype: str = "float32",
   attention: str = "xla",
   image_size: int | None = None,
+  heads: int | None = None,
+  activation: str | None = None,
+  weights: str | None = None,
 ) -> Teacher:
-  """The image tower of a CLIP.
+  """Return the image tower of a CLIP.
 
   Args:
     path: a file, a folder, or a repository of the hub.
@@ -34,16 +37,22 @@ def build(
     dtype: of the matrix products.
     attention: "xla", or "cudnn" (GPUs, half precision).
     image_size: pixels of a side; where it is not the checkpoint's, the position table is resized.
+    heads, activation: of the image tower, for files that do not tell them (see `models.clip_config`).
+    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
 
   Raises:
-    ValueError: an unknown option, or projected tokens of a checkpoint without projection.
+    OptionError: an unknown option, projected tokens of a checkpoint without projection, or heads or
+      activation that neither the files nor the options tell.
+    UnreadableFileError: the files are damaged, or names or shapes do not match.
+    NotThereError: a file is missing.
   """
   if tokens not in OUTPUTS:
-    raise ValueError(f"Unknown tokens {tokens!r}. Available: {', '.join(OUTPUTS)}.")
-  found = weight_files.find(path, revision=revision)
-  config, params = clip_weights.load(found)
+    raise OptionError(f"Unknown tokens {tokens!r}. Available: {', '.join(OUTPUTS)}.")
+  found = weight_files.find(path, revision=revision, weights=weights)
+  config, params = clip_weights.load(found, heads=heads, activation=activation)
+  clip_config.check_known(config, str(found.file), options=clip_config.flags("teacher"))
   if tokens == "projected" and config.embed_dim is None:
-    raise ValueError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
+    raise OptionError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
   tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
   image_size = image_size or config.image.image_size
   mean, std = mean_and_std_of(normalization, found)
@@ -68,6 +77,6 @@ def build(
   )
 
 
-def mean_and_std_of(normalization: Normalization, path: Path) -> tuple[Triple, Triple]:
-  """What `normalization` (see `build`) means for the weights in the folder, or the file, `path`."""
-  return teachers.mean_and_std_of(None if normalization == "clip" else normalization, path, "clip")
+def mean_and_std_of(normalization: Normalization, found: Found) -> tuple[Triple, Triple]:
+  """Return what `normalization` (see `build`) means for these weights."""
+  return teachers.mean_and_std_of(None if normalization == "clip" else normalization, found, "clip")

@@ -17,20 +17,24 @@ def build(
   dtype: str = "float32",
   attention: str = "xla",
   image_size: int | None = None,
+  weights: str | None = None,
 ) -> Teacher:
   """The image tower of a SigLIP; its pooling head and its texts are not used.
 
   Args:
-    path: a folder, or a repository of the hub.
+    path: a file, a folder, or a repository of the hub.
     revision: of the repository.
     normalization: None (what the checkpoint says of itself, or else (0.5, 0.5)), a name ("imagenet",
       "clip", "inception"), or a pair (mean, std).
     dtype: of the matrix products.
     attention: "xla", or "cudnn" (GPUs, half precision).
     image_size: pixels of a side; where it is not the checkpoint's, the position table is resized.
+    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
 
   Raises:
-    ValueError: an unknown option, another kind of model, or names or shapes that do not match.
+    OptionError: an unknown option.
+    UnreadableFileError: another kind of model, a damaged file, or names or shapes that do not match.
+    NotThereError: a file is missing.
   """
   return build_frozen_vit(
     path,
@@ -41,4 +45,5 @@ def build(
     dtype=dtype,
     attention=attention,
     image_size=image_size,
+    weights=weights,
   )
