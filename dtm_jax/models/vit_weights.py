@@ -21,7 +21,7 @@ from absl import logging
 from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.models import vit_config, weight_files, weight_names
 from dtm_jax.models.file_checks import blaming
 from dtm_jax.models.vit_config import Grid
@@ -197,8 +197,8 @@ def from_authors(
   with blaming(source):
     try:
       model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
-    except OptionError as error:
-      raise OptionError(f"{source}: {error}") from error
+    except UserError as error:
+      raise type(error)(f"{source}: {error}") from error
     expected = vit_config.param_shapes(model, grid)
   if _is_student(expected) and "mask_token" not in tensors:
     logging.warning("%s has no mask token: it starts from zero.", source)
