@@ -34,9 +34,10 @@ from numpy.random.bit_generator import ISeedSequence
 
 from dtm_jax.arrays import Batch
 from dtm_jax.errors import NotThereError, OptionError, UserError
-from dtm_jax.image_decoding import CROPS, CorruptImageError, EvalView, Pixels, TrainView, decode
+from dtm_jax.image_decoding import CROPS, MAX_PIXELS, CorruptImageError, EvalView, TrainView, decode
 from dtm_jax.label_maps import JointView, Map, MapCoding, decode_pair
 from dtm_jax.normalizations import Triple
+from dtm_jax.resampling import Pixels
 
 Example = dict[str, Any]
 """image: encoded bytes or uint8 [H, W, 3]; label: int (-1: none); name: for messages. A Stream adds index.
@@ -125,6 +126,7 @@ def train_batches(
   seed: int,
   start_step: int = 0,
   crop: str = "random_resized",
+  max_pixels: int = MAX_PIXELS,
   num_threads: int = 16,
   prefetch: int = 2,
   process_index: int | None = None,
@@ -138,7 +140,7 @@ def train_batches(
   threads.
 
   A corrupt image is replaced by another example, drawn from (seed, g), and so is one that cannot be read.
-  It is named in the log once and counted each time.
+  It is named in the log once and counted each time. An image of more than `max_pixels` counts as corrupt.
   In a `Stream` the replacement comes from the same batch, the order holds for one number of processes, and
   a start in mid-epoch reads past what came before it in that epoch.
 
@@ -149,7 +151,7 @@ def train_batches(
     UserError: they cannot be read.
   """
   rows = _Rows(dataset, batch_size, process_index, process_count)
-  decode_example, view = _train_view(dataset, image_size, crop, options)
+  decode_example, view = _train_view(dataset, image_size, crop, max_pixels, options)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
     rng = np.random.Generator(np.random.Philox(_PhiloxKey(seed, place)))
@@ -180,6 +182,7 @@ def eval_batches(
   resize: int | None = None,
   interpolation: str = "bicubic",
   antialias: bool = True,
+  max_pixels: int = MAX_PIXELS,
   num_threads: int = 16,
   prefetch: int = 2,
   process_index: int | None = None,
@@ -189,7 +192,7 @@ def eval_batches(
 
   `resize` and the options after it are those of `image_decoding.EvalView`. Padding has valid=False and
   index -1. A corrupt image has valid=False and its own index; it is named in the log once and counted each
-  time.
+  time. An image of more than `max_pixels` counts as corrupt.
 
   Raises:
     OptionError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
@@ -205,7 +208,7 @@ def eval_batches(
     if example is not None:
       row.update(label=example["label"], index=example.get("index", index))
       try:
-        row.update(image=view(decode(example["image"])), valid=True)
+        row.update(image=view(decode(example["image"], max_pixels)), valid=True)
       except CorruptImageError as error:
         _report(dataset, example["name"], error)
     return row
@@ -282,19 +285,22 @@ def require_maps(dataset: Dataset) -> MapCoding:
   return dataset.maps
 
 
-def _train_view(dataset: Dataset, image_size: int, crop: str, options: dict) -> tuple[Callable, Callable]:
+def _train_view(
+  dataset: Dataset, image_size: int, crop: str, max_pixels: int, options: dict
+) -> tuple[Callable, Callable]:
   """What decodes an example, and what makes arrays by name of that and a generator."""
   if crop != "joint":
     if crop not in CROPS:
       raise OptionError(f"Unknown crop {crop!r}. Available: {', '.join((*CROPS, 'joint'))}.")
     view = TrainView(image_size, crop, **options)
-    return lambda example: decode(example["image"]), lambda image, rng: {"image": view(image, rng)}
+    decode_image = lambda example: decode(example["image"], max_pixels)
+    return decode_image, lambda image, rng: {"image": view(image, rng)}
   maps, joint_view = require_maps(dataset), JointView(image_size, **options)
 
   def both(pair: tuple[Pixels, Map], rng: np.random.Generator) -> Batch:
     return dict(zip(("image", "map"), joint_view(*pair, rng), strict=True))
 
-  return lambda example: decode_pair(example, maps), both
+  return lambda example: decode_pair(example, maps, max_pixels), both
 
 
 class _Rows:

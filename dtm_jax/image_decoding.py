@@ -1,70 +1,148 @@
 """From encoded bytes to uint8 pixels on the host: decode, choose a box, crop, resize.
 
-JPEG goes through simplejpeg (libjpeg-turbo) and is resized by OpenCV, which is two to four times what
-tf.data does per core. Everything else, and any JPEG that simplejpeg refuses, goes through Pillow, which alone
-decides whether an image is corrupt. EXIF orientation is ignored, as torchvision does.
+simplejpeg (libjpeg-turbo) decodes JPEG, and OpenCV resizes, which together are two to four times as fast as
+tf.data per core. Pillow reads all other formats and any JPEG that simplejpeg refuses, so Pillow decides
+whether an image is corrupt. OpenCV reads the TIFFs of deep pixels that Pillow does not know.
+
+Every image is turned as its EXIF orientation says, and its values are scaled to 8 bits (`pixel_values`).
 """
 
+import contextlib
 import dataclasses
+import functools
 import io
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from dtm_jax import rand_augment
-from dtm_jax.arrays import UInt8
+from dtm_jax import orientation, pixel_values, rand_augment
+from dtm_jax.resampling import CV2_FILTERS, Box, Pixels, resize, resize_region
 
-cv2.setNumThreads(0)  # the pipeline is parallel over examples; OpenCV's own threads only get in its way
+Image.MAX_IMAGE_PIXELS = None  # the limit here is max_pixels, for all formats
 
-PIL_FILTERS = {
-  "bicubic": Image.Resampling.BICUBIC,
-  "bilinear": Image.Resampling.BILINEAR,
-  "area": Image.Resampling.BOX,
-  "lanczos": Image.Resampling.LANCZOS,
-}
-CV2_FILTERS = {
-  "bicubic": cv2.INTER_CUBIC,
-  "bilinear": cv2.INTER_LINEAR,
-  "area": cv2.INTER_AREA,
-  "lanczos": cv2.INTER_LANCZOS4,
-}
+MAX_PIXELS = 200_000_000
+"""A photo of 200 megapixels is read; larger images are refused before their pixels are decoded."""
+JPEG_START = b"\xff\xd8"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PILLOW_FORMATS = (
+  *("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000"),
+  *("DIB", "TGA", "QOI", "SGI", "SUN", "PCX", "DDS", "FITS"),
+)
+"""Formats of one picture. Others may hide a larger picture inside (ICO), or start a program (EPS)."""
 CROPS = ("random_resized", "pad", "none")
 
-Box = tuple[int, int, int, int]
-"""(top, left, height, width), in pixels of the source image."""
-
-Pixels = UInt8[np.ndarray, "_ _ 3"]
-"""RGB, of any height and width."""
 Encoded = bytes | Pixels
 """What a data set stores: an encoded file, or the pixels themselves."""
 
 
 class CorruptImageError(ValueError):
-  """These bytes are no image that Pillow can read in full."""
+  """These bytes are no image that can be read in full, or one that is larger than allowed."""
 
 
-def decode(data: Encoded) -> Pixels:
-  """RGB pixels of an encoded image; pixels pass through.
+def decode(data: Encoded, max_pixels: int = MAX_PIXELS) -> Pixels:
+  """Return the 8-bit RGB pixels of an encoded image, as a viewer shows them; pixels pass through.
+
+  Args:
+    max_pixels: larger images are refused. The size is read from the header, before anything is decoded.
 
   Raises:
-    CorruptImageError: the bytes are cut short, damaged, or no image at all.
+    CorruptImageError: the bytes are cut short, damaged, or no image at all; the image is too large, or its
+      values have no defined white (`pixel_values.levels`).
   """
+  return decode_stored(data, max_pixels)[0]
+
+
+def decode_stored(data: Encoded, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, int]:
+  """Return what `decode` returns, and the EXIF orientation 1..8 by which the stored pixels were turned."""
   if isinstance(data, np.ndarray):
-    return data
-  if data[:2] == b"\xff\xd8":
-    try:
-      return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
-      pass
+    return data, orientation.UPRIGHT
+  pixels = _decode_jpeg(data, max_pixels) if data[:2] == JPEG_START else None
+  if pixels is not None:
+    exif = orientation.of_jpeg(data)
+    return orientation.turn(pixels, exif), exif
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      return np.array(image.convert("RGB"))
+    with open_picture(data, max_pixels) as (picture, exif, turned):
+      return orientation.turn(pixel_values.rgb(picture), turned), exif
+  except UnidentifiedImageError as error:
+    if data[:4] not in TIFF_STARTS:
+      raise CorruptImageError(f"{type(error).__name__}: {error}") from error
+  return _decode_tiff(data, max_pixels)
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> Pixels | None:
+  """Return the stored pixels, or None if simplejpeg cannot read them."""
+  try:
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None
+  _require_size(height, width, max_pixels)
+  try:
+    return simplejpeg.decode_jpeg(data, "RGB")
+  except ValueError:
+    return None
+
+
+@contextlib.contextmanager
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image, int, int]]:
+  """Yield a picture that Pillow has loaded, its EXIF orientation, and the one that its pixels still need.
+
+  Raises:
+    CorruptImageError: as in `decode`, whatever fails in the body included.
+    UnidentifiedImageError: Pillow knows no such format.
+  """
+  try:
+    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+      _require_size(picture.height, picture.width, max_pixels)
+      orientation.forget_xmp(picture)
+      exif = orientation.of_picture(picture) if picture.format == "TIFF" else None
+      picture.load()
+      turned = orientation.of_jpeg(data) if data[:2] == JPEG_START else orientation.of_picture(picture)
+      yield picture, exif or turned, turned
+  except (CorruptImageError, UnidentifiedImageError):
+    raise
   except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ... for bad bytes
     raise CorruptImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _decode_tiff(data: bytes, max_pixels: int) -> tuple[Pixels, int]:
+  """Decode a TIFF that Pillow does not know, such as one of floating-point colours."""
+  try:
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" or data[3:4] == b"+" else 8])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    _require_size(tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH], max_pixels)
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None:
+      raise ValueError("a TIFF of this kind of pixels cannot be read. Store the image with 8 or 16 bits.")
+    pixels = pixel_values.levels(stored)
+  except CorruptImageError:
+    raise
+  except Exception as error:  # of Pillow as in open_picture; OpenCV raises cv2.error
+    raise CorruptImageError(f"{type(error).__name__}: {error}") from error
+  pixels = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., 2::-1]
+  if tags.get(pixel_values.TIFF_PHOTOMETRIC) == pixel_values.WHITE_IS_ZERO:
+    pixels = 255 - pixels
+  exif = tags.get(TiffImagePlugin.ExifTags.Base.Orientation, orientation.UPRIGHT)
+  return np.ascontiguousarray(pixels), exif  # OpenCV has turned them
+
+
+def _require_size(height: int, width: int, max_pixels: int) -> None:
+  if height * width > max_pixels:
+    raise CorruptImageError(
+      f"The header says {height}x{width} = {height * width} pixels. Read are at most "
+      f"data.view.max_pixels={max_pixels}."
+    )
+
+
+@functools.cache
+def _formats() -> list[str]:
+  Image.init()
+  return [name for name in PILLOW_FORMATS if name in Image.OPEN]  # a Pillow may lack some
 
 
 def random_resized_box(
@@ -93,26 +171,6 @@ def random_resized_box(
   elif width / height > ratio[1]:
     w = min(width, round(height * ratio[1]))
   return (height - h) // 2, (width - w) // 2, h, w
-
-
-def resize(
-  image: Pixels, size: tuple[int, int], interpolation: str, antialias: bool, box: Box | None = None
-) -> Pixels:
-  """`box` of the image (default: all of it) at `size` = (height, width).
-
-  Without `antialias` (OpenCV) a filter looks at the same few source pixels however much it shrinks;
-  with it (Pillow) the filter widens. The two differ by about one grey level on photos; Pillow costs
-  half the throughput.
-  """
-  top, left, h, w = box or (0, 0, *image.shape[:2])
-  if (h, w) == size:
-    return image[top : top + h, left : left + w]
-  if antialias:
-    extent = (left, top, left + w, top + h)
-    return np.asarray(Image.fromarray(image).resize(size[::-1], PIL_FILTERS[interpolation], box=extent))
-  return cv2.resize(
-    image[top : top + h, left : left + w], size[::-1], interpolation=CV2_FILTERS[interpolation]
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +231,9 @@ class EvalView:
     height, width = image.shape[:2]
     factor = (self.resize or self.image_size) / min(height, width)
     size = max(self.image_size, int(height * factor)), max(self.image_size, int(width * factor))
-    image = resize(image, size, self.interpolation, self.antialias)
     top, left = round((size[0] - self.image_size) / 2), round((size[1] - self.image_size) / 2)
-    return image[top : top + self.image_size, left : left + self.image_size]
+    region = (top, left, self.image_size, self.image_size)
+    return resize_region(image, size, region, self.interpolation, self.antialias)
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:

@@ -2,18 +2,23 @@
 
 In memory a map is uint8 [H, W] with ids 0..G-1 and 255 where a pixel does not count. On disk it is a picture
 of one channel (grey, palette or 16 bits).
+
+An image is turned as its EXIF orientation says, and a map as its own. So a map must be drawn on the displayed
+image, as labelling tools do.
 """
 
 import dataclasses
-import io
 
 import cv2
 import numpy as np
-from PIL import Image
+from absl import logging
+from PIL import UnidentifiedImageError
 
 from dtm_jax.arrays import UInt8
-from dtm_jax.image_decoding import CV2_FILTERS, CorruptImageError, Pixels, check_choice, decode, resize
+from dtm_jax.image_decoding import MAX_PIXELS, CorruptImageError, check_choice, decode_stored, open_picture
+from dtm_jax.orientation import UPRIGHT, turn
 from dtm_jax.rand_augment import FILL
+from dtm_jax.resampling import CV2_FILTERS, Pixels, resize
 
 IGNORE = 255
 CROP_TRIES = 10
@@ -41,14 +46,14 @@ class MapCoding:
     if not 1 <= self.num_classes <= IGNORE:
       raise ValueError(f"num_classes={self.num_classes}: a map holds 1 to {IGNORE} classes.")
 
-  def decode(self, data: EncodedMap, name: str) -> Map:
-    """The map of a file called `name`.
+  def decode(self, data: EncodedMap, name: str, max_pixels: int = MAX_PIXELS) -> Map:
+    """Return the map of a file called `name`, turned as its EXIF orientation says.
 
     Raises:
-      CorruptImageError: the bytes are no picture.
+      CorruptImageError: the bytes are no picture, or one of more than `max_pixels`.
       ValueError: several channels that differ, or a label that is none of the classes.
     """
-    raw = data if isinstance(data, np.ndarray) else _read(data, name)
+    raw = data if isinstance(data, np.ndarray) else _read(data, name, max_pixels)
     first = int(self.zero_is_ignored)
     count = np.bincount(raw.ravel())  # far fewer values than pixels
     allowed = np.zeros(max(len(count), IGNORE + 1), bool)
@@ -65,13 +70,14 @@ class MapCoding:
     return table[raw]
 
 
-def _read(data: bytes, name: str) -> np.ndarray:
+def _read(data: bytes, name: str, max_pixels: int) -> np.ndarray:
   try:
-    with Image.open(io.BytesIO(data)) as picture:
-      picture.load()  # np.array hides what fails in it
-      array = np.array(picture)
-  except Exception as error:  # as in image_decoding.decode
+    with open_picture(data, max_pixels) as (picture, _, turned):
+      array = turn(np.array(picture), turned)
+  except UnidentifiedImageError as error:
     raise CorruptImageError(f"{name}: {type(error).__name__}: {error}") from error
+  except CorruptImageError as error:
+    raise CorruptImageError(f"{name}: {error}") from error
   if array.ndim == 3 and (array[..., :1] == array[..., :3]).all():
     array = array[..., 0]
   if array.ndim != 2 or array.dtype.kind not in "bui":
@@ -82,19 +88,29 @@ def _read(data: bytes, name: str) -> np.ndarray:
   return array.astype(np.int64)
 
 
-def decode_pair(example: dict, coding: MapCoding) -> tuple[Pixels, Map]:
-  """The image and the label map of an example that has "image", "map", "name" and "map_name".
+def decode_pair(example: dict, coding: MapCoding, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, Map]:
+  """Return the image and the label map of an example that has "image", "map", "name" and "map_name".
 
   Raises:
-    CorruptImageError: either is no picture.
+    CorruptImageError: either is no picture, or one of more than `max_pixels`.
     ValueError: their sizes differ, or see `MapCoding.decode`.
   """
-  image = decode(example["image"])
-  label_map = coding.decode(example["map"], example["map_name"])
+  image, exif = decode_stored(example["image"], max_pixels)
+  label_map = coding.decode(example["map"], example["map_name"], max_pixels)
   if image.shape[:2] != label_map.shape:
     sizes = [f"{shape[0]}x{shape[1]}" for shape in (label_map.shape, image.shape)]
+    turned = f" after it is turned as its EXIF orientation {exif} says" if exif != UPRIGHT else ""
     raise ValueError(
-      f"{example['map_name']} has {sizes[0]} pixels, its image {example['name']} has {sizes[1]}."
+      f"{example['map_name']} has {sizes[0]} pixels, its image {example['name']} has {sizes[1]}{turned}."
+    )
+  if exif != UPRIGHT:
+    logging.log_first_n(
+      logging.WARNING,
+      "%s is turned as its EXIF orientation %d says, as are all such images. Label maps must be drawn on the "
+      "displayed image, which their size alone does not prove.",
+      1,
+      example["name"],
+      exif,
     )
   return image, label_map
 

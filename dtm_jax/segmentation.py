@@ -6,9 +6,9 @@ import functools
 import numpy as np
 
 from dtm_jax.arrays import Float, Int
-from dtm_jax.image_decoding import Pixels, resize
 from dtm_jax.label_maps import IGNORE, Map, fit_size, pad_to
 from dtm_jax.rand_augment import FILL
+from dtm_jax.resampling import Pixels, resize
 
 STRIP = 64
 

@@ -26,6 +26,7 @@ FLOORS = {
   **dict.fromkeys(("array_checksums", "checkpoint_evidence"), 1),
   **dict.fromkeys(("rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
   **dict.fromkeys(("processes", "storage_faults"), 0),
+  **dict.fromkeys(("orientation", "pixel_values", "resampling"), 0),  # parts of image_decoding
   # The letters, paths and errors, which the ground floor itself uses.
   **dict.fromkeys(("arrays", "paths"), -1),
   "object_stores": -2,

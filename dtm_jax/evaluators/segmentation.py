@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from dtm_jax import data, evaluators, plugins, segmentation
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Int, PyTree
-from dtm_jax.image_decoding import Pixels
+from dtm_jax.resampling import Pixels
 
 
 class Evaluator:
