@@ -32,6 +32,7 @@ import numpy as np
 from absl import logging
 from numpy.random.bit_generator import ISeedSequence
 
+from dtm_jax import progress
 from dtm_jax.arrays import Batch
 from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.image_decoding import CROPS, MAX_PIXELS, CorruptImageError, EvalView, TrainView, decode
@@ -185,6 +186,7 @@ def eval_batches(
   max_pixels: int = MAX_PIXELS,
   num_threads: int = 16,
   prefetch: int = 2,
+  max_batches: int | None = None,
   process_index: int | None = None,
   process_count: int | None = None,
 ) -> Iterator[Batch]:
@@ -192,7 +194,7 @@ def eval_batches(
 
   `resize` and the options after it are those of `image_decoding.EvalView`. Padding has valid=False and
   index -1. A corrupt image has valid=False and its own index; it is named in the log once and counted each
-  time. An image of more than `max_pixels` counts as corrupt.
+  time. An image of more than `max_pixels` counts as corrupt. `max_batches` ends it earlier.
 
   Raises:
     OptionError: the data set is empty, batch_size is not a multiple of process_count, or an unknown option.
@@ -201,7 +203,10 @@ def eval_batches(
   rows = _Rows(dataset, batch_size, process_index, process_count)
   view = EvalView(image_size, resize, interpolation, antialias)
   blank = np.zeros((image_size, image_size, 3), np.uint8)
-  steps = range(-(-dataset.num_examples // batch_size))
+  steps = range(-(-dataset.num_examples // batch_size))[:max_batches]
+  tracked = functools.partial(
+    progress.track, what=f"Evaluating on {dataset.name!r}", total=len(steps), unit="batches"
+  )
 
   def load(example: Example | None, index: int) -> Batch:
     row = {"image": blank, "label": -1, "index": index, "valid": False}
@@ -221,13 +226,13 @@ def eval_batches(
     def load_stream(local: list[Example | None], step: int, row: int) -> Batch:
       return load(local[row], -1)
 
-    return _pooled(padded, load_stream, rows.local_size, 0, num_threads, prefetch)
+    return tracked(_pooled(padded, load_stream, rows.local_size, 0, num_threads, prefetch))
 
   def load_indexed(step: int, row: int) -> Batch:
     index = rows.place(step, row)
     return load(_existing(dataset, index), index) if index < dataset.num_examples else load(None, -1)
 
-  return _chunked(steps, load_indexed, rows.local_size, num_threads, prefetch)
+  return tracked(_chunked(steps, load_indexed, rows.local_size, num_threads, prefetch))
 
 
 def whole_examples(
@@ -263,6 +268,8 @@ def whole_examples(
     except CorruptImageError as error:
       _report(dataset, example["name"], error)
 
+  total = -(-dataset.num_examples // count)
+  reads = progress.track(reads, f"Evaluating on {dataset.name!r}", total, "images")
   pending = collections.deque()
   with ThreadPoolExecutor(num_threads) as pool:
     for read in reads:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
+from dtm_jax import progress
 from dtm_jax.arrays import Float
 from dtm_jax.data import Dataset, Example, Stream
 from dtm_jax.errors import OptionError
@@ -51,7 +52,9 @@ def measure(dataset: Dataset, sample: int = SAMPLE) -> tuple[Triple, Triple]:
     OptionError: all of them are corrupt.
   """
   with ThreadPoolExecutor(16) as pool:
-    histograms = [each for each in pool.map(_histogram, _sample(dataset, sample)) if each is not None]
+    what, total = f"Measuring the channels of {dataset.name!r}", min(sample, dataset.num_examples)
+    found = progress.track(pool.map(_histogram, _sample(dataset, sample)), what, total, "images")
+    histograms = [each for each in found if each is not None]
   if not histograms:
     raise OptionError(f"None of the first images of data set {dataset.name!r} can be read.")
   share_3V, level_V = np.mean(histograms, axis=0), np.arange(256) / 255

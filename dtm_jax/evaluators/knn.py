@@ -13,7 +13,6 @@ same rounding for the same shapes only. Neighbours then change places only where
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -114,7 +113,7 @@ class Evaluator:
     in_sequence = isinstance(dataset.source, data.Stream)  # each process then reads a part of its own
     rows = self._options["batch_size"] // (jax.process_count() if in_sequence else 1)
     enough, seen = None if limit is None else math.ceil(limit / rows), set()
-    for batch in itertools.islice(data.eval_batches(dataset, **self._options), enough):
+    for batch in data.eval_batches(dataset, max_batches=enough, **self._options):
       if limit is not None:
         batch["valid"] &= batch["index"] < limit
       seen.update(batch["label"][batch["valid"]].tolist())
