@@ -30,6 +30,7 @@ def get_config():
   config = config_dict.ConfigDict()
   config.task = "finetune"
   config.seed = 0
+  config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.batch_size = 1024
   config.total_steps = placeholder(int)
   config.total_examples = placeholder(int)

@@ -23,6 +23,7 @@ def get_config():
   config = config_dict.ConfigDict()
   config.task = "frozen"
   config.seed = 0
+  config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.batch_size = 1024
   config.total_steps = 0
   config.total_examples = placeholder(int)

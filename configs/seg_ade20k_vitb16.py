@@ -28,6 +28,7 @@ def get_config():
   config = config_dict.ConfigDict()
   config.task = "segment"
   config.seed = 0
+  config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.batch_size = 16
   config.total_steps = 160_000
 

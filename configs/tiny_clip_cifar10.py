@@ -20,6 +20,7 @@ def get_config():
   config = config_dict.ConfigDict()
   config.task = "contrastive"
   config.seed = 0
+  config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.batch_size = 128
   config.total_steps = 3000
   config.total_examples = placeholder(int)

@@ -17,6 +17,7 @@ def get_config():
   config = config_dict.ConfigDict()
   config.task = "pretrain"
   config.seed = 0
+  config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.batch_size = 2048
   # The finest duration that is given wins: steps, then examples, then epochs.
   config.total_steps = placeholder(int)

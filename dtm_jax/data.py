@@ -1,6 +1,7 @@
 """Batches on the host, as a function of (seed, step) alone.
 
-The training stream is one endless list of places g = step·B + row. Place g belongs to epoch g // n and
+The training stream is one endless list of places g = examples before the batch + row (step·B + row while the
+batch size B does not change). Place g belongs to epoch g // n and
 shows the example that the shuffle of that epoch, keyed by (seed, epoch), puts at g % n; its crop is drawn
 from a generator keyed by (seed, g). So no state is kept: any step is reached at no cost, and P processes,
 each reading rows [p·b, (p+1)·b) with b = B / P, see together what one process would. An epoch may end inside
@@ -125,7 +126,7 @@ def train_batches(
   batch_size: int,
   image_size: int,
   seed: int,
-  start_step: int = 0,
+  start: int = 0,
   crop: str = "random_resized",
   max_pixels: int = MAX_PIXELS,
   num_threads: int = 16,
@@ -134,7 +135,7 @@ def train_batches(
   process_count: int | None = None,
   **options,
 ) -> Iterator[Batch]:
-  """This process's rows of the global batches `start_step`, `start_step` + 1, ..., without end.
+  """This process's rows of the global batches after the first `start` examples of the stream, without end.
 
   `crop` and `options` are those of `image_decoding.TrainView`; with crop="joint", of an image and its label
   map, `options` are those of `label_maps.JointView`. `prefetch` batches are made ahead, by `num_threads`
@@ -151,7 +152,7 @@ def train_batches(
     CorruptImageError: an image and all its replacements are corrupt.
     UserError: they cannot be read.
   """
-  rows = _Rows(dataset, batch_size, process_index, process_count)
+  rows = _Rows(dataset, batch_size, process_index, process_count, start)
   decode_example, view = _train_view(dataset, image_size, crop, max_pixels, options)
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
@@ -164,14 +165,14 @@ def train_batches(
     def load_stream(local: list[Example], step: int, row: int) -> Batch:
       return load(local.__getitem__, row, len(local), rows.place(step, row))
 
-    examples = _epochs(dataset.source, rows, seed, start_step)
-    return _pooled(examples, load_stream, rows.local_size, start_step, num_threads, prefetch)
+    examples = _epochs(dataset.source, rows, seed)
+    return _pooled(examples, load_stream, rows.local_size, num_threads, prefetch)
 
   def load_indexed(step: int, row: int) -> Batch:
     place, n = rows.place(step, row), dataset.num_examples
     return load(dataset.source.__getitem__, _shuffled(place, n, seed), n, place)
 
-  steps = range(start_step, sys.maxsize // 2**32)
+  steps = range(sys.maxsize // 2**32)
   return _chunked(steps, load_indexed, rows.local_size, num_threads, prefetch)
 
 
@@ -226,7 +227,7 @@ def eval_batches(
     def load_stream(local: list[Example | None], step: int, row: int) -> Batch:
       return load(local[row], -1)
 
-    return tracked(_pooled(padded, load_stream, rows.local_size, 0, num_threads, prefetch))
+    return tracked(_pooled(padded, load_stream, rows.local_size, num_threads, prefetch))
 
   def load_indexed(step: int, row: int) -> Batch:
     index = rows.place(step, row)
@@ -311,20 +312,20 @@ def _train_view(
 
 
 class _Rows:
-  """Which rows of the global batch this process reads."""
+  """Which rows of the global batches after the first `start` examples this process reads."""
 
-  def __init__(self, dataset: Dataset, batch_size: int, index: int | None, count: int | None):
+  def __init__(self, dataset: Dataset, batch_size: int, index: int | None, count: int | None, start: int = 0):
     self.process_index = jax.process_index() if index is None else index
     self.process_count = jax.process_count() if count is None else count
     if dataset.num_examples == 0:
       raise OptionError(f"Dataset {dataset.name!r} is empty.")
     if batch_size % self.process_count:
       raise OptionError(f"{batch_size=} is not a multiple of the {self.process_count} processes.")
-    self.batch_size = batch_size
+    self.batch_size, self.start = batch_size, start
     self.local_size = batch_size // self.process_count
 
   def place(self, step: int, row: int) -> int:
-    return step * self.batch_size + self.process_index * self.local_size + row
+    return self.start + step * self.batch_size + self.process_index * self.local_size + row
 
 
 @functools.lru_cache(maxsize=8)
@@ -428,10 +429,10 @@ def _chunked(
   return iter(places.map(load_chunk).to_iter_dataset(ahead).batch(chunks, batch_fn=_concatenate))
 
 
-def _epochs(stream: Stream, rows: _Rows, seed: int, start_step: int) -> Iterator[Example]:
-  """This process's examples of an endless stream, from `start_step` on."""
+def _epochs(stream: Stream, rows: _Rows, seed: int) -> Iterator[Example]:
+  """This process's examples of an endless stream, after its share of the first `rows.start`."""
   process = rows.process_index, rows.process_count
-  epoch, skip = divmod(start_step * rows.local_size, stream.num_local(*process))
+  epoch, skip = divmod(rows.start // rows.process_count, stream.num_local(*process))
   while True:
     yield from stream.read(*process, _epoch_seed(seed, epoch), skip)
     epoch, skip = epoch + 1, 0
@@ -441,14 +442,13 @@ def _pooled(
   examples: Iterator[Example | None],
   load: Callable[[list, int, int], Batch],
   local_size: int,
-  start_step: int,
   num_threads: int,
   prefetch: int,
 ) -> Iterator[Batch]:
   """Batches of `load(examples of the batch, step, row)`, `prefetch` batches ahead of the reader."""
   examples, pending = iter(examples), collections.deque()
   with ThreadPoolExecutor(num_threads) as pool:
-    for step in itertools.count(start_step):
+    for step in itertools.count():
       local = list(itertools.islice(examples, local_size))
       if local:
         pending.append([pool.submit(load, local, step, row) for row in range(local_size)])

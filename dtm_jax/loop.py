@@ -2,12 +2,14 @@
 
 A run starts (1) from the newest sound checkpoint of its workdir, mid-epoch and to the bit, or else (2) from
 the pre-trained parameters that its task names, or else (3) from the task's initial state. Nothing but the
-state is needed to resume: batches and random draws are functions of (seed, step).
+state is needed to resume: batches and random draws are functions of (seed, examples seen, step).
 """
 
+import contextlib
+import dataclasses
 import functools
-import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,98 +17,177 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dtm_jax import data, dataset_settings, optim, plugins, reporting, rngs
+from dtm_jax import data, dataset_settings, paths, plugins, reporting, rngs
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints import Checkpoints
 from dtm_jax.tasks import Run, State, Task
+from dtm_jax.training import lock
+from dtm_jax.training.course import Course
+from dtm_jax.training.evaluation import SCHEDULE, Evaluators
+from dtm_jax.training.metrics import Metrics
+from dtm_jax.training.records import Records
 
 
 def train(config, workdir: str) -> State:
-  """Trains as `config` says and returns the last state; with zero steps it only evaluates.
+  """Train as `config` says and return the last state; with zero steps only evaluate.
 
-  `workdir` receives config.json, metrics.jsonl, TensorBoard events and checkpoints/.
+  `workdir` receives config.json, metrics.jsonl, TensorBoard events and checkpoints/, and is locked
+  meanwhile. A run that has all its steps and numbers changes nothing.
 
   Raises:
+    UserError: another run holds the workdir, or its records do not fit this config.
     FloatingPointError: the loss is not finite; the message has the window of steps.
   """
-  workdir = epath.Path(workdir).absolute()  # may be a bucket
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir = paths.resolve(workdir)
+  with lock.hold(workdir) as held, contextlib.ExitStack() as stack:
+    setup = prepare(config, workdir, stack)
+    if begin(setup):
+      train_steps(setup, held)
+    return setup.state
 
+
+@dataclasses.dataclass
+class Setup:
+  """What one start of a run works with. `train_steps` replaces the state at every step."""
+
+  config: Any
+  workdir: epath.Path
+  mesh: Mesh
+  dataset: data.Dataset
+  records: Records
+  course: Course
+  task: Task
+  frozen: PyTree
+  checkpoints: Checkpoints
+  state: State
+  evaluators: Evaluators
+  metrics: Metrics
+
+  @property
+  def total_steps(self) -> int:
+    """The step at which the run ends."""
+    return self.course.total_steps(self.config)
+
+  @property
+  def finished(self) -> bool:
+    """Whether this start has no steps to train."""
+    return self.course.step >= self.total_steps
+
+  def evaluate(self, names: list[str], step: int) -> None:
+    """Run these evaluators and write the numbers of each as soon as they are there."""
+    for name in names:
+      self.metrics.write(step, self.evaluators.run(name, self.state), evaluator=name)
+
+
+def prepare(config, workdir: epath.Path, stack: contextlib.ExitStack) -> Setup:
+  """Make everything, compare it with the run's records, and restore. Nothing is written yet.
+
+  `stack` closes what has to be closed.
+  """
   mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   dataset_settings.resolve(config, dataset)
-  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-  steps = functools.partial(
-    optim.duration, steps_per_epoch=dataset.num_examples / config.batch_size, batch_size=config.batch_size
-  )
-  total_steps = steps("total", config)
-  save_every, log_every = steps("save", config.checkpoint), steps("log", config.log)
+  records = Records(workdir, config, dataset)
+  records.check()
+  course = Course.fresh(config.batch_size, dataset.num_examples)
+  task = build_task(config, course, dataset)
+  records.check_weights("frozen", task.frozen)
 
-  run = Run(total_steps, dataset.num_examples / config.batch_size, config.batch_size, dataset.class_names)
-  task = plugins.load("tasks", config.task).build(config, run)
-  checkpoints = Checkpoints(
-    str(workdir / "checkpoints"),
-    keep=config.checkpoint.keep,
-    keep_every_steps=steps("keep", config.checkpoint, default=0) or None,
-  )
-  state, start = restore_or_init(config, task, mesh, checkpoints)
+  keep_every = course.steps("keep", config.checkpoint, default=0) or None
+  folder = str(workdir / "checkpoints")
+  checkpoints = Checkpoints(folder, keep=config.checkpoint.keep, keep_every_steps=keep_every)
+  stack.callback(checkpoints.close)
+  state, course = restore_or_init(config, task, mesh, checkpoints, course, records)
+  if course.changed:  # the schedules go on at another place
+    task = build_task(config, course, dataset)
   frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
-  train_step, key = jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
-  reporting.log_parameters(state["params"])
+  made = make_evaluators(config.evals, task, frozen, mesh, dataset)
+  evaluators = Evaluators(made, config.evals, course.steps)
+  metrics = Metrics(workdir)
+  stack.callback(metrics.close)
+  return Setup(
+    config, workdir, mesh, dataset, records, course, task, frozen, checkpoints, state, evaluators, metrics
+  )
 
-  writer = reporting.make_writer(workdir)
-  evaluators = Evaluators(config.evals, task, frozen, mesh, steps, dataset)
-  progress = reporting.make_progress(total_steps, writer)
-  profile = reporting.make_profile(workdir, config.log.profile_step)
-  compilations = reporting.CompilationCounter()
+
+def begin(setup: Setup) -> bool:
+  """Write the records of this start and run the evaluators that are due; whether there are steps to train.
+
+  A finished run whose numbers are all there is left untouched.
+  """
+  records, metrics, start, finished = setup.records, setup.metrics, setup.course.step, setup.finished
+  due = setup.evaluators.due(start, last=finished)
+  if start and setup.total_steps:  # resumed: those whose numbers a kill or a change has taken
+    done = metrics.evaluated(start)
+    stale = lambda name: finished and (records.forced or records.changed(f"evals.{name}"))
+    due = [name for name in due if name not in done or stale(name)]
+  records.log_changes(finished=finished and start > 0)
+  if finished and not due:
+    logging.info("Nothing is left to do: the run has %d steps. Its numbers: %s", start, metrics.path)
+    return False
+  records.write(start, setup.course.examples)
+  metrics.go_on_from(start if start or finished else -1, forget_evaluations=records.forced)
+  setup.evaluate(due, start)
+  return not finished
+
+
+def train_steps(setup: Setup, held: lock.Lock) -> None:
+  """Train from the step of the restored state to the last one, with the hooks in between."""
+  config, course, checkpoints, total_steps = (
+    setup.config, setup.course, setup.checkpoints, setup.total_steps,
+  )  # fmt: skip
+  save_every, log_every = course.steps("save", config.checkpoint), course.steps("log", config.log)
+  train_step = jit_train_step(setup.task, setup.state, setup.frozen, setup.mesh)
+  key = jax.random.key(config.seed)
+  reporting.log_parameters(setup.state["params"])
+  progress = reporting.make_progress(total_steps, setup.metrics.writer)
+  profile = reporting.make_profile(setup.workdir, config.log.profile_step)
   window = reporting.Window(config.batch_size)
+  batches = device_batches(config, setup.dataset, setup.mesh, course.examples, setup.task.needs_labels)
 
-  writer.write_scalars(start, evaluators.at_start(state, finished=start >= total_steps))
-  batches = device_batches(config, dataset, mesh, start, task.needs_labels)
-  for step in range(start + 1, total_steps + 1):
-    with window.waiting():
-      batch = next(batches)
-    with compilations:
-      state, measurements = train_step(state, frozen, batch, key)
-    window.add(measurements)
-    progress(step)
-    profile(step)
-    if compilations.grew() and step > start + 1:
-      reporting.warn_of_recompilation(step, compilations.count)
+  with contextlib.closing(reporting.CompilationCounter()) as compilations:
+    for step in range(course.step + 1, total_steps + 1):
+      held.require()
+      with window.waiting():
+        batch = next(batches)
+      with compilations:
+        setup.state, measurements = train_step(setup.state, setup.frozen, batch, key)
+      window.add(measurements)
+      progress(step)
+      profile(step)
+      if compilations.grew() and step > course.step + 1:
+        reporting.warn_of_recompilation(step, compilations.count)
 
-    stop = checkpoints.reached_preemption(step)
-    save = stop or step == total_steps or step % save_every == 0
-    if save or step % log_every == 0:
-      scalars = (
-        window.summary()
-        | reporting.device_memory()
-        | {
-          "epoch": step * config.batch_size / dataset.num_examples,
-          "compilations": compilations.count,
-          "corrupt_images": data.corrupt_count(),
-        }
-      )
-      writer.write_scalars(step, scalars)
-      require_finite(scalars["loss"], step - len(window) + 1, step)  # before it is saved
-      window.reset()
-    if save:
-      checkpoints.save(step, state, {"seed": config.seed, "batch_size": config.batch_size})
-    if stop:
-      logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
-      break
-    if scalars := evaluators.when_due(state, step, finished=step == total_steps):
-      writer.write_scalars(step, scalars)
-      window.reset()
-
-  checkpoints.close()
-  compilations.close()
-  writer.close()
-  return state
+      stop, last = checkpoints.reached_preemption(step), step == total_steps
+      save = stop or last or step % save_every == 0
+      if save or step % log_every == 0:
+        scalars = window.summary() | reporting.device_memory()
+        counts = {"compilations": compilations.count, "corrupt_images": data.corrupt_count()}
+        setup.metrics.write(step, scalars | {"epoch": course.epoch_at(step)} | counts)
+        require_finite(scalars["loss"], step - len(window) + 1, step)  # before it is saved
+        window.reset()
+      if save:
+        checkpoints.save(step, setup.state, {"seed": config.seed} | course.meta_at(step))
+      if stop:
+        logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
+        return
+      if due := setup.evaluators.due(step, last=last):
+        setup.evaluate(due, step)
+        window.reset()
 
 
-def restore_or_init(config, task: Task, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, int]:
-  """The state to start from, laid out on the mesh, and its step."""
+def build_task(config, course: Course, dataset: data.Dataset) -> Task:
+  """The task of the config, whose schedules lie on `course`."""
+  places = course.for_schedules(config)
+  run = Run(batch_size=config.batch_size, class_names=dataset.class_names, **places)
+  return plugins.load("tasks", config.task).build(config, run)
+
+
+def restore_or_init(
+  config, task: Task, mesh: Mesh, checkpoints: Checkpoints, course: Course, records: Records
+) -> tuple[State, Course]:
+  """The state to start from, laid out on the mesh, and the course from there on."""
   key = rngs.stream(jax.random.key(config.seed), "init")
   shapes = jax.eval_shape(task.init, key)
   shardings = meshes.param_shardings(mesh, shapes, config.mesh.rules)
@@ -114,18 +195,20 @@ def restore_or_init(config, task: Task, mesh: Mesh, checkpoints: Checkpoints) ->
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
   )
   restored = checkpoints.restore(abstract)
+  pretrained = None
+  if task.pretrained and (restored is None or records.changed("init_from.path")):
+    try:
+      pretrained = task.pretrained(key)
+    except FileNotFoundError:
+      if restored is None:
+        raise
+  records.check_weights("init_from", pretrained)
   if restored is None:
-    params = task.pretrained and meshes.place(task.pretrained(key), shardings["params"])
-    return jax.jit(task.init, out_shardings=shardings)(key, params), 0
+    params = pretrained and meshes.place(pretrained, shardings["params"])
+    return jax.jit(task.init, out_shardings=shardings)(key, params), course
   state, meta, step = restored
-  for name in ("seed", "batch_size"):
-    if meta[name] != config[name]:
-      logging.warning(
-        "The checkpoint was made with %s=%s, the config has %s: the run goes on, but not as it would have.",
-        name, meta[name], config[name],
-      )  # fmt: skip
   logging.info("Resumed from step %d.", step)
-  return state, step
+  return state, course.resumed(step, meta)
 
 
 def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
@@ -153,13 +236,13 @@ def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
 def device_batches(
   config, dataset: data.Dataset, mesh: Mesh, start: int, needs_labels: bool = False
 ) -> Iterator[Batch]:
-  """The global batches from step `start` on, one ahead of the step that uses it."""
+  """The global batches after the first `start` examples, one ahead of the step that uses it."""
   batches = data.train_batches(
     dataset,
     batch_size=config.batch_size,
     image_size=config.data.image_size,
     seed=config.seed,
-    start_step=start,
+    start=start,
     num_threads=config.data.num_threads,
     **config.data.view,
   )
@@ -189,44 +272,9 @@ def make_evaluators(
     return lambda state, batch: jitted(state, frozen, batch)
 
   def make(name: str, section):
-    schedule = ("name", "at_start", "every_steps", "every_epochs", "every_examples")
-    keywords = {key: value for key, value in section.items() if key not in schedule}
+    keywords = {key: value for key, value in section.items() if key not in ("name", *SCHEDULE)}
     module = plugins.load("evaluators", section.get("name", name))
     return module.Evaluator(predict, mesh, tokenize=task.tokenize, training=training, **keywords)
 
   predict = {name: bind(function) for name, function in task.predict.items()}
   return {name: make(name, section) for name, section in options.items()}
-
-
-class Evaluators:
-  """The evaluators of `config.evals`, each when it is due."""
-
-  def __init__(self, options, task: Task, frozen: PyTree, mesh: Mesh, steps, training: data.Dataset):
-    self._evaluators = make_evaluators(options, task, frozen, mesh, training)
-    self._every, self._at_start = {}, set()
-    for name, section in options.items():
-      self._every[name] = steps("every", section, default=0)
-      if section.get("at_start", False):
-        self._at_start.add(name)
-
-  def at_start(self, state: State, *, finished: bool) -> dict[str, float]:
-    """Before the first step; all of them if there is nothing left to train."""
-    return self._run(state, [name for name in self._evaluators if finished or name in self._at_start])
-
-  def when_due(self, state: State, step: int, *, finished: bool) -> dict[str, float]:
-    """After `step`; all of them after the last."""
-    due = lambda every: every and step % every == 0
-    return self._run(state, [name for name, every in self._every.items() if finished or due(every)])
-
-  def _run(self, state: State, names: list[str]) -> dict[str, float]:
-    scalars = {}
-    for name in names:
-      start = time.perf_counter()
-      try:
-        results = dict(self._evaluators[name].run(state))
-      except Exception as error:
-        error.add_note(f"while evaluator {name!r} ran at step {int(state['step'])}")
-        raise
-      scalars |= {f"{name}/{key}": value for key, value in results.items()}
-      logging.info("Evaluator %s took %.1f s.", name, time.perf_counter() - start)
-    return scalars

@@ -133,6 +133,8 @@ def make_optimizer(
   accumulate: int = 1,
   layer_decay: float | None = None,
   frozen: Sequence[str] = (),
+  scale: float = 1.0,
+  shift: float = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimiser for parameters of these shapes, and the learning rate in force at a training step.
 
@@ -145,6 +147,9 @@ def make_optimizer(
   A training step sees `batch_size` images. `accumulate` steps make one update from the mean of their
   gradients; `lr` is meant for, and scaled by, their joint batch (`final_lr` is not scaled). Total and
   warm-up are counted in training steps like everything else, and the schedule advances once an update.
+
+  The schedule is evaluated at scale · t + shift for step t: a run that goes on with another batch size stays
+  at the same place of its schedule.
 
   `layer_decay` multiplies the rate by ld^(L+1-i): i = 0 for patch embedding, tokens and positions, b+1 for
   block b of L, L+1 for the rest. Parameters that match `frozen` do not move and have no moments.
@@ -161,13 +166,15 @@ def make_optimizer(
       f"No parameter matches the frozen pattern(s) {unmatched}. Parameters: {', '.join(names)}."
     )
 
-  schedule = make_schedule(
+  course = make_schedule(
     peak=scale_by_batch(lr, batch_size * accumulate, lr_scaling),
     total_steps=total_steps // accumulate,
     warmup_steps=warmup_steps // accumulate,
     final=final_lr,
     decay=decay,
   )
+  moved = (scale, shift) != (1.0, 0.0)
+  schedule = (lambda count: course(scale * count + shift / accumulate)) if moved else course
   optimizer = make_update(
     shapes, schedule, name=name, betas=betas, eps=eps, weight_decay=weight_decay, no_decay=no_decay,
     clip_norm=clip_norm, layer_decay=layer_decay,

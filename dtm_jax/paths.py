@@ -107,6 +107,27 @@ def create_file(path: epath.Path, text: str) -> bool:
   return True
 
 
+def write_whole(path: epath.Path, text: str) -> None:
+  """Replace the content of a file in one step: a reader, or a crash, sees the old text or the new one.
+
+  In a bucket this is the write of one object. When the write fails, the old text stays.
+  """
+  if is_remote(path):
+    path.write_text(text)
+    return
+  new = f"{os.fspath(path)}.{os.getpid()}.new"
+  try:
+    with open(new, "w") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(new, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(new)
+    raise
+
+
 def move_folder(source: epath.Path, target: epath.Path) -> None:
   """Move a folder. In a bucket, where nothing can be renamed, its objects are copied and then deleted."""
   if not is_remote(source):

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -16,37 +15,10 @@ from etils import epath
 from dtm_jax.arrays import PyTree
 
 
-class JsonLinesWriter(metric_writers.MetricWriter):
-  """Scalars as one JSON object a line: `{"step": 100, "loss": 0.12, ...}`, appended across resumes."""
-
-  def __init__(self, path: epath.Path):
-    self._file = path.open("a")
-
-  def write_scalars(self, step, scalars):
-    line = {"step": int(step)} | {name: round(float(value), 6) for name, value in scalars.items()}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
-
-  def _not_written(self, *args, **kwargs):
-    """Everything that is no scalar goes to TensorBoard alone."""
-
-  write_summaries = write_images = write_videos = write_audios = write_texts = _not_written
-  write_histograms = write_pointcloud = write_hparams = _not_written
-
-  def flush(self):
-    self._file.flush()
-
-  def close(self):
-    self._file.close()
-
-
 def make_writer(workdir: epath.Path) -> metric_writers.MetricWriter:
-  """Log lines on every process; TensorBoard events and metrics.jsonl on the first alone."""
+  """Log lines on every process; TensorBoard events on the first alone."""
   first = jax.process_index() == 0
-  writer = metric_writers.create_default_writer(workdir, just_logging=not first, asynchronous=False)
-  if not first:
-    return writer
-  return metric_writers.MultiWriter([writer, JsonLinesWriter(workdir / "metrics.jsonl")])
+  return metric_writers.create_default_writer(workdir, just_logging=not first, asynchronous=False)
 
 
 def make_progress(total_steps: int, writer: metric_writers.MetricWriter) -> periodic_actions.ReportProgress:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dtm_jax import loop
 from dtm_jax import mesh as meshes
+from dtm_jax.errors import UserError
 from dtm_jax.evaluators import best_head, classification, knn, zeroshot
 from dtm_jax.tasks import Run, finetune, frozen, linear_probe
 
@@ -123,6 +124,9 @@ def test_a_checkpoint_of_another_shape(world):
   config.total_steps, config.optim.warmup_steps, config.evals = 1, 0, {}
   loop.train(config, str(world / "run"))
   config.model.width = 32
+  with pytest.raises(UserError, match=r"--config.model.width: 24 -> 32"):
+    loop.train(config, str(world / "run"))
+  config.resume = "force"
   with pytest.raises(
     ValueError, match=rf"{world}/run/checkpoints/1 .*\n.*saved .*24.*, the config wants .*32"
   ):

@@ -98,7 +98,7 @@ def test_processes_see_together_what_one_sees(processes, batch_size):
 @pytest.mark.parametrize("kind", [Images, StreamedImages])
 def test_a_stream_from_step_7_is_the_stream_without_its_first_7(kind):
   dataset = _dataset(kind=kind)
-  _assert_same(_train(dataset, 4, start_step=7), _train(dataset, 11)[7:])
+  _assert_same(_train(dataset, 4, start=7 * 8), _train(dataset, 11)[7:])
 
 
 @pytest.mark.parametrize("num_threads", [1, 7])
@@ -299,13 +299,13 @@ def _recording(kind, count):
 
 
 @pytest.mark.parametrize("kind", [Images, StreamedImages])
-@pytest.mark.parametrize("start_step", [0, 5])
-def test_a_process_opens_its_own_examples_alone(kind, start_step):
+@pytest.mark.parametrize("start", [0, 5 * 8])
+def test_a_process_opens_its_own_examples_alone(kind, start):
   """Also after a resume, and with all that it reads ahead; 400 are an epoch that is not left here."""
   parts = []
   for process in range(2):
     dataset, opened = _recording(kind, 400)
-    batches = _train(dataset, 3, (process, 2), start_step=start_step, prefetch=1)
+    batches = _train(dataset, 3, (process, 2), start=start, prefetch=1)
     assert set(_indices(batches)) <= opened
     assert len(opened) < 200
     parts.append((batches, opened))
@@ -313,7 +313,7 @@ def test_a_process_opens_its_own_examples_alone(kind, start_step):
   assert not first_opened & second_opened
   if kind is Images:  # the order of a stream is that of its processes
     together = [[*a["index"], *b["index"]] for a, b in zip(first, second, strict=True)]
-    assert together == [batch["index"].tolist() for batch in _train(_dataset(400), 3, start_step=start_step)]
+    assert together == [batch["index"].tolist() for batch in _train(_dataset(400), 3, start=start)]
 
 
 @pytest.mark.parametrize("kind", [Images, StreamedImages])

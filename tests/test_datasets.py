@@ -257,7 +257,7 @@ class TestTfds:
     epochs = [tuple(order[first : first + 21]) for first in range(0, 84, 21)]
     assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
     assert len(set(epochs)) == 4
-    assert _train_indices(dataset, 4, start_step=7) == order[28:44]
+    assert _train_indices(dataset, 4, start=4 * 7) == order[28:44]
     assert _train_indices(dataset, 6, seed=2) != order[:24]
 
   def test_parts_of_a_split_and_no_labels(self, prepared, file_format):

@@ -11,10 +11,11 @@ FLOORS = {
   "loop": 6,
   "tasks": 5,
   "evaluators": 4,
-  **dict.fromkeys(("morphers", "teachers", "datasets", "dataset_settings", "optim", "mesh", "reporting"), 3),
+  **dict.fromkeys(("morphers", "teachers", "datasets", "dataset_settings"), 3),
   "training": 3,
   "pretrained": 2.5,  # others' parameters: models and checkpoints, and teachers are made of them
-  **dict.fromkeys(("models", "data", "augment", "mixing", "checkpoints", "online_probe"), 2),
+  **dict.fromkeys(("models", "data", "augment", "mixing", "checkpoints", "online_probe", "optim"), 2),
+  **dict.fromkeys(("mesh", "reporting"), 2),
   "segmentation": 1.7,
   "stored_checkpoints": 1.7,
   "checkpoint_retries": 1.5,  # what checkpoints and the loading of parameters share

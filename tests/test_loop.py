@@ -15,6 +15,7 @@ import small_world
 
 from dtm_jax import checkpoints, loop
 from dtm_jax import mesh as meshes
+from dtm_jax.errors import UserError
 from dtm_jax.models import vit_weights
 
 ROOT = Path(__file__).parents[1]
@@ -185,6 +186,9 @@ def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tm
   state = loop.train(config, str(tmp_path / "run"))
   assert int(state["step"]) == 2
   config.init_from.path = "nowhere/at_all"
+  with pytest.raises(UserError, match=r"--config.init_from.path: .*/weights' -> 'nowhere/at_all'"):
+    loop.train(config, str(tmp_path / "run"))
+  config.resume = "force"
   assert_same(loop.train(config, str(tmp_path / "run")), state)
   with pytest.raises(FileNotFoundError, match="nowhere/at_all"):
     loop.train(config, str(tmp_path / "new"))

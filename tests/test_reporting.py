@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from dtm_jax import reporting
+from dtm_jax.training.metrics import Metrics
 
 
 def test_a_window_averages_and_forgets():
@@ -53,9 +54,10 @@ def test_compilations_are_counted_inside_only():
 
 def test_metrics_are_json_lines_across_resumes(tmp_path):
   for step, loss in ((1, 0.5), (2, 0.25)):
-    writer = reporting.make_writer(epath.Path(tmp_path))
-    writer.write_scalars(step, {"loss": loss})
-    writer.close()
+    metrics = Metrics(epath.Path(tmp_path))
+    metrics.go_on_from(step - 1)
+    metrics.write(step, {"loss": loss})
+    metrics.close()
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
   assert list(tmp_path.glob("events.out.tfevents.*"))

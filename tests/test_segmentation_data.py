@@ -262,7 +262,7 @@ class TestJointBatches:
     parts = [take(batches(dataset, (p, 2)), 5) for p in range(2)]
     joined = [{k: np.concatenate([x[k], y[k]]) for k in x} for x, y in zip(*parts, strict=True)]
     assert_same(joined, whole)
-    assert_same(take(batches(dataset, start_step=3, num_threads=5), 2), whole[3:])
+    assert_same(take(batches(dataset, start=3 * 8, num_threads=5), 2), whole[3:])
 
   def test_without_maps_there_is_no_joint_crop_but_the_others_there_are(self, dataset):
     plain = data.Dataset("photos", 23, None, dataset.source)

@@ -16,12 +16,22 @@ Scalars = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a task must know of the run, once data and durations are resolved."""
+  """What a task must know of the run, once data and durations are resolved.
+
+  Attributes:
+    total_steps, steps_per_epoch: in steps of the first batch size, which schedules are made for.
+    batch_size: of this start.
+    first_batch_size: of the run's first start; None: `batch_size`.
+    scale, shift: a schedule is evaluated at scale · t + shift for step t, because the batch size has changed.
+  """
 
   total_steps: int
   steps_per_epoch: float
   batch_size: int
   class_names: tuple[str, ...] | None = None
+  first_batch_size: int | None = None
+  scale: float = 1.0
+  shift: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +73,15 @@ def build_optimizer(options, shapes: PyTree, run: Run):
   """`optim.make_optimizer` from the config's section, its warm-up resolved to steps."""
   durations = {"warmup_steps", "warmup_epochs", "warmup_examples"}
   warmup_steps = optim.duration(
-    "warmup", options, steps_per_epoch=run.steps_per_epoch, batch_size=run.batch_size, default=0
-  )
+    "warmup", options, steps_per_epoch=run.steps_per_epoch, default=0,
+    batch_size=run.first_batch_size or run.batch_size,
+  )  # fmt: skip
   return optim.make_optimizer(
     shapes,
     total_steps=run.total_steps,
     warmup_steps=warmup_steps,
     batch_size=run.batch_size,
+    scale=run.scale,
+    shift=run.shift,
     **{name: value for name, value in options.items() if name not in durations},
   )
