@@ -21,7 +21,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from dtm_jax import paths
+from dtm_jax import paths, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "What to run: a file of configs/.", lock_config=True
@@ -67,11 +67,13 @@ def start_distributed() -> None:
   """Joins the cluster that the environment names or JAX detects; a machine on its own joins none."""
   if "JAX_COORDINATOR_ADDRESS" in os.environ:
     jax.distributed.initialize(
-      num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+      num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+      process_id=int(os.environ["JAX_PROCESS_ID"]),
+      **processes.TIME_LIMITS,
     )
     return
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(**processes.TIME_LIMITS)
   except ValueError as error:  # no cluster was detected
     logging.info("Single process (%s).", error)
 

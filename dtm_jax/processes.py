@@ -13,10 +13,11 @@ from jax._src import distributed  # the client of the key-value store has no pub
 
 from dtm_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 40
-"""A process that sends no sign of life for this time is dead, and JAX stops the others."""
-SHUTDOWN_SECONDS = 15
-"""A process that leaves waits this long for the others to leave too. Then JAX stops them."""
+TIME_LIMITS = {
+  "heartbeat_timeout_seconds": 40,  # a process without a sign of life for so long is dead; the others stop
+  "shutdown_timeout_seconds": 15,  # a process that leaves stops those that have not left so much later
+}
+"""Arguments of `jax.distributed.initialize` with which one process's end ends all within a minute."""
 
 _messages = itertools.count()
 
@@ -47,8 +48,3 @@ def gather(value: Any, *, timeout_seconds: float = 1800) -> list[Any]:
 def is_first() -> bool:
   """Return whether this process writes for all."""
   return jax.process_index() == 0
-
-
-def wait_for_all() -> None:
-  """Wait until every process is here: at the end of a run, so that none leaves long before another."""
-  gather(None)

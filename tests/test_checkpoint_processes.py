@@ -1,0 +1,164 @@
+"""Two processes take the same decision about a checkpoint, whatever fails on one of them."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+import os, shutil, sys
+import jax, jax.numpy as jnp
+import dtm_jax.main as main
+main.start_distributed()
+import dtm_jax.stored_checkpoints as stored
+from dtm_jax import checkpoints, errors, processes
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from unittest import mock
+
+folder = sys.argv[1]
+sharding = NamedSharding(Mesh(jax.devices(), "data"), P("data"))
+state_of = lambda step: {"params": {"w": jnp.full((256, 8), step, jnp.float32)}}
+make = jax.jit(state_of, out_shardings=sharding)
+abstract = {"params": {"w": jax.ShapeDtypeStruct((256, 8), jnp.float32, sharding=sharding)}}
+value = lambda state: float(state["params"]["w"].addressable_data(0)[0, 0])
+handler = checkpoints.ocp.StandardCheckpointHandler
+restore, differing = handler.restore, stored.differing_checksums
+list_steps = checkpoints.Checkpoints._list_steps
+disk_full = OSError(28, "No space left on device")
+
+def only_first_step(self):
+  steps, moved = list_steps(self)
+  return steps[:1], moved
+
+def wrong_in_step_2(state, arrays):
+  return differing(state, arrays) or ("the checksum differs" if value(state) == 2 else None)
+
+patches = {
+  "arrays": lambda: mock.patch.object(handler, "restore", side_effect=TimeoutError("timed out")),
+  "meta": lambda: mock.patch.object(stored, "_read_meta", side_effect=OSError(116, "Stale file handle")),
+  "hiccup": lambda: mock.patch.object(handler, "restore", hiccup()),
+  "checksum": lambda: mock.patch.object(stored, "differing_checksums", wrong_in_step_2),
+  "list": lambda: mock.patch.object(checkpoints.Checkpoints, "_list_steps", only_first_step),
+  "unsaved": lambda: mock.patch.object(checkpoints.ocp.CheckpointManager, "save", side_effect=disk_full),
+}
+
+def hiccup():
+  calls = []
+  def once(*args, **kwargs):
+    calls.append(0)
+    if len(calls) == 1:
+      raise TimeoutError("timed out")
+    return restore(*args, **kwargs)
+  return once
+
+def try_it(what, where):
+  copy = f"{folder}_{what}_{where}"
+  if jax.process_index() == 0:
+    shutil.copytree(folder, copy)
+  processes.gather(None)
+  here = jax.process_index() == where
+  if here and what == "killed":
+    os.kill(os.getpid(), 9)
+  with patches[what]() if here else mock.MagicMock():
+    try:
+      manager = checkpoints.Checkpoints(copy, retry_delays=(0.1, 0.1))
+      if what == "unsaved":
+        manager.save(3, make(3), {})
+      state, _, step = manager.restore(abstract)
+      manager.close()
+      print("RESULT", what, where, step, value(state), flush=True)
+    except errors.UserError as error:
+      print("RESULT", what, where, type(error).__name__, error, flush=True)
+      if what == "unsaved":
+        sys.exit(1)
+
+manager = checkpoints.Checkpoints(folder, keep=10)
+for step in (1, 2):
+  manager.save(step, make(step), {})
+manager.close()
+for argument in sys.argv[2:]:
+  what, where = argument.split("_")
+  try_it(what, int(where))
+"""
+
+
+def run_two(folder, *cases):
+  """Returns each process's exit code and lines, and the seconds that both took."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+  env = os.environ | {
+    "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  start = time.monotonic()
+  children = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROGRAM, str(folder), *cases],
+      env=env | {"JAX_PROCESS_ID": str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  try:
+    outputs = [child.communicate(timeout=180) for child in children]
+  finally:
+    for child in children:
+      child.kill()
+  lines = [
+    [line.removeprefix("RESULT ") for line in out.splitlines() if "RESULT" in line] or [err[-3000:]]
+    for out, err in outputs
+  ]
+  return [child.returncode for child in children], lines, time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_decision(tmp_path):
+  folder = tmp_path / "run"
+  cases = [
+    "arrays_1",
+    "arrays_0",
+    "meta_0",
+    "meta_1",
+    "hiccup_1",
+    "checksum_1",
+    "checksum_0",
+    "list_0",
+    "list_1",
+  ]
+  codes, lines, _ = run_two(folder, *cases)
+  assert codes == [0, 0], lines
+  assert lines[0] == lines[1]
+  results = {"_".join(line.split()[:2]): line.split(maxsplit=2)[2] for line in lines[0]}
+  for case in cases[:4]:
+    assert "2 could not be read in 3 tries, last with process " + case[-1] in results[case]
+    assert sorted(path.name for path in (tmp_path / f"run_{case}").iterdir()) == ["1", "2"]
+  assert {case: results[case] for case in cases[4:]} == {
+    "hiccup_1": "2 2.0",
+    "checksum_1": "1 1.0",
+    "checksum_0": "1 1.0",
+    "list_0": "1 1.0",
+    "list_1": "2 2.0",
+  }
+  for case in cases[4:]:
+    assert (tmp_path / f"run_{case}" / "corrupt").exists() == case.startswith("checksum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["killed_1", "unsaved_0"])
+def test_the_others_stop_within_a_minute_when_one_ends(tmp_path, case):
+  codes, lines, seconds = run_two(tmp_path / "run", case)
+  assert 0 not in codes, lines
+  assert seconds < 60 + 40  # with the start
+  if case == "unsaved_0":
+    assert "No space left on device" in lines[0][0]
+  assert {"1", "2"} <= {path.name for path in (tmp_path / f"run_{case}").iterdir()}
