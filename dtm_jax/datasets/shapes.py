@@ -11,6 +11,7 @@ import numpy as np
 
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import sliceable
+from dtm_jax.errors import OptionError
 from dtm_jax.label_maps import IGNORE, MapCoding
 
 CLASS_NAMES = ("background", "disc", "square", "triangle")
@@ -43,10 +44,10 @@ def build(
   `data_dir` is not used. The first `border` rows of a map are ignored.
 
   Raises:
-    ValueError: an unknown split.
+    OptionError: an unknown split.
   """
   if split not in NUM_EXAMPLES:
-    raise ValueError(f"Unknown split {split!r} of shapes. Available: {', '.join(NUM_EXAMPLES)}.")
+    raise OptionError(f"Unknown split {split!r} of shapes. Available: {', '.join(NUM_EXAMPLES)}.")
   source = _Shapes(split, num_examples or NUM_EXAMPLES[split], side, border)
   return Dataset(f"shapes/{split}", len(source), CLASS_NAMES, source, maps=MapCoding(len(CLASS_NAMES)))
 

@@ -6,6 +6,7 @@ it. Either way the images stay encoded until data.py decodes them.
 """
 
 import dataclasses
+import difflib
 import itertools
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from dtm_jax import object_stores, paths
 from dtm_jax.data import Dataset, Example
+from dtm_jax.datasets import _splits
 from dtm_jax.errors import OptionError
 from dtm_jax.label_maps import MapCoding
 
@@ -38,16 +40,20 @@ def build(
   to shuffle a `tfrecord` set, besides the shuffling of its files. `label_map` names a feature of label
   maps, which are written as `maps` says.
 
+  `split` may be another word for one that is there: "val" finds "validation".
+
   Raises:
-    ValueError: the data set is unknown, not prepared, or has no such split.
+    OptionError: the data set is unknown, not prepared, or has no such split or feature.
   """
   builder = _prepared(variant, data_dir)
+  split = _split(builder, split)
   num_examples = builder.info.splits[split].num_examples
   label = label if label in builder.info.features else None
   class_names = tuple(getattr(builder.info.features[label], "names", ())) if label else ()
-  if label_map is not None and label_map not in builder.info.features:
-    features = ", ".join(builder.info.features)
-    raise ValueError(f"{builder.info.full_name} has no feature {label_map!r}. Available: {features}.")
+  for feature in filter(None, (image, label_map)):
+    if feature not in builder.info.features:
+      features = ", ".join(builder.info.features)
+      raise OptionError(f"{builder.info.full_name} has no feature {feature!r}. Available: {features}.")
   features = _Features(image, label, label_map)
   _check_readable(builder)
   if "array_record" in builder.info.file_format.value:
@@ -64,7 +70,7 @@ def splits(*, variant: str, data_dir: str | None = None, **options: Any) -> tupl
   """Those prepared.
 
   Raises:
-    ValueError: the data set is unknown or not prepared.
+    OptionError: the data set is unknown or not prepared.
   """
   return tuple(_prepared(variant, data_dir).info.splits)
 
@@ -72,13 +78,39 @@ def splits(*, variant: str, data_dir: str | None = None, **options: Any) -> tupl
 def _prepared(variant: str, data_dir: str | None) -> Any:
   if data_dir is not None:
     data_dir = os.fspath(paths.resolve(data_dir))
-  builder = tfds.builder(variant, data_dir=data_dir)
+  try:
+    builder = tfds.builder(variant, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    name = variant.partition("/")[0].partition(":")[0]
+    near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    where = f"in data_dir={data_dir}, nor is it" if data_dir else "here, nor is it"
+    raise OptionError(f"Data set {variant!r} is not prepared {where} one that TFDS knows.{hint}") from error
+  except ValueError as error:  # an unknown config, or a version that cannot be read
+    raise OptionError(f"Data set {variant!r} of TFDS: {error}") from error
   if not builder.is_prepared():
-    raise ValueError(
-      f"Data set {variant!r} is not prepared in {builder.data_path}. "
+    missing = f" There is no folder {data_dir}." if data_dir and not paths.resolve(data_dir).is_dir() else ""
+    raise OptionError(
+      f"Data set {variant!r} is not prepared in {builder.data_path}.{missing} "
       f"Prepare it there with tfds.builder({variant!r}, file_format='array_record').download_and_prepare()."
     )
   return builder
+
+
+def _split(builder: Any, split: str) -> str:
+  """`split` with the name under which the data set has it."""
+  base, bracket, part = split.partition("[")
+  present = tuple(builder.info.splits)
+  split = (_splits.find(base, present, builder.info.full_name) or base) + bracket + part
+  try:
+    builder.info.splits[split]
+  except (KeyError, ValueError) as error:
+    available = ", ".join(present)
+    raise OptionError(
+      f"Split {split!r} of {builder.info.full_name}: {error} Available: {available}, "
+      f"and parts as {present[0]}[:90%]."
+    ) from error
+  return split
 
 
 def _check_readable(builder: Any) -> None:
