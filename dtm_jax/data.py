@@ -105,19 +105,31 @@ def require_labels(batch: Batch, dataset: Dataset) -> Batch:
   Raises:
     OptionError: one has not, or the data set has no classes.
   """
+  _require_range(batch["label"], batch["index"], batch.get("valid", True), dataset)
+  return batch
+
+
+def require_known_labels(dataset: Dataset) -> None:
+  """Like `require_labels` for all examples, where their labels are known: before hours of training.
+
+  Raises:
+    OptionError: one has no label 0..G-1, or the data set has no classes.
+  """
+  labels = np.zeros(0, int) if dataset.labels is None else dataset.labels
+  _require_range(labels, np.arange(len(labels)), True, dataset)
+
+
+def _require_range(label: np.ndarray, index: np.ndarray, valid: np.ndarray | bool, dataset: Dataset) -> None:
   if dataset.class_names is None:
     raise OptionError(f"Data set {dataset.name!r} has no class names, hence no labels.")
-  label = batch["label"]
-  wrong = (label < 0) | (label >= len(dataset.class_names))
-  wrong &= batch.get("valid", True)
+  wrong = ((label < 0) | (label >= len(dataset.class_names))) & valid
   if wrong.any():
     place = int(wrong.argmax())
     hint = " It lies in no class folder, or its label is not told." if label[place] == -1 else ""
     raise OptionError(
-      f"Example {batch['index'][place]} of data set {dataset.name!r} has label {label[place]}, which is none "
+      f"Example {index[place]} of data set {dataset.name!r} has label {label[place]}, which is none "
       f"of its {len(dataset.class_names)} classes.{hint}"
     )
-  return batch
 
 
 def train_batches(

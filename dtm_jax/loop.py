@@ -247,6 +247,7 @@ def device_batches(
     **config.data.view,
   )
   if needs_labels:
+    data.require_known_labels(dataset)
     batches = (data.require_labels(batch, dataset) for batch in batches)
   ahead = meshes.to_device(next(batches), mesh)
   while True:

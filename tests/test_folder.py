@@ -99,7 +99,7 @@ class TestSplits:
     )
     assert opened(tmp_path)[0] == ("a",)
     (line,) = lines()
-    assert "1 folder (extra) beside the splits not read" in line
+    assert "2 folders (__MACOSX, extra) beside the splits not read" in line
     assert f"2 images straight in {tmp_path} not read" in line
 
   @pytest.mark.parametrize("name", ["tiny-imagenet-200/{}/a", "a/{}"])
@@ -163,6 +163,15 @@ class TestClasses:
       OptionError, match=r"val_annotations.txt does not tell the class of 1 image \(.*val_2"
     ):
       folder.build("val", data_dir=str(tmp_path))
+
+  def test_an_image_in_no_class_is_refused_before_training_reaches_it(self, tmp_path):
+    write(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
+    data.require_known_labels(folder.build("train", data_dir=str(tmp_path)))
+    write(tmp_path, "train/1.jpg")
+    with pytest.raises(
+      OptionError, match=r"Example 0 of .* has label -1, .* 2 classes. It lies in no class fol"
+    ):
+      data.require_known_labels(folder.build("train", data_dir=str(tmp_path)))
 
 
 class TestFiles:

@@ -178,12 +178,15 @@ def list_folder(folder: str | os.PathLike) -> Listing:
   """The names in a folder, in any order. Sockets, pipes and devices are left out.
 
   Raises:
-    UserError: the folder may not be read.
+    UserError: the folder may not or cannot be read.
   """
   try:
     return patiently(_scan, os.fspath(folder))
-  except PermissionError as error:
-    raise UserError(f"No permission to read the folder {os.fspath(folder)}: {error.strerror}.") from error
+  except OSError as error:
+    what = (
+      "No permission to read the folder" if isinstance(error, PermissionError) else "Cannot read the folder"
+    )
+    raise UserError(f"{what} {os.fspath(folder)}: {error.strerror or error}.") from error
 
 
 def _scan(folder: str) -> Listing:

@@ -197,8 +197,9 @@ def _tell(tree: _Tree, root: epath.Path, found, label_of, skipped: _image_files.
     if empty := sorted(name for name in folders if name not in firsts):
       concerns.append(f"{_image_files.some(empty, 'class folder')} without an image that can be read")
   if root != tree.folder:
-    same = [each for each in tree.splits if _splits.kind_of(each) == _splits.kind_of(root.name)]
-    if unread := sorted({*tree.others, *same} - {os.path.relpath(root, tree.folder)}):
+    beside = (name for name in _image_files.list_folder(tree.folder).folders if not name.startswith("."))
+    kind, mine = _splits.kind_of(root.name), os.path.relpath(root, tree.folder)
+    if unread := sorted(name for name in beside if _splits.kind_of(name) in (None, kind) and name != mine):
       concerns.append(f"{_image_files.some(unread, 'folder')} beside the splits not read")
     if tree.num_images:
       concerns.append(f"{_image_files.number(tree.num_images, 'image')} straight in {tree.folder} not read")

@@ -127,6 +127,7 @@ def each_labelled(
   Raises:
     OptionError: a label is none of the data set's classes, or no image can be read.
   """
+  data.require_known_labels(dataset)
   batches = (data.require_labels(batch, dataset) for batch in data.eval_batches(dataset, **options))
   count = 0
   for output, label_B in each_batch(predict, state, batches, mesh):
