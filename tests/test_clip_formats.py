@@ -15,6 +15,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 from test_clip_weights import assert_same
 
+from dtm_jax.errors import OptionError
 from dtm_jax.models import clip, clip_config, clip_weights, weight_files
 from dtm_jax.models.clip_layouts import LAYOUTS
 from dtm_jax.teachers.clip import build
@@ -365,3 +366,84 @@ def test_of_a_repository_only_the_first_file_of_weights_is_fetched(tmp_path, par
   monkeypatch.setattr(weight_files, "snapshot_download", snapshot_download)
   assert weight_files.find("owner/name").file == tmp_path / "pytorch_model.bin"
   assert asked == [[], *([name] for name in weight_files.NAMES[:4])]
+
+
+def trained_by_open_clip(path, params):
+  """A checkpoint as open_clip's training leaves it behind."""
+  torch = pytest.importorskip("torch")
+  tensors = torch_tensors(names_of(params, "openai"))
+  content = {"epoch": 3, "name": "run", "state_dict": {f"module.{name}": t for name, t in tensors.items()}}
+  torch.save(content | {"optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}}, path)
+  return path
+
+
+def test_heads_and_activation_that_the_tensors_do_not_tell_are_asked_for(tmp_path, params):
+  file = trained_by_open_clip(tmp_path / "epoch_3.pt", params)
+  config, loaded = clip_weights.load(file)
+  assert (config.image.tower.num_heads, config.image.tower.activation) == (None, None)
+  assert_same(loaded, params)
+  with pytest.raises(OptionError, match="do not tell heads and activation"):
+    clip.CLIP(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 10), int))
+  asked = r"epoch_3\.pt does not tell heads and activation of the image tower of width 128\. "
+  with pytest.raises(OptionError, match=asked + r"Give --config\.teacher\.heads=.*activation="):
+    build(str(file))
+  with pytest.raises(OptionError, match=r"activation of the image.*Give --config\.teacher\.activation"):
+    build(str(file), heads=2)
+  with pytest.raises(OptionError, match="Width 128 is not divisible by 3 heads"):
+    build(str(file), heads=3, activation="gelu")
+  with pytest.raises(OptionError, match=r"'relu'.*quick_gelu, gelu"):
+    build(str(file), heads=2, activation="relu")
+
+
+@pytest.mark.parametrize(("heads", "activation"), [(2, "gelu"), (8, "quick_gelu")])
+def test_given_heads_and_activation_compute_what_transformers_does(tmp_path, params, heads, activation):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  tower = dataclasses.replace(CONFIG.image.tower, num_heads=heads, activation=activation)
+  config = dataclasses.replace(CONFIG, image=dataclasses.replace(CONFIG.image, tower=tower))
+  clip_weights.save(tmp_path / "theirs", config, params)
+  theirs = transformers.CLIPModel.from_pretrained(tmp_path / "theirs").eval()
+  teacher = build(
+    str(trained_by_open_clip(tmp_path / "epoch_3.pt", params)),
+    heads=heads,
+    activation=activation,
+    tokens="normalized",
+  )
+  pixels = np.random.default_rng(1).standard_normal((2, 32, 32, 3), np.float32)
+  with torch.no_grad():
+    hidden = theirs.vision_model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).last_hidden_state
+    expected = theirs.vision_model.post_layernorm(hidden)[:, 1:].numpy()
+  ours = jax.jit(teacher.tokens)(teacher.params, pixels)
+  difference = np.abs(ours - expected).max() / np.abs(expected).max()
+  print(f"\nheads {heads}, {activation}: {difference:.1e}")
+  assert difference < 1e-5
+
+
+def test_options_that_contradict_a_configuration_are_refused(tmp_path, params):
+  open_clip_safetensors(tmp_path, params)
+  assert clip_weights.load(tmp_path, **TOLD)[0] == CONFIG
+  for options, message in (
+    ({"heads": 4}, r"heads=4, but .*open_clip_config\.json says 2"),
+    ({"heads": (2, 2)}, "heads=2, but .* says 1"),
+    ({"activation": "gelu"}, "activation='gelu', but .* says 'quick_gelu'"),
+  ):
+    with pytest.raises(OptionError, match=message):
+      clip_weights.load(tmp_path, **options)
+
+
+@pytest.mark.parametrize(X)
+def test_published_sizes_have_their_heads(width, depth, heads):
+  block = "visual.transformer.resblocks"
+  shapes = {f"{block}.{i}.mlp.c_fc.weight": (4 * width, width) for i in range(depth)}
+  shapes |= {"visual.conv1.weight": (width, 3, 16, 16), "visual.positional_embedding": (197, width)}
+  tower = clip_config.from_openai(shapes, source="a.pt").image.tower
+  assert (tower.width, tower.depth, tower.num_heads, tower.activation) == (width, depth, heads, None)
+
+
+def test_the_script_asks_for_what_is_not_told_and_takes_it(tmp_path, params, monkeypatch):
+  monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+  convert = importlib.import_module("convert_clip").convert
+  file = trained_by_open_clip(tmp_path / "epoch_3.pt", params)
+  with pytest.raises(OptionError, match=r"image tower of width 128 and of the text tower.*--heads"):
+    convert(str(file), tmp_path / "to")
+  convert(str(file), tmp_path / "to", **TOLD)
+  assert clip_weights.load(tmp_path / "to")[0] == CONFIG

@@ -1,13 +1,19 @@
 """The frozen towers against transformers' PyTorch classes, stage by stage, on random weights."""
 
+import importlib
+import json
+
 import jax
 import numpy as np
 import pytest
 
-from dtm_jax.models import frozen_vit, frozen_vit_weights
+from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.models import frozen_vit, frozen_vit_authors, frozen_vit_weights
+from dtm_jax.models.file_checks import UnreadableFileError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -153,3 +159,138 @@ def test_stages_are_those_of_transformers(make, size, tmp_path):
   print(f"\n{make.__name__} {size}: " + " ".join(f"{each:.1e}" for each in differences))
   assert max(differences[:-1]) < STAGE
   assert differences[-1] < TOWER
+
+
+# The authors' own files --------------------------------------------------------------------------------
+
+
+def authors_names(folder):
+  """The tensors that transformers saved under the names of DINOv2's and MAE's authors; rules by hand."""
+  saved = safetensors.load_file(folder / "model.safetensors")
+  theirs = {name.removeprefix("vit."): tensor for name, tensor in saved.items()}
+  names = {
+    "embeddings.cls_token": "cls_token", "embeddings.mask_token": "mask_token",
+    "embeddings.position_embeddings": "pos_embed", "embeddings.register_tokens": "register_tokens",
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.", "layernorm.": "norm.",
+    "encoder.layer.": "blocks.", ".layernorm_before.": ".norm1.", ".layernorm_after.": ".norm2.",
+    ".attention.output.dense.": ".attn.proj.", ".layer_scale1.lambda1": ".ls1.gamma",
+    ".layer_scale2.lambda1": ".ls2.gamma", ".intermediate.dense.": ".mlp.fc1.", ".output.dense.": ".mlp.fc2.",
+    ".mlp.weights_in.": ".mlp.w12.", ".mlp.weights_out.": ".mlp.w3.",
+    "decoder.decoder_": "decoder_", "decoder.mask_token": "mask_token",
+  }  # fmt: skip
+  tensors = {}
+  for name, tensor in theirs.items():
+    if ".attention.attention." in name:
+      continue
+    for old, new in names.items():
+      name = name.replace(old, new)
+    tensors[name] = tensor
+  for layer in range(SIZES["num_hidden_layers"]):
+    for leaf in ("weight", "bias"):
+      attention = f"encoder.layer.{layer}.attention.attention"
+      parts = [theirs[f"{attention}.{part}.{leaf}"] for part in ("query", "key", "value")]
+      tensors[f"blocks.{layer}.attn.qkv.{leaf}"] = torch.cat(parts)
+  return tensors
+
+
+def published_mae():
+  """With the epsilon of the authors' code."""
+  config = transformers.ViTMAEConfig(**SIZES, **IMAGE, **HIDDEN, mask_ratio=0.0, layer_norm_eps=1e-6)
+  return transformers.ViTMAEModel(config)
+
+
+def published_mae_with_decoder():
+  decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+  sizes = SIZES | IMAGE | HIDDEN | decoder
+  config = transformers.ViTMAEConfig(**sizes, mask_ratio=0.0, layer_norm_eps=1e-6)
+  return transformers.ViTMAEForPreTraining(config)
+
+
+AUTHORS = {
+  "dinov2": dinov2, "dinov2, registers": dinov2_registers, "dinov2, SwiGLU": dinov2_swiglu,
+  "mae": published_mae, "mae, decoder": published_mae_with_decoder,
+}  # fmt: skip
+
+
+def chunked(tensors):
+  """Blocks in chunks of two, as in DINOv2's training: blocks.CHUNK.LAYER."""
+  parts = {name: name.split(".") for name in tensors}
+  return {
+    ".".join(["blocks", str(int(part[1]) // 2), *part[1:]]) if part[0] == "blocks" else name: tensors[name]
+    for name, part in parts.items()
+  }
+
+
+@pytest.mark.parametrize("kind", AUTHORS)
+def test_the_authors_files_are_what_transformers_makes_of_them(kind, tmp_path):
+  model = randomized(AUTHORS[kind])
+  model.save_pretrained(tmp_path / "theirs")
+  tensors = authors_names(tmp_path / "theirs")
+  teacher = importlib.import_module(f"dtm_jax.teachers.{kind.partition(',')[0]}")
+  image = picture(32, 32)
+  expected = their_stages(model, image)[-1]
+  contents = {"plain.pth": tensors, "model.pth": {"model": tensors, "epoch": 3}}
+  contents |= {"chunked.pth": chunked(tensors)} if kind.startswith("dinov2") else {}
+  contents |= {"trained.pth": {"teacher": {f"backbone.{name}": t for name, t in tensors.items()}}}
+  for name, content in contents.items():
+    torch.save(content, tmp_path / name)
+    with pytest.raises(OptionError, match=r"does not tell the heads of its 3 layers of width 32"):
+      teacher.build(str(tmp_path / name))
+    built = teacher.build(str(tmp_path / name), heads=4)
+    difference = relative(jax.jit(built.tokens)(built.params, image), expected)
+    print(f"\n{kind}, {name}: {difference:.1e}")
+    assert difference < TOWER
+  folder = teacher.build(str(tmp_path / "theirs"))
+  jax.tree.map(np.testing.assert_array_equal, built.params, folder.params)
+  larger = teacher.build(str(tmp_path / "plain.pth"), heads=4, image_size=48)
+  same = teacher.build(str(tmp_path / "theirs"), image_size=48)
+  np.testing.assert_array_equal(
+    jax.jit(larger.tokens)(larger.params, picture(48, 48)), jax.jit(same.tokens)(same.params, picture(48, 48))
+  )
+
+
+def test_published_sizes_need_no_heads():
+  assert frozen_vit_authors.HEADS["dinov2"] == {
+    (width, depth): width // 64 for width, depth in ((384, 12), (768, 12), (1024, 24), (1536, 40))
+  }
+  assert frozen_vit_authors.HEADS["mae"] == {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+
+
+def test_the_authors_files_for_another_teacher_are_refused(tmp_path):
+  dinov2().save_pretrained(tmp_path / "dinov2")
+  torch.save(authors_names(tmp_path / "dinov2"), tmp_path / "dinov2.pth")
+  for name in ("mae", "siglip"):
+    with pytest.raises(
+      UnreadableFileError, match=r"DINOV2's authors, but wanted is one of: (vit_mae|siglip)"
+    ):
+      importlib.import_module(f"dtm_jax.teachers.{name}").build(str(tmp_path / "dinov2.pth"))
+  siglip().save_pretrained(tmp_path / "siglip")
+  (tmp_path / "siglip" / "config.json").unlink()
+  with pytest.raises(NotThereError, match=r"No config\.json beside .*siglip.*transformers' names"):
+    importlib.import_module("dtm_jax.teachers.siglip").build(str(tmp_path / "siglip" / "model.safetensors"))
+
+
+def test_a_folder_of_timm_is_read_with_its_heads_and_its_normalisation(tmp_path):
+  timm = pytest.importorskip("timm_without_torchvision").import_timm()
+  torch.manual_seed(0)
+  options = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": 28}
+  for name, kind in (("vit_small_patch14_dinov2", "dinov2"), ("vit_small_patch14_reg4_dinov2", "dinov2"),
+                     ("vit_base_patch16_224.mae", "mae")):  # fmt: skip
+    size = 28 if kind == "dinov2" else 32
+    model = timm.create_model(name, **options | {"img_size": size}).eval()
+    with torch.no_grad():
+      for parameter in model.parameters():
+        parameter.normal_(0.0, 0.3)
+      expected = model.forward_features(torch.from_numpy(picture(size, size)).permute(0, 3, 1, 2))
+      expected = expected[:, model.num_prefix_tokens :].numpy()
+    folder = tmp_path / name
+    folder.mkdir()
+    safetensors.save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": name, "model_args": {"num_heads": 4}}
+    config |= {"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    teacher = importlib.import_module(f"dtm_jax.teachers.{kind}").build(str(folder))
+    assert (teacher.mean, teacher.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    difference = relative(jax.jit(teacher.tokens)(teacher.params, picture(size, size)), expected)
+    print(f"\ntimm's {name}: {difference:.1e}")
+    assert difference < TOWER

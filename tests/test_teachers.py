@@ -1,6 +1,7 @@
 """Every teacher keeps one contract; what each of them is besides, and that a student can learn from it."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from dtm_jax import checkpoints, plugins
+from dtm_jax.errors import UserError
 from dtm_jax.models import (
   clip,
   clip_weights,
@@ -18,6 +20,7 @@ from dtm_jax.models import (
   frozen_vit_weights,
   vit,
   vit_config,
+  vit_transfer,
   vit_weights,
   weight_names,
 )
@@ -345,3 +348,100 @@ def test_a_run_teaches_with_its_last_students_patches(tmp_path):
     build(str(tmp_path), step=3)
   with pytest.raises(FileNotFoundError, match="not the workdir"):
     build(str(tmp_path / "nowhere"))
+
+
+# What lies beside the weights ---------------------------------------------------------------------------
+
+MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+OWN = {"image_mean": MEAN, "image_std": STD}
+SAID = {
+  "preprocessor_config.json": OWN,
+  "processor_config.json": {"image_processor": OWN, "processor_class": "CLIPProcessor"},
+  "processor_config.json, flat": OWN,
+  "open_clip_config.json": {"preprocess_cfg": {"mean": MEAN, "std": STD}},
+}
+
+
+@pytest.mark.parametrize("file", SAID)
+def test_every_file_that_names_a_normalisation_is_read_for_every_teacher(weights, file, tmp_path):
+  if weights["name"] == "checkpoint":
+    pytest.skip("a run has a configuration of its own")
+  copy = shutil.copytree(weights["path"], tmp_path / "copy")
+  (copy / "preprocessor_config.json").unlink(missing_ok=True)
+  (copy / file.partition(",")[0]).write_text(json.dumps(SAID[file]))
+  teacher = plugins.build("teachers", {**weights, "path": str(copy)})
+  assert (list(teacher.mean), list(teacher.std)) == (MEAN, STD)
+
+
+def test_values_of_a_normalisation(folder, tmp_path, caplog):
+  copy = shutil.copytree(folder, tmp_path / "copy")
+  file = copy / "preprocessor_config.json"
+
+  def said(**content):
+    file.write_text(json.dumps(content))
+    caplog.clear()
+    teacher = build(str(copy))
+    return teacher.mean, teacher.std
+
+  assert said(image_std=STD) == (NORMALIZATIONS["clip"][0], tuple(STD))
+  assert [record.getMessage() for record in caplog.records] == [
+    f"{file} has no image_mean: that of 'clip' is taken."
+  ]
+  assert said(image_mean=0.5, image_std=0.25) == ((0.5,) * 3, (0.25,) * 3)
+  assert said(do_normalize=False) == ((0.0,) * 3, (1.0,) * 3)
+  np.testing.assert_allclose(said(image_mean=[127.5] * 3, image_std=[127.5] * 3, do_rescale=False), 0.5)
+  with caplog.at_level("INFO"):
+    assert said(size=224) == NORMALIZATIONS["clip"]
+  for content, message in (
+    ({"image_mean": [0.5, 0.5], "image_std": STD}, r"image_mean is \[0\.5, 0\.5\], not three numbers"),
+    ({"image_mean": "0.5", "image_std": STD}, "image_mean is '0.5'"),
+    ({"image_mean": [0.5, None, 1], "image_std": STD}, "image_mean is"),
+    ({"image_mean": MEAN, "image_std": [0.5, 0, 1]}, "image_std is .* above 0"),
+    ({"image_mean": MEAN, "image_std": STD, "rescale_factor": "1"}, "rescale_factor is '1'"),
+  ):
+    with pytest.raises(UserError, match=rf"preprocessor_config\.json: {message}"):
+      said(**content)
+
+
+def test_of_two_files_that_differ_the_choice_is_that_of_transformers(folder, tmp_path, caplog):
+  copy = shutil.copytree(folder, tmp_path / "copy")  # its preprocessor_config.json says (0.1, 0.2, 0.3)
+  other = {"image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
+  (copy / "processor_config.json").write_text(json.dumps(other))
+  assert build(str(copy)).mean == (0.5, 0.5, 0.5)
+  assert "processor_config.json, 'image_processor' is taken, not ((0.1, 0.2, 0.3)" in caplog.text
+
+
+# Another image size -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["beit", "checkpoint"])
+@pytest.mark.parametrize("positions", ["absolute", "own and shared tables"])
+def test_a_student_teaches_at_another_size_as_it_would_go_on_there(tmp_path, name, positions):
+  """The same parameters through the transfer of `init_from` to a student of that size."""
+  tables = positions != "absolute"
+  options = {"abs_pos_emb": not tables, "rel_pos_bias": tables, "shared_rel_pos_bias": tables}
+  student = STUDENT.clone(out_dim=None, **options)
+  params = random_like(vit_config.param_shapes(student, (4, 4)))
+  if name == "beit":
+    vit_weights.save(tmp_path, params, "transformers", num_heads=4)
+  else:
+    config = {
+      "augment": {"normalization": "imagenet"},
+      "data": {"image_size": 32},
+      "student": {"variant": "Ti", "width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, **options},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    saved = checkpoints.Checkpoints(str(tmp_path / "checkpoints"))
+    saved.save(1, {"params": params}, {})
+    saved.close()
+  for size, grid in ((48, (6, 6)), (24, (3, 3))):
+    teacher = plugins.build("teachers", {"name": name, "path": str(tmp_path), "image_size": size})
+    assert (teacher.image_size, teacher.grid) == (size, grid)
+    fresh = random_like(vit_config.param_shapes(student, grid), seed=1)
+    moved = vit_transfer.to_student(params, fresh, grid=grid)
+    expected = jax.jit(student.apply)({"params": moved}, image(size))["patches"]
+    np.testing.assert_allclose(jax.jit(teacher.tokens)(teacher.params, image(size)), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=f"{size}x{size}, not 32x32"):
+      teacher.tokens(teacher.params, image(32))
+  with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
+    plugins.build("teachers", {"name": name, "path": str(tmp_path), "image_size": 50})

@@ -374,3 +374,35 @@ def _print_table():
 if __name__ == "__main__":
   jax.config.update("jax_default_matmul_precision", "highest")
   _print_table()
+
+
+@needs_timm
+@pytest.mark.parametrize("layer_scale", [False, True])
+def test_a_plain_vision_transformer_or_mae_is_loaded_without_its_bias_of_keys(layer_scale, tmp_path):
+  """It adds the same number to all scores of a query, so no output changes."""
+  torch = pytest.importorskip("torch")
+  options = {"init_values": 0.1 if layer_scale else None, "depth": 2, "embed_dim": 24, "num_heads": 3}
+  theirs = import_timm().create_model(
+    "vit_base_patch16_224", img_size=SIDE, patch_size=4, mlp_ratio=2, num_classes=7, **options
+  )
+  with torch.no_grad():
+    for parameter in theirs.parameters():
+      parameter.normal_(0, 0.3)
+    logits = theirs.eval()(torch_image()).numpy()
+    features = theirs.forward_features(torch_image())[:, 1:].numpy()
+  state = theirs.state_dict()
+  torch.save({"model": state}, tmp_path / "vit.pth")
+  plain = {"abs_pos_emb": True, "rel_pos_bias": False, "layer_scale_init": 0.1 if layer_scale else None}
+  plain["shared_rel_pos_bias"] = False
+  params = vit_weights.load(tmp_path / "vit.pth", num_heads=3)
+  ours = apply(classifier(pooling="cls", **plain), params, image())["logits"]
+  assert np.abs(ours - logits).max() < 1e-4
+  encoder = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+  decoder = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 24)}
+  torch.save({"model": encoder | decoder}, tmp_path / "mae.pth")
+  params = vit_weights.load(tmp_path / "mae.pth", num_heads=3)
+  patches = apply(student(out_dim=None, **plain), params, image())["patches"]
+  print(f"\nlayer scale {layer_scale}: {np.abs(patches - features).max():.1e}")
+  assert np.abs(patches - features).max() < 1e-4
+  with pytest.raises(ValueError, match=r"mae\.pth: No table .*give num_heads"):
+    vit_weights.load(tmp_path / "mae.pth")

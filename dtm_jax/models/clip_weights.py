@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from dtm_jax.arrays import PyTree
 from dtm_jax.errors import NotThereError
 from dtm_jax.models import clip, clip_config, clip_layouts, weight_files, weight_names
-from dtm_jax.models.file_checks import UnreadableFileError
+from dtm_jax.models.file_checks import UnreadableFileError, blaming
 from dtm_jax.models.weight_files import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR, Found
 from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
@@ -154,7 +154,8 @@ def from_theirs(config: clip.CLIPConfig, tensors: dict[str, np.ndarray], *, sour
   """
   tensors = clip_layouts.normalize(tensors)
   layout = clip_layouts.LAYOUTS[clip_layouts.recognize(tensors, source=source)]
-  expected = jax.eval_shape(layout.fuse, _expected(config))
+  with blaming(source, " has a configuration that makes no model"):
+    expected = jax.eval_shape(layout.fuse, _expected(config))
   return layout.split(weight_names.to_ours(tensors, expected, layout.rules, source=source))
 
 

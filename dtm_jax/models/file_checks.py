@@ -78,10 +78,17 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def blaming(file: Path | str, what: str = "") -> Iterator[None]:
-  """Turn any exception about the content of `file` into an UnreadableFileError: "FILE WHAT: reason"."""
+  """Turn any exception about the content of `file` into an UnreadableFileError: "FILE WHAT: reason".
+
+  A UserError keeps its kind, and gets the name of the file if it lacks it.
+  """
   try:
     yield
-  except (OSError, UserError):
+  except UserError as error:
+    if str(file) in str(error):
+      raise
+    raise type(error)(f"{file}: {error}") from error
+  except OSError:
     raise
   except Exception as error:  # a library has exceptions of its own for a value that it does not like
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

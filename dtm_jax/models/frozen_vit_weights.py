@@ -130,10 +130,11 @@ def load(
     raise UnreadableFileError(f"model_type {kind!r} in {config_file} is none of: {', '.join(model_types)}.")
   with blaming(config_file):
     config, rules = FAMILIES[kind].describe(content)
+    expected = _expected(config)
   if heads is not None and heads != config.tower.num_heads:
     raise OptionError(f"heads={heads}, but {config_file} says {config.tower.num_heads}.")
   tensors = _of_the_tower(tensors, FAMILIES[kind], source)
-  return config, weight_names.to_ours(tensors, _expected(config), rules, source=source)
+  return config, weight_names.to_ours(tensors, expected, rules, source=source)
 
 
 AUTHORS = {"dinov2": "dinov2", "mae": "vit_mae"}

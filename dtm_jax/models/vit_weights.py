@@ -21,7 +21,7 @@ from absl import logging
 from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.errors import NotThereError, OptionError, UserError
+from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models import vit_config, weight_files, weight_names
 from dtm_jax.models.file_checks import blaming
 from dtm_jax.models.vit_config import Grid
@@ -195,10 +195,7 @@ def from_authors(
   tensors = _without_plain_parts(_without_unused(tensors, source))
   shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
   with blaming(source):
-    try:
-      model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
-    except UserError as error:
-      raise type(error)(f"{source}: {error}") from error
+    model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
     expected = vit_config.param_shapes(model, grid)
   if _is_student(expected) and "mask_token" not in tensors:
     logging.warning("%s has no mask token: it starts from zero.", source)
