@@ -22,7 +22,7 @@ def get_config():
     split="train",
     image_size=32,
     num_threads=2,
-    view=dict(crop="pad", padding=4),
+    view=dict(crop="pad", padding=4, max_pixels=200_000_000),
   )
   config.augment.erase_prob = 0.0
   config.mix.update(mixup=0.0, cutmix=0.0)

@@ -47,6 +47,7 @@ def get_config():
       interpolation="bicubic",
       antialias=False,
       rand_augment="rand-m9-mstd0.5-inc1",
+      max_pixels=200_000_000,
     ),
   )
   config.augment = dict(flip=0.5, color_jitter=0.0, erase_prob=0.25, normalization="imagenet")

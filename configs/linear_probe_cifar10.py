@@ -22,7 +22,7 @@ def get_config():
     split="train[:90%]",
     image_size=32,
     num_threads=2,
-    view=dict(crop="random_resized", scale=(0.4, 1.0)),
+    view=dict(crop="random_resized", scale=(0.4, 1.0), max_pixels=200_000_000),
   )
   config.teacher.path = "runs/quickstart"
   config.checkpoint.save_steps = 200

@@ -33,7 +33,13 @@ def get_config():
     split="train[:99%]",
     image_size=224,
     num_threads=64,
-    view=dict(crop="random_resized", scale=(0.08, 1.0), interpolation="bicubic", antialias=False),
+    view=dict(
+      crop="random_resized",
+      scale=(0.08, 1.0),
+      interpolation="bicubic",
+      antialias=False,
+      max_pixels=200_000_000,
+    ),
   )
   config.augment = dict(flip=0.5)
   config.teacher = dict(name="checkpoint", path=placeholder(str))

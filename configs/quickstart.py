@@ -18,7 +18,7 @@ def get_config():
     split="train",
     image_size=32,
     num_threads=2,
-    view=dict(crop="random_resized", scale=(0.4, 1.0)),
+    view=dict(crop="random_resized", scale=(0.4, 1.0), max_pixels=200_000_000),
   )
   config.augment.color_jitter = 0.0
   config.teacher.update(path="assets/tiny_clip_cifar10", tokens="normalized", dtype="float32")

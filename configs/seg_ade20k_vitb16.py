@@ -38,7 +38,12 @@ def get_config():
     image_size=512,
     num_threads=64,
     view=dict(
-      crop="joint", scale=(0.5, 2.0), max_class_share=0.75, interpolation="bilinear", antialias=False
+      crop="joint",
+      scale=(0.5, 2.0),
+      max_class_share=0.75,
+      interpolation="bilinear",
+      antialias=False,
+      max_pixels=200_000_000,
     ),
   )
   config.augment = dict(flip=0.5, color_jitter=0.25, normalization="imagenet")

@@ -30,7 +30,7 @@ def get_config():
     split="train",
     image_size=32,
     num_threads=2,
-    view=dict(crop="pad", padding=4),
+    view=dict(crop="pad", padding=4, max_pixels=200_000_000),
   )
   config.augment = dict(flip=0.5, color_jitter=0.0, normalization="clip")
   config.clip = dict(

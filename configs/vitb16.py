@@ -29,7 +29,13 @@ def get_config():
     split="train",
     image_size=224,
     num_threads=64,
-    view=dict(crop="random_resized", scale=(0.2, 1.0), interpolation="bicubic", antialias=False),
+    view=dict(
+      crop="random_resized",
+      scale=(0.2, 1.0),
+      interpolation="bicubic",
+      antialias=False,
+      max_pixels=200_000_000,
+    ),
   )
   config.augment = dict(flip=0.5, color_jitter=0.4, normalization="imagenet")
   config.teacher = dict(

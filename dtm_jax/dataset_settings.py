@@ -12,7 +12,7 @@ from dtm_jax import progress
 from dtm_jax.arrays import Float
 from dtm_jax.data import Dataset, Example, Stream
 from dtm_jax.errors import OptionError
-from dtm_jax.image_decoding import CorruptImageError, decode
+from dtm_jax.image_decoding import MAX_PIXELS, CorruptImageError, decode
 from dtm_jax.normalizations import Triple
 
 SAMPLE = 2000
@@ -38,22 +38,26 @@ def resolve(config, dataset: Dataset) -> None:
   augment = config.get("augment", {})
   if augment.get("normalization") == "dataset":
     with augment.ignore_type():
-      augment.normalization = dataset.mean_and_std or measure(dataset)
+      augment.normalization = dataset.mean_and_std or measure(
+        dataset, max_pixels=config.data.get("view", {}).get("max_pixels", MAX_PIXELS)
+      )
     logging.info("augment.normalization=%s, as the images of %r.", augment.normalization, dataset.name)
 
 
-def measure(dataset: Dataset, sample: int = SAMPLE) -> tuple[Triple, Triple]:
+def measure(dataset: Dataset, sample: int = SAMPLE, max_pixels: int = MAX_PIXELS) -> tuple[Triple, Triple]:
   """Mean and standard deviation of the channels, values in [0, 1], to four decimals.
 
   Of `sample` images (all, if there are fewer): evenly spaced ones, or of a `Stream` the first. They are the
-  same whatever the process, each counts the same whatever its size, and corrupt ones do not count.
+  same whatever the process, each counts the same whatever its size, and corrupt ones do not count, nor those
+  of more than `max_pixels`.
 
   Raises:
     OptionError: all of them are corrupt.
   """
+  histogram = functools.partial(_histogram, max_pixels=max_pixels)
   with ThreadPoolExecutor(16) as pool:
     what, total = f"Measuring the channels of {dataset.name!r}", min(sample, dataset.num_examples)
-    found = progress.track(pool.map(_histogram, _sample(dataset, sample)), what, total, "images")
+    found = progress.track(pool.map(histogram, _sample(dataset, sample)), what, total, "images")
     histograms = [each for each in found if each is not None]
   if not histograms:
     raise OptionError(f"None of the first images of data set {dataset.name!r} can be read.")
@@ -74,10 +78,10 @@ def _sample(dataset: Dataset, sample: int) -> Iterable[Callable[[], Example]]:
   return (functools.partial(dataset.source.__getitem__, place) for place in places)
 
 
-def _histogram(read: Callable[[], Example]) -> Float[np.ndarray, "3 256"] | None:
+def _histogram(read: Callable[[], Example], max_pixels: int) -> Float[np.ndarray, "3 256"] | None:
   """The share of each level in each channel; None of an image that is corrupt or gone."""
   try:
-    pixels = decode(read()["image"])
+    pixels = decode(read()["image"], max_pixels)
   except (CorruptImageError, FileNotFoundError):
     return None
   counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]

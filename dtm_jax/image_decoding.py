@@ -134,8 +134,8 @@ def _decode_tiff(data: bytes, max_pixels: int) -> tuple[Pixels, int]:
 def _require_size(height: int, width: int, max_pixels: int) -> None:
   if height * width > max_pixels:
     raise CorruptImageError(
-      f"The header says {height}x{width} = {height * width} pixels. Read are at most "
-      f"data.view.max_pixels={max_pixels}."
+      f"The header says {height}x{width} = {height * width} pixels, and at most {max_pixels} are read "
+      "(in training: data.view.max_pixels)."
     )
 
 

@@ -11,6 +11,8 @@ from dtm_jax.rand_augment import FILL
 from dtm_jax.resampling import Pixels, resize
 
 STRIP = 64
+STRIP_PIXELS = 2**17
+"""Of images wider than 2048, fewer than STRIP rows are scored at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +88,11 @@ class Plan:
     cells = grid.swapaxes(1, 2).reshape(len(rows) * grid.shape[2], -1)  # [Ih, Jw G]
     row_weights, column_weights = (self._weights(axis, grid.shape[2 + axis]) for axis in (0, 1))
     result = np.empty(self.original, np.int64)
-    for first in range(0, self.original[0], STRIP):  # all scores at once might be gigabytes
-      strip = row_weights[first : first + STRIP] @ cells
+    height = max(1, min(STRIP, STRIP_PIXELS // self.original[1]))
+    for first in range(0, self.original[0], height):  # all scores at once might be gigabytes
+      strip = row_weights[first : first + height] @ cells
       strip = strip.reshape(len(strip), column_weights.shape[1], -1)
-      result[first : first + STRIP] = np.argmax(column_weights @ strip, axis=-1)
+      result[first : first + height] = np.argmax(column_weights @ strip, axis=-1)
     return result
 
   def _weights(self, axis: int, cells: int) -> Float[np.ndarray, "H a"]:
@@ -101,18 +104,32 @@ class Plan:
       part[start : start + self.crop] = within[: side - start]
     parts /= parts.sum(axis=(0, 2))[None, :, None]  # the number of windows there
     stitched = parts.swapaxes(0, 1).reshape(side, -1)
-    return (bilinear_matrix(side, self.original[axis]) @ stitched).astype(np.float32)
+    low, high, share = _bilinear_taps(side, self.original[axis])
+    result = np.empty((len(low), stitched.shape[1]), np.float32)
+    for first in range(0, len(low), STRIP_PIXELS // 64):
+      part = slice(first, first + STRIP_PIXELS // 64)
+      high_share = share[part, None]
+      result[part] = (1 - high_share) * stitched[low[part]] + high_share * stitched[high[part]]
+    return result
 
 
 @functools.lru_cache(maxsize=64)
 def bilinear_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
   """The matrix that resamples one axis, pixels as areas (PyTorch's align_corners=False), not antialiased."""
+  low, high, share = _bilinear_taps(old, new)
+  matrix = np.zeros((new, old))
+  matrix[np.arange(new), low] = 1 - share
+  matrix[np.arange(new), high] += share
+  return matrix
+
+
+def _bilinear_taps(
+  old: int, new: int
+) -> tuple[Int[np.ndarray, "new"], Int[np.ndarray, "new"], Float[np.ndarray, "new"]]:
+  """The two inputs of each output of `bilinear_matrix`, and the weight of the second one."""
   centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
   low = np.minimum(centre.astype(int), max(old - 2, 0))
-  matrix = np.zeros((new, old))
-  matrix[np.arange(new), low] = 1 - (centre - low)
-  matrix[np.arange(new), np.minimum(low + 1, old - 1)] += centre - low
-  return matrix
+  return low, np.minimum(low + 1, old - 1), centre - low
 
 
 def confusion(label: Map, predicted: Int[np.ndarray, "H W"], num_classes: int) -> Int[np.ndarray, "G G"]:

@@ -20,11 +20,12 @@ import tempfile
 import zipfile
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import save_file
 
 from dtm_jax import paths
+from dtm_jax.image_decoding import decode
 from dtm_jax.normalizations import NORMALIZATIONS
+from dtm_jax.resampling import resize
 from dtm_jax.teachers import dinov2
 
 try:
@@ -113,7 +114,7 @@ def check(model: onnx.ModelProto, folder: pathlib.Path, photos: list[pathlib.Pat
   model.graph.output.append(onnx.ValueInfoProto(name=TOKENS))
   session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
   for photo in photos:
-    pixels = Image.open(photo).convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    pixels = resize(decode(photo.read_bytes()), (IMAGE_SIZE, IMAGE_SIZE), "bicubic", antialias=True)
     image = (np.asarray(pixels, np.float32) / 255 - np.float32(teacher.mean)) / np.float32(teacher.std)
     ours = np.asarray(teacher.tokens(teacher.params, image[None]))
     (theirs,) = session.run([TOKENS], {"input_image": image.transpose(2, 0, 1)[None]})
