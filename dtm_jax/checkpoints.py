@@ -22,6 +22,7 @@ from dtm_jax import (
   checkpoint_retries,
   paths,
   processes,
+  s3_checkpoints,
   storage_faults,
   stored_checkpoints,
 )
@@ -177,6 +178,7 @@ class Checkpoints:
       preservation_policy=policies.AnyPreservationPolicy(self._preserve),
       cleanup_tmp_directories=True,
       lightweight_initialize=True,
+      atomicity_options=s3_checkpoints.atomicity_of(self._folder),
       async_options=ocp.AsyncOptions(
         post_finalization_callback=self._write_table,
         # In the background, a folder that cannot be made lets Orbax's other threads wait for five minutes.

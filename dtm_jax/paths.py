@@ -15,7 +15,7 @@ from etils import epath
 from dtm_jax import object_stores
 from dtm_jax.errors import NotThereError, OptionError, UserError
 
-_COMMIT_FILE = "commit_success.txt"  # Orbax takes a folder in a bucket for a checkpoint only if it has this
+COMMIT_FILE = "commit_success.txt"  # Orbax takes a folder in a bucket for a checkpoint only if it has this
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -140,7 +140,7 @@ def move_folder(source: epath.Path, target: epath.Path) -> None:
   for name in names:
     filesystem.cp_file(name, _without_scheme(target) + name[start:])
   # Without its commit file the rest is no checkpoint, should the deletion be cut short.
-  for name in sorted(names, key=lambda name: not name.endswith(_COMMIT_FILE)):
+  for name in sorted(names, key=lambda name: not name.endswith(COMMIT_FILE)):
     filesystem.rm_file(name)
 
 

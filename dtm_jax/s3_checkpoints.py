@@ -8,6 +8,7 @@ import functools
 import os
 from typing import Any
 
+from orbax.checkpoint import options as orbax_options
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -24,6 +25,17 @@ def install() -> None:
   gcs_utils.get_kvstore_for_gcs = lambda path: (
     key_value_store(path) if path.startswith("s3://") else googles(path)
   )
+
+
+def atomicity_of(folder: os.PathLike) -> orbax_options.AtomicityOptions | None:
+  """How a checkpoint in `folder` becomes whole; None leaves it to Orbax.
+
+  In a bucket, which cannot rename, a last file says that a checkpoint is whole. Orbax would try to rename on
+  `s3://`.
+  """
+  if not os.fspath(folder).startswith("s3://"):
+    return None
+  return orbax_options.AtomicityOptions(mode=orbax_options.AtomicityMode.COMMIT_FILE)
 
 
 def key_value_store(url: str) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dtm_jax import checkpoint_evidence, checkpoint_retries, paths
+from dtm_jax import checkpoint_evidence, checkpoint_retries, paths, s3_checkpoints
 from dtm_jax.array_checksums import describe, differing_checksums, differing_shapes, named, nest
 from dtm_jax.arrays import PyTree
 from dtm_jax.checkpoint_retries import CorruptCheckpointError
 from dtm_jax.errors import NotThereError, OptionError, UserError
+
+s3_checkpoints.install()
 
 
 def make_contents(step: int, state: PyTree, meta: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def load_params(
     UserError: it cannot be read for another reason, or its folder's name and its step differ.
   """
   path = paths.resolve(folder)
-  steps = sorted(int(child.name) for child in path.iterdir() if child.name.isdigit()) if path.exists() else []
+  steps = sorted(int(child.name) for child in path.iterdir() if _is_whole(child)) if path.exists() else []
   chosen = step if step is not None else max(steps, default=None)
   if chosen not in steps:
     raise NotThereError(f"No checkpoint {'' if step is None else f'{step} '}in {path}. Steps: {steps}.")
@@ -54,6 +56,13 @@ def load_params(
   if proof is not None:
     raise CorruptCheckpointError(f"Cannot load {checkpoint} (steps: {steps}): {proof}")
   return loaded[0]["params"]
+
+
+def _is_whole(checkpoint: epath.Path) -> bool:
+  """Whether this is the folder of a finished save. In a bucket, it then has Orbax's last file."""
+  if not checkpoint.name.isdigit():
+    return False
+  return not paths.is_remote(checkpoint) or (checkpoint / paths.COMMIT_FILE).exists()
 
 
 def _read(checkpoint: epath.Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:

@@ -25,7 +25,7 @@ FLOORS = {
     ("morphing", "masking", "image_decoding", "clustering", "consistency", "s3_checkpoints"), 1
   ),
   **dict.fromkeys(("array_checksums", "checkpoint_evidence"), 1),
-  **dict.fromkeys(("progress", "rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
+  **dict.fromkeys(("mirror", "progress", "rngs", "plugins", "prompts", "normalizations", "rand_augment"), 0),
   **dict.fromkeys(("processes", "storage_faults"), 0),
   **dict.fromkeys(("orientation", "pixel_values", "resampling"), 0),  # parts of image_decoding
   # The letters, paths and errors, which the ground floor itself uses.
