@@ -202,7 +202,8 @@ class Checkpoints:
   def _list_steps(self) -> tuple[list[int], list[str]]:
     self._manager.reload()  # another process may have written since
     aside = self._folder / "corrupt"
-    return self.all_steps, sorted(map(str, aside.iterdir())) if aside.exists() else []
+    moved = list(aside.iterdir()) if aside.exists() else []
+    return self.all_steps, sorted(str(path) for path in moved if path.name != paths.COMMIT_FILE)
 
   def _move_aside(self, step: int, proof: str) -> str:
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
@@ -212,6 +213,8 @@ class Checkpoints:
     def move():
       if processes.is_first() and source.exists():
         with storage_faults.explained(target):
+          if paths.is_remote(target):  # in a bucket, Orbax deletes folders without this file
+            (target.parent / paths.COMMIT_FILE).write_text("This folder keeps what is corrupt.\n")
           paths.move_folder(source, target)
 
     self._retry(f"Moving {source} to {target}", move)

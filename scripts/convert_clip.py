@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from dtm_jax import paths
 from dtm_jax.models import clip_config, clip_weights, weight_files
 from dtm_jax.models.layers import ACTIVATIONS
 from dtm_jax.teachers.clip import mean_and_std_of
@@ -33,15 +34,16 @@ def convert(
     UnreadableFileError: it is damaged, or its names or shapes do not match.
     OptionError: neither the source nor the arguments tell heads or activation.
   """
-  found, folder = weight_files.find(source), Path(folder)
+  found = weight_files.find(source)
   config, params = clip_weights.load(found, heads=heads, activation=activation)
   clip_config.check_known(config, str(found.file), text=True, options=OPTIONS)
   mean, std = mean_and_std_of("clip", found)
-  clip_weights.save(folder, config, params, dtype=dtype, mean=mean, std=std)
-  if tokenizer := found.beside(weight_files.TOKENIZER):
-    shutil.copy(tokenizer, folder / weight_files.TOKENIZER)
-  digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-  (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
+  with paths.local_folder_for(folder) as local:
+    clip_weights.save(local, config, params, dtype=dtype, mean=mean, std=std)
+    if tokenizer := found.beside(weight_files.TOKENIZER):
+      shutil.copy(tokenizer, local / weight_files.TOKENIZER)
+    digest = hashlib.sha256((local / "model.safetensors").read_bytes()).hexdigest()
+    (local / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n")
 
 
 def main() -> None:

@@ -1,13 +1,22 @@
 """Paths in buckets, gs:// and s3://, on object stores of the loopback address."""
 
+import json
 import os
 from pathlib import Path
 
 import emulators
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
+import small_world
 
 from dtm_jax import paths, plugins, prompts
+from dtm_jax.checkpoints import Checkpoints, load_params
 from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.models import clip_weights, weight_files
+from scripts import convert_clip
 
 SCHEMES = ("gs", "s3")
 
@@ -147,3 +156,89 @@ def test_prompts_and_class_names_are_read_from_a_bucket(bucket):
   assert captions == [["a photo of a Kätzchen", "the Kätzchen"], ["a photo of a Hund", "the Hund"]]
   with pytest.raises(NotThereError, match=r"class_names='.*missing\.txt': there is no such file"):
     prompts.captions(("cat", "dog"), "plain", names_file=f"{bucket}/missing.txt")
+
+
+STATE = {"params": {"a": np.arange(1000, dtype=np.float32).reshape(10, 100)}, "step": np.int32(0)}
+
+
+def save(folder: str, *steps: int) -> Checkpoints:
+  """Checkpoints whose arrays tell their step."""
+  checkpoints = Checkpoints(folder, keep=3, retry_delays=())
+  for step in steps:
+    state = {"params": {"a": jnp.asarray(STATE["params"]["a"] + step)}, "step": jnp.int32(step)}
+    checkpoints.save(step, state, {"seed": step})
+  checkpoints.wait()
+  return checkpoints
+
+
+def damage(checkpoint) -> None:
+  """Flip one bit of the largest file of the arrays."""
+  files = [
+    file for folder in ("d", "ocdbt.process_0/d") for file in (checkpoint / "state" / folder).iterdir()
+  ]
+  largest = max(files, key=lambda file: file.stat().length)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_moves_aside_and_stays_there(bucket):
+  folder = paths.resolve(bucket) / "checkpoints"
+  checkpoints = save(os.fspath(folder), 1, 2)
+  damage(folder / "2")
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
+  state, meta, step = checkpoints.restore(abstract)
+  assert (meta, step) == ({"seed": 1}, 1)
+  np.testing.assert_array_equal(state["params"]["a"], STATE["params"]["a"] + 1)
+  checkpoints.close()
+  checkpoints = save(os.fspath(folder), 3)  # Orbax deletes what it takes for the rest of a save
+  (moved,) = [path for path in (folder / "corrupt").iterdir() if path.is_dir()]
+  assert moved.name.startswith("2-")
+  assert (moved / "state" / "manifest.ocdbt").exists()
+  assert checkpoints.restore(abstract)[1:] == ({"seed": 3}, 3)
+  checkpoints.close()
+
+
+def test_an_unfinished_checkpoint_is_no_checkpoint(bucket):
+  folder = paths.resolve(bucket) / "checkpoints"
+  save(os.fspath(folder), 1).close()
+  (folder / "5" / "state" / "half").write_text("cut off")
+  np.testing.assert_array_equal(load_params(os.fspath(folder))["a"], STATE["params"]["a"] + 1)
+  checkpoints = save(os.fspath(folder), 5)
+  assert checkpoints.all_steps == [1, 5]
+  checkpoints.close()
+
+
+def test_weights_are_read_from_a_bucket(bucket, tmp_path):
+  small_world.write_clip(tmp_path / "clip")
+  for file in (tmp_path / "clip").iterdir():
+    paths.upload(file, paths.resolve(bucket) / "clip" / file.name)
+  (paths.resolve(bucket) / "clip" / "optimizer.bin").write_text("not fetched")
+  local = clip_weights.load(tmp_path / "clip")[1]
+  for source in (f"{bucket}/clip", f"{bucket}/clip/model.safetensors"):
+    jax.tree.map(np.testing.assert_array_equal, clip_weights.load(source)[1], local)
+  assert not list((tmp_path / "cache").rglob("optimizer.bin"))
+  with pytest.raises(NotThereError, match=rf"{bucket}/missing"):
+    weight_files.find(f"{bucket}/missing")
+  with pytest.raises(NotThereError, match=rf"There is no file {bucket}/missing\.pt"):
+    weight_files.find(f"{bucket}/missing.pt")
+
+
+def test_shards_are_read_from_a_bucket(bucket):
+  root = paths.resolve(bucket)
+  index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+  (root / "model.safetensors.index.json").write_text(json.dumps(index))
+  (root / "config.json").write_text("{}")
+  for name, file in index["weight_map"].items():
+    (root / file).write_bytes(safetensors.numpy.save({name: np.ones(3, np.float32)}))
+  assert sorted(weight_files.read(weight_files.find(bucket))) == ["a", "b"]
+
+
+def test_a_clip_is_converted_from_bucket_to_bucket(bucket, tmp_path):
+  small_world.write_clip(tmp_path / "clip")
+  for file in (tmp_path / "clip").iterdir():
+    paths.upload(file, paths.resolve(bucket) / "clip" / file.name)
+  convert_clip.convert(f"{bucket}/clip", f"{bucket}/converted")
+  expected, found = clip_weights.load(f"{bucket}/clip"), clip_weights.load(f"{bucket}/converted")
+  jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+  assert (paths.resolve(bucket) / "converted" / "SHA256SUMS").exists()

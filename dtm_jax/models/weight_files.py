@@ -5,12 +5,15 @@ tensors = read(found)                     # {name: array}, see `checkpoint_conte
 config = found.json(CONFIG)               # {} where there is no such file
 """
 
+import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from dtm_jax import paths
 from dtm_jax.errors import NotThereError
 from dtm_jax.models import weight_formats
 from dtm_jax.models.file_checks import read_json
@@ -78,7 +81,8 @@ def find(
 ) -> Found:
   """Return the weights in a file, a folder, or a repository in the hub's cache. What was found stays.
 
-  The network is asked only for what the cache lacks, and never where HF_HUB_OFFLINE is set.
+  The hub is asked only for what its cache lacks, and never where HF_HUB_OFFLINE is set. A file or folder in a
+  bucket is copied into a cache first.
 
   Raises:
     NotThereError: the configuration or the weights are not there.
@@ -86,14 +90,18 @@ def find(
   """
   if isinstance(path_or_repo, Found):
     return path_or_repo
-  path = Path(path_or_repo).expanduser()
+  if paths.is_remote(path_or_repo):
+    path = _copy_from_bucket(str(path_or_repo))
+  else:
+    path = Path(path_or_repo).expanduser()
   if path.is_file():
     weight_formats.check_known(path)
     return Found(path, weights)
   if path.is_dir():
     if missing := _missing(path):
+      where = path_or_repo if paths.is_remote(path_or_repo) else path
       raise NotThereError(
-        f"No {missing} in the folder {path}. {_others(path)}{_HOW_TO_GET.format(repo='OWNER/NAME')}"
+        f"No {missing} in the folder {where}. {_others(path)}{_HOW_TO_GET.format(repo='OWNER/NAME')}"
       )
     return Found(_first(path), weights)
   repo = str(path_or_repo)
@@ -102,6 +110,29 @@ def find(
   if repo.startswith(("/", "~", ".")) or repo.count("/") != 1:
     raise NotThereError(f"There is no folder {path}, no such file, and {repo!r} is no 'owner/name'.")
   return Found(_first(_snapshot(repo, revision)), weights)
+
+
+def _copy_from_bucket(url: str) -> Path:
+  """Copy a file or folder of weights, the side files and all shards; return the local file or folder."""
+  place = paths.resolve(url)
+  is_file = place.name.endswith((*weight_formats.READERS, weight_formats.INDEX)) and not place.is_dir()
+  folder = place.parent if is_file else place
+  if is_file and not place.exists():
+    raise NotThereError(f"There is no file {url}.")
+  file = place if is_file else next((folder / name for name in NAMES if (folder / name).exists()), None)
+  wanted = [] if file is None else [file.name]
+  if file is not None and file.name.endswith(weight_formats.INDEX):
+    wanted += _shards_in(file)
+  local = paths.local_copy(folder, [*wanted, *SIDE_FILES])
+  return local / file.name if is_file else local
+
+
+def _shards_in(index: os.PathLike) -> list[str]:
+  """The files that an index names; none where it is damaged, which its reader will tell."""
+  try:
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return []
 
 
 def _first(folder: Path) -> Path:

@@ -1,9 +1,9 @@
 """An earlier run's own student as the teacher: its patch tokens after the final LayerNorm."""
 
 import json
-from pathlib import Path
+import os
 
-from dtm_jax import checkpoints
+from dtm_jax import checkpoints, paths
 from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models import vit
 from dtm_jax.models.layers import grid_of
@@ -29,11 +29,11 @@ def build(
   """
   if path is None:
     raise OptionError("Teacher 'checkpoint' needs a run: --config.teacher.path=WORKDIR.")
-  config_file = Path(path) / "config.json"
+  config_file = paths.resolve(path) / "config.json"
   if not config_file.exists():
     raise NotThereError(f"No config.json in {path}: it is not the workdir of a run.")
   config = json.loads(config_file.read_text())
-  params = checkpoints.load_params(f"{path}/checkpoints", step=step)
+  params = checkpoints.load_params(os.fspath(config_file.parent / "checkpoints"), step=step)
   if "mask_token" not in params:
     raise OptionError(f"The run {path} trained no student: its parameters are {', '.join(sorted(params))}.")
   params = {name: part for name, part in params.items() if name != "head"}
