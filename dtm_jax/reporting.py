@@ -13,12 +13,33 @@ from clu import metric_writers, parameter_overview, periodic_actions
 from etils import epath
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.mirror import Mirror
+
+
+class MirroredWriter(metric_writers.MultiWriter):
+  """A writer of files in the folder of a `Mirror`, which is pushed now and then."""
+
+  def __init__(self, writer: metric_writers.MetricWriter, mirror: Mirror):
+    super().__init__([writer])
+    self._mirror = mirror
+
+  def write_scalars(self, step, scalars):
+    super().write_scalars(step, scalars)
+    if self._mirror.due:
+      super().flush()
+      self._mirror.push()
+
+  def close(self):
+    super().close()
+    self._mirror.close()
 
 
 def make_writer(workdir: epath.Path) -> metric_writers.MetricWriter:
   """Log lines on every process; TensorBoard events on the first alone."""
   first = jax.process_index() == 0
-  return metric_writers.create_default_writer(workdir, just_logging=not first, asynchronous=False)
+  mirror = Mirror(workdir)
+  writer = metric_writers.create_default_writer(mirror.folder, just_logging=not first, asynchronous=False)
+  return MirroredWriter(writer, mirror) if first else writer
 
 
 def make_progress(total_steps: int, writer: metric_writers.MetricWriter) -> periodic_actions.ReportProgress:
@@ -30,13 +51,21 @@ def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5
   """A hook that profiles `num_steps` steps from `first_step` on; without a `first_step` it does nothing."""
   if first_step is None:
     return lambda step: None
-  return periodic_actions.Profile(
-    logdir=workdir,
+  mirror = Mirror(workdir)
+  profile = periodic_actions.Profile(
+    logdir=mirror.folder,
     first_profile=first_step,
     num_profile_steps=num_steps,
     profile_duration_ms=0,
     every_secs=None,
   )
+
+  def profile_and_copy(step: int) -> None:
+    profile(step)
+    if step == first_step + num_steps:
+      mirror.close()
+
+  return profile_and_copy
 
 
 def log_parameters(params: PyTree) -> None:

@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import emulators
@@ -12,12 +16,14 @@ import pytest
 import safetensors.numpy
 import small_world
 
-from dtm_jax import paths, plugins, prompts
+from dtm_jax import loop, paths, plugins, pretrained, prompts
 from dtm_jax.checkpoints import Checkpoints, load_params
-from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.errors import NotThereError, OptionError, UserError
+from dtm_jax.mirror import Mirror
 from dtm_jax.models import clip_weights, weight_files
-from scripts import convert_clip
+from scripts import convert_clip, export
 
+ROOT = Path(__file__).parents[1]
 SCHEMES = ("gs", "s3")
 
 
@@ -242,3 +248,148 @@ def test_a_clip_is_converted_from_bucket_to_bucket(bucket, tmp_path):
   expected, found = clip_weights.load(f"{bucket}/clip"), clip_weights.load(f"{bucket}/converted")
   jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
   assert (paths.resolve(bucket) / "converted" / "SHA256SUMS").exists()
+
+
+def test_files_of_local_writers_are_copied_now_and_then(bucket, monkeypatch):
+  target = paths.resolve(bucket) / "run"
+  mirror = Mirror(target)
+  (mirror.folder / "plugins").mkdir()
+  (mirror.folder / "plugins" / "events").write_text("1")
+  mirror.push()
+  assert (target / "plugins" / "events").read_text() == "1"
+  (mirror.folder / "plugins" / "events").write_text("12")
+  mirror.push()  # too early
+  assert (target / "plugins" / "events").read_text() == "1"
+  mirror.close()
+  assert (target / "plugins" / "events").read_text() == "12"
+  assert not mirror.folder.exists()
+
+
+def test_the_mirror_of_a_local_folder_is_that_folder(tmp_path):
+  mirror = Mirror(paths.resolve(tmp_path))
+  (mirror.folder / "events").write_text("1")
+  mirror.close()
+  assert (tmp_path / "events").read_text() == "1"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """The data and the teacher of the small world."""
+  folder = tmp_path_factory.mktemp("world")
+  small_world.write_cifar10(folder)
+  small_world.write_clip(folder / "clip")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(world, tmp_path_factory):
+  """The workdir of a local run that nothing has stopped, on as many devices as `run_main` has."""
+  workdir = tmp_path_factory.mktemp("whole")
+  run_main(world, str(workdir))
+  return workdir
+
+
+def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bool = False) -> list[str]:
+  """Run the README's pod command with the debug config; returns the output of each process.
+
+  With `kill`, the processes are killed by SIGKILL at the step after the first checkpoint.
+  """
+  command = [
+    sys.executable, "-m", "dtm_jax.main", "--config=configs/debug.py", f"--workdir={workdir}",
+    f"--config.teacher.path={world / 'clip'}", f"--config.data.dataset.data_dir={world}",
+    f"--config.evals.knn.dataset.data_dir={world}", *more,
+  ]  # fmt: skip
+  if kill:
+    command[1:3] = ["-c", KILLED]
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+  if processes > 1:
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+  started = [
+    subprocess.Popen(
+      command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      env=environment | ({"JAX_PROCESS_ID": str(index)} if processes > 1 else {}),
+    )
+    for index in range(processes)
+  ]  # fmt: skip
+  outputs = [process.communicate(timeout=900)[0] for process in started]
+  codes = [process.returncode for process in started]
+  assert codes == [-signal.SIGKILL if kill else 0] * processes, "\n".join(outputs)
+  return outputs
+
+
+KILLED = """
+import os, signal
+from dtm_jax import checkpoints, main
+from absl import app
+restored = checkpoints.Checkpoints.reached_preemption
+def reached_preemption(self, step):
+  if step == 5:
+    self.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+  return restored(self, step)
+checkpoints.Checkpoints.reached_preemption = reached_preemption
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
+def assert_same_run(workdir: str, local: Path) -> None:
+  """Check that a run in a bucket has the parameters, the losses and the numbers of a local one."""
+  found = load_params(f"{workdir}/checkpoints")
+  jax.tree.map(np.testing.assert_array_equal, found, load_params(str(local / "checkpoints")))
+  lines = [json.loads(line) for line in (paths.resolve(workdir) / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [line["step"] for line in small_world.metrics(local)]
+  assert {line["step"]: line["loss"] for line in lines if "loss" in line} == small_world.losses(local)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_killed_and_resumes_to_the_bit(bucket, world, whole_run):
+  workdir = f"{bucket}/run"
+  run_main(world, workdir, kill=True)
+  root = paths.resolve(workdir)
+  assert (root / "lock.json").exists()
+  assert [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()][-1] == 4
+  (output,) = run_main(world, workdir)
+  assert "Resumed from step 3" in output
+  assert_same_run(workdir, whole_run)
+  assert json.loads((root / "config.json").read_text())["task"] == "pretrain"
+  assert list(root.glob("events.out.tfevents.*"))
+  assert not (root / "lock.json").exists()
+  assert not list(Path(ROOT).glob("gs:*"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_workdir_in_a_bucket(bucket, world, whole_run):
+  workdir = f"{bucket}/run"
+  run_main(world, workdir, "--config.total_steps=3", processes=2)
+  run_main(world, workdir, processes=2)
+  assert len((paths.resolve(workdir) / "metrics.jsonl").read_text().splitlines()) >= 3
+  assert sorted(load_params(f"{workdir}/checkpoints")) == sorted(load_params(f"{whole_run}/checkpoints"))
+
+
+def test_a_bucket_that_does_not_exist_is_refused_at_once(bucket, world):
+  missing = bucket.replace(emulators.BUCKET, "missing")
+  config = small_world.debug_config(world, teacher__path="/nowhere", data__dataset__data_dir="/nowhere")
+  with pytest.raises(UserError, match=f"--workdir={missing}: No such bucket, or it cannot be written"):
+    loop.train(config, missing)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_exported_probed_and_finetuned_from(bucket, world, whole_run):
+  for file in whole_run.rglob("*"):
+    if file.is_file():
+      paths.upload(file, paths.resolve(bucket) / "run" / file.relative_to(whole_run).as_posix())
+  # A local checkpoint has no last file that says that it is whole.
+  (step,) = [path for path in (paths.resolve(bucket) / "run" / "checkpoints").iterdir() if path.name == "6"]
+  (step / paths.COMMIT_FILE).write_text("copied")
+  export.export(f"{bucket}/run", "timm", f"{bucket}/exported")
+  export.export(str(whole_run), "timm", whole_run / "exported")
+  for source in (f"{bucket}/run", f"{bucket}/exported"):
+    found, local = pretrained.load(source), pretrained.load(str(whole_run / "exported"))
+    found, local = ({k: v for k, v in tree.items() if k != "head"} for tree in (found, local))
+    jax.tree.map(np.testing.assert_array_equal, found, local)
+  teacher = plugins.build("teachers", {"name": "checkpoint", "path": f"{bucket}/run"})
+  assert teacher.width == plugins.build("teachers", {"name": "checkpoint", "path": str(whole_run)}).width

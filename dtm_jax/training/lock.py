@@ -71,7 +71,7 @@ class Lock:
     try:
       if (self._read() or {}).get("token") == self._content["token"]:
         self._path.unlink()
-    except OSError as error:
+    except Exception as error:  # each client of a bucket has errors of its own
       logging.warning("The lock %s could not be removed: %s", self._path, error)
 
   def require(self) -> None:
@@ -83,9 +83,13 @@ class Lock:
       )
 
   def _create(self) -> bool:
-    """Make the file with its content if there is none. A bucket cannot do that in one step."""
+    """Make the file with its content if there is none."""
     if paths.is_remote(self._path):
-      return False
+      try:
+        return paths.create_file(self._path, json.dumps(self._content))
+      except Exception as error:  # a store that has no exclusive creation: written and read back instead
+        logging.warning("%s cannot be created exclusively: %s", self._path, error)
+        return False
     new = f"{os.fspath(self._path)}.{self._content['token']}.new"
     try:
       Path(new).write_text(json.dumps(self._content))
@@ -179,7 +183,9 @@ def hold(workdir: epath.Path) -> Iterator[Lock]:
 
   def acquire() -> None:
     try:
-      if not workdir.exists():
+      if paths.is_remote(workdir):
+        paths.make_writable_folder(workdir, "--workdir")
+      elif not workdir.exists():
         workdir.mkdir(parents=True, exist_ok=True)
         made.append(workdir)
       lock.acquire()
@@ -196,7 +202,7 @@ def hold(workdir: epath.Path) -> Iterator[Lock]:
   finally:
     if jax.process_index() == 0:
       lock.release()
-      if made and not paths.is_remote(workdir):
+      if made:
         with contextlib.suppress(OSError):
           os.rmdir(workdir)
 
