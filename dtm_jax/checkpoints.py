@@ -162,11 +162,10 @@ class Checkpoints:
         raise AssertionError("a second failure raises")
 
   def close(self) -> None:
-    """Wait for all processes, and give SIGTERM back its meaning. Raises as `wait` does."""
+    """Wait, and give SIGTERM back its meaning. Raises as `wait` does."""
     try:
       self.wait()
       self._manager.close()
-      processes.gather(None)  # none leaves long before another
     finally:
       if self._previous_handler is not None:
         signal.signal(signal.SIGTERM, self._previous_handler)

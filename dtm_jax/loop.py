@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dtm_jax import data, dataset_settings, paths, plugins, reporting, rngs
+from dtm_jax import data, dataset_settings, paths, plugins, processes, reporting, rngs, storage_faults
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints import Checkpoints
@@ -36,15 +36,17 @@ def train(config, workdir: str) -> State:
   meanwhile. A run that has all its steps and numbers changes nothing.
 
   Raises:
-    UserError: another run holds the workdir, or its records do not fit this config.
+    UserError: another run holds the workdir, its records do not fit this config, or it cannot be written.
     FloatingPointError: the loss is not finite; the message has the window of steps.
   """
   workdir = paths.resolve(workdir)
-  with lock.hold(workdir) as held, contextlib.ExitStack() as stack:
-    setup = prepare(config, workdir, stack)
-    if begin(setup):
-      train_steps(setup, held)
-    return setup.state
+  with storage_faults.explained(workdir, rights=False), lock.hold(workdir) as held:
+    with contextlib.ExitStack() as stack:
+      setup = prepare(config, workdir, stack)
+      if begin(setup):
+        train_steps(setup, held)
+    processes.gather(None)  # none leaves long before another
+  return setup.state
 
 
 @dataclasses.dataclass

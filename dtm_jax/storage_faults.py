@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from dtm_jax.errors import UserError
 
+_RIGHTS = (errno.EACCES, errno.EPERM)
 _WAYS_OUT = {
   errno.ENOSPC: "Free some space",
   errno.EDQUOT: "Free some space or raise the quota",
@@ -38,18 +39,19 @@ def chain(error: BaseException) -> Iterator[BaseException]:
     waiting += [current.__cause__, current.__context__, *getattr(current, "exceptions", ())]
 
 
-def explain(error: BaseException, path: str | os.PathLike) -> StorageError | None:
+def explain(error: BaseException, path: str | os.PathLike, *, rights: bool = True) -> StorageError | None:
   """Return the message for a fault of storage, or None if the error is something else.
 
   Args:
     error: what was raised while the run wrote.
     path: the place to name when the error itself names no file.
+    rights: whether a missing right counts. Reading also fails for this reason, writing alone for the others.
   """
   for cause in chain(error):
     if isinstance(cause, StorageError):
       return cause
     number = _number(cause)
-    if number is not None:
+    if number is not None and (rights or number not in _RIGHTS):
       culprit = getattr(cause, "filename", None) or path
       return StorageError(
         f"Cannot write {os.fspath(culprit)}: {os.strerror(number)}. What was saved before is intact. "
@@ -59,15 +61,15 @@ def explain(error: BaseException, path: str | os.PathLike) -> StorageError | Non
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike) -> Iterator[None]:
+def explained(path: str | os.PathLike, *, rights: bool = True) -> Iterator[None]:
   """Turn faults of storage inside the `with` block into a `StorageError`. It can decorate a function.
 
-  Other errors pass as they are.
+  Other errors pass as they are. See `explain` for the arguments.
   """
   try:
     yield
   except Exception as error:
-    if isinstance(error, UserError) or (fault := explain(error, path)) is None:
+    if isinstance(error, UserError) or (fault := explain(error, path, rights=rights)) is None:
       raise
     raise fault from error
 

@@ -10,9 +10,10 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+import small_world
 from test_checkpoints import abstract, assert_same, corrupt_names, make_state, mesh, save_steps, sharded_state
 
-from dtm_jax import checkpoint_evidence, checkpoints, storage_faults, stored_checkpoints
+from dtm_jax import checkpoint_evidence, checkpoints, loop, storage_faults, stored_checkpoints
 from dtm_jax.checkpoints import Checkpoints
 from dtm_jax.errors import UserError
 
@@ -341,7 +342,7 @@ def small_disk(tmp_path):
   disk = tmp_path / "disk"
   disk.mkdir()
   try:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=True, capture_output=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True, capture_output=True)
   except (OSError, subprocess.CalledProcessError):
     pytest.skip("no right to mount")
   yield disk
@@ -371,6 +372,22 @@ def test_a_real_disk_that_is_read_only(small_disk, mesh):
   for folder in ("checkpoints", "new"):
     with pytest.raises(UserError, match=f"Cannot write {small_disk}.*: Read-only file system"):
       save_steps(small_disk / folder, mesh, [2])
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_stops_with_one_message_and_resumes(small_disk, tmp_path):
+  small_world.write_cifar10(tmp_path)
+  small_world.write_clip(tmp_path / "clip")
+  config = small_world.debug_config(tmp_path, total_steps=2, evals={})
+  config.checkpoint.save_steps = 1
+  ballast = small_disk / "ballast"
+  for room in (8_000, 150_000):  # too little for the numbers, or for the checkpoint
+    ballast.unlink(missing_ok=True)
+    ballast.write_bytes(b"x" * max(0, shutil.disk_usage(small_disk).free - room))
+    with pytest.raises(UserError, match=f"Cannot write {small_disk}/run.*No space left on device"):
+      loop.train(config, str(small_disk / "run"))
+  ballast.unlink()
+  assert int(loop.train(config, str(small_disk / "run"))["step"]) == 2
 
 
 def test_a_fault_of_storage_is_explained_anywhere(tmp_path):

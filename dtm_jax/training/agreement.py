@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from dtm_jax import processes
 from dtm_jax.errors import UserError
 
 
@@ -21,7 +20,7 @@ def from_first_process(function: Callable[[], Any]) -> Any:
     RuntimeError: process 0 failed in another way; process 0 itself raises the original error.
   """
   if jax.process_count() == 1:
-    return _through_json(function())
+    return json.loads(json.dumps(function()))
   failure, outcome = None, {}
   if jax.process_index() == 0:
     try:
@@ -30,7 +29,7 @@ def from_first_process(function: Callable[[], Any]) -> Any:
       failure, outcome = error, {"user_error": str(error)}
     except Exception as error:
       failure, outcome = error, {"error": f"{type(error).__name__}: {error}"}
-  outcome = json.loads(_broadcast(json.dumps(outcome)))
+  outcome = processes.gather(outcome)[0]
   if failure is not None:
     raise failure
   if "user_error" in outcome:
@@ -38,17 +37,3 @@ def from_first_process(function: Callable[[], Any]) -> Any:
   if "error" in outcome:
     raise RuntimeError(f"Process 0 failed: {outcome['error']}")
   return outcome["value"]
-
-
-def _through_json(value: Any) -> Any:
-  return json.loads(json.dumps(value))
-
-
-def _broadcast(text: str) -> str:
-  """The text of process 0. Its length goes first, because all processes must pass arrays of one shape."""
-  encoded = np.frombuffer(text.encode(), np.uint8)
-  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
-  padded = np.zeros(length, np.uint8)
-  if jax.process_index() == 0:
-    padded[:] = encoded
-  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8)).decode()
