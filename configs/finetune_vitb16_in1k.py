@@ -65,7 +65,7 @@ def get_config():
     remat="elementwise",
     dtype="bfloat16",
   )
-  config.init_from = dict(path=placeholder(str), rel_pos="both", resize="geometric")
+  config.init_from = dict(path=placeholder(str), weights=placeholder(str), rel_pos="both", resize="geometric")
   config.loss = dict(label_smoothing=0.1)
   config.optim = dict(
     name="adamw",

@@ -58,7 +58,7 @@ def get_config():
     unroll=1,
     dtype="bfloat16",
   )
-  config.init_from = dict(path=placeholder(str))  # of a run, or weights
+  config.init_from = dict(path=placeholder(str), weights=placeholder(str))  # a run, or weights
   config.mask = dict(kind="block", num_masked=75, min_patches=16)
   config.morphers = dict(
     dtm=dict(

@@ -24,6 +24,9 @@ def get_config():
     revision=placeholder(str),
     normalization="clip",
     dtype="float32",
+    heads=placeholder(tuple),  # of image and text tower; with activation only where the files do not tell
+    activation=placeholder(str),
+    weights=placeholder(str),
   )
   config.evals.zeroshot = dict(
     dataset=references(config.data.dataset),

@@ -430,7 +430,7 @@ def test_options_that_contradict_a_configuration_are_refused(tmp_path, params):
       clip_weights.load(tmp_path, **options)
 
 
-@pytest.mark.parametrize(X)
+@pytest.mark.parametrize(("width", "depth", "heads"), [(768, 12, 12), (1024, 24, 16), (64, 2, None)])
 def test_published_sizes_have_their_heads(width, depth, heads):
   block = "visual.transformer.resblocks"
   shapes = {f"{block}.{i}.mlp.c_fc.weight": (4 * width, width) for i in range(depth)}

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 
-def abstract_weights(folder):
+def abstract_weights(found, **_):
   """A CLIP whose parameters are shapes only: B/16, or the quickstart's teacher by its folder's name."""
-  if "tiny" in str(folder):
+  if "tiny" in str(found.folder):
     image = clip.ImageConfig(clip.Tower(96, 4, 3, 384), image_size=32, patch_size=4)
     config = clip.CLIPConfig(image=image, text=None, embed_dim=64)
   else:
@@ -34,7 +34,8 @@ def abstract_weights(folder):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_traces(name, monkeypatch):
-  monkeypatch.setattr(weight_files, "find", lambda path, revision=None: Path(path))
+  found = lambda path, **_: weight_files.Found(Path(path) / "model.safetensors")
+  monkeypatch.setattr(weight_files, "find", found)
   monkeypatch.setattr(clip_teacher.clip_weights, "load", abstract_weights)
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.get("teacher") and config.teacher.name == "checkpoint":  # of a run that is not there

@@ -43,7 +43,7 @@ def load_tokenizer(folder: str | Path, config: clip.CLIPConfig | None = None) ->
   """Return the tokenizer of a folder with tokenizer.json.
 
   Args:
-    config: of the model; by default that of the config.json in the folder.
+    config: of the model, for a folder without config.json.
 
   Raises:
     NotThereError: there is no tokenizer.json.
@@ -52,7 +52,8 @@ def load_tokenizer(folder: str | Path, config: clip.CLIPConfig | None = None) ->
   folder = Path(folder)
   if not (folder / FILE).exists():
     raise NotThereError(f"No {FILE} in {folder}; the folder of a CLIP with a text tower has one.")
-  text = (config or clip_config.read(folder / "config.json")).text
+  config_file = folder / "config.json"
+  text = (config if config and not config_file.exists() else clip_config.read(config_file)).text
   if text is None:
     raise UnreadableFileError(f"The CLIP in {folder} has no text tower.")
   read_json(folder / FILE)

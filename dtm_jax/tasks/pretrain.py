@@ -102,7 +102,9 @@ def build(config, run: Run) -> Task:
     return student.apply({"params": state["params"]}, image)["prediction"]
 
   def params_to_go_on_from(key: RandomKey) -> PyTree:
-    given = pretrained.load(config.init_from.path, num_heads=student.num_heads)
+    given = pretrained.load(
+      config.init_from.path, num_heads=student.num_heads, weights=config.init_from.get("weights")
+    )
     return vit_transfer.to_student(given, vit.init(student, key, image_size), grid=grid)
 
   return Task(

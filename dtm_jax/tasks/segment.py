@@ -82,8 +82,10 @@ def build(config, run: Run) -> Task:
     return model.apply(variables, image)["logits"]
 
   def params_to_start_from(key: RandomKey) -> PyTree:
-    given = pretrained.load(config.init_from.path, num_heads=model.num_heads)
-    options = {name: value for name, value in config.init_from.items() if name != "path"}
+    given = pretrained.load(
+      config.init_from.path, num_heads=model.num_heads, weights=config.init_from.get("weights")
+    )
+    options = {name: value for name, value in config.init_from.items() if name not in ("path", "weights")}
     grid = (image_size // model.patch_size,) * 2
     return vit_transfer.to_finetune(given, jax.jit(init_params)(key), grid=grid, **options)
 
