@@ -23,6 +23,9 @@ from dtm_jax import orientation, pixel_values, rand_augment
 from dtm_jax.resampling import CV2_FILTERS, Box, Pixels, resize, resize_region
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is max_pixels, for all formats
+cv2.utils.logging.setLogLevel(
+  cv2.utils.logging.LOG_LEVEL_ERROR
+)  # odd TIFF tags that it can read all the same
 
 MAX_PIXELS = 200_000_000
 """A photo of 200 megapixels is read; larger images are refused before their pixels are decoded."""
