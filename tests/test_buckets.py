@@ -301,6 +301,11 @@ def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bo
   ]  # fmt: skip
   if kill:
     command[1:3] = ["-c", KILLED]
+  return run_processes(command, processes, -signal.SIGKILL if kill else 0)
+
+
+def run_processes(command: list[str], processes: int, code: int = 0) -> list[str]:
+  """Run the command as each process of a cluster, which all have to end with `code`."""
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
   if processes > 1:
@@ -317,7 +322,7 @@ def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bo
   ]  # fmt: skip
   outputs = [process.communicate(timeout=900)[0] for process in started]
   codes = [process.returncode for process in started]
-  assert codes == [-signal.SIGKILL if kill else 0] * processes, "\n".join(outputs)
+  assert codes == [code] * processes, "\n".join(outputs)
   return outputs
 
 
@@ -362,12 +367,34 @@ def test_a_run_in_a_bucket_is_killed_and_resumes_to_the_bit(bucket, world, whole
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_workdir_in_a_bucket(bucket, world, whole_run):
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
+def test_two_processes_resume_in_a_bucket(bucket, world):
   workdir = f"{bucket}/run"
   run_main(world, workdir, "--config.total_steps=3", processes=2)
-  run_main(world, workdir, processes=2)
-  assert len((paths.resolve(workdir) / "metrics.jsonl").read_text().splitlines()) >= 3
-  assert sorted(load_params(f"{workdir}/checkpoints")) == sorted(load_params(f"{whole_run}/checkpoints"))
+  outputs = run_main(world, workdir, processes=2)
+  assert all("Resumed from step 3" in output for output in outputs)
+  lines = [json.loads(line) for line in (paths.resolve(workdir) / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+  assert lines[-1]["step"] == 6
+
+
+@pytest.mark.slow
+def test_the_pod_command_of_the_readme(stores, world):
+  """Two hosts run the README's command; the options after it only make it small."""
+  command = "python -m dtm_jax.main --config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
+  assert command in (ROOT / "README.md").read_text()
+  workdir = f"gs://{emulators.BUCKET}/vitb16"
+  small = [
+    "data.dataset.name=cifar10", f"data.dataset.data_dir={world}", "data.image_size=32",
+    f"teacher.path={world / 'clip'}", "student.variant=Ti", "student.patch_size=4", "mask.num_masked=25",
+    "mask.min_patches=4", "morphers.dtm.max_rounds=6", "batch_size=8", "total_steps=2",
+    "optim.warmup_steps=1",
+  ]  # fmt: skip
+  flags = ["--config=configs/vitb16.py", f"--workdir={workdir}", *(f"--config.{option}" for option in small)]
+  run_processes([sys.executable, "-m", "dtm_jax.main", *flags], processes=2)
+  assert (paths.resolve(workdir) / "metrics.jsonl").exists()
+  assert "mask_token" in load_params(f"{workdir}/checkpoints")
+  assert not list(ROOT.glob("gs:*"))
 
 
 def test_a_bucket_that_does_not_exist_is_refused_at_once(bucket, world):
