@@ -1,5 +1,6 @@
 """kNN and zero-shot against answers that are known, whatever padding and devices do."""
 
+import dataclasses
 import functools
 
 import jax
@@ -242,6 +243,26 @@ def test_a_quick_look_at_a_folder_sees_all_classes(tmp_path):
   whole = dict(make_knn(dataset).run({}))
   assert whole == {"student_accuracy": 0.75}
   assert dict(make_knn(dataset, max_bank=24, max_queries=24).run({})) == whole
+
+
+def test_a_sorted_set_that_is_read_in_sequence_is_told(tmp_path, caplog):
+  """tfrecord files give nothing but their first examples."""
+
+  class Stream:
+    def __init__(self, source):
+      self._source = source
+
+    def num_local(self, process_index, process_count):
+      return len(self._source)
+
+    def read(self, process_index, process_count, seed, skip):
+      return iter([self._source[i] | {"index": i} for i in range(skip, len(self._source))])
+
+  made = make_knn(write_colours(tmp_path), max_bank=24)
+  made._bank = plugins.build("datasets", write_colours(tmp_path), split="train")
+  made._bank = dataclasses.replace(made._bank, source=Stream(made._bank.source))
+  dict(made.run({}))
+  assert "its first 24 examples show this process 2: it seems to be sorted" in caplog.text
 
 
 class TestClassesOfTwoSplits:

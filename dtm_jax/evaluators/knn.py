@@ -81,6 +81,8 @@ class Evaluator:
       ValueError: the bank has fewer than k examples, or a label is none of the data set's classes, or all
         queries are corrupt.
     """
+    for dataset in (self._bank, self._queries):
+      data.require_known_labels(dataset)
     banks = self._fill_banks(state)
     right, count = dict.fromkeys(banks, 0), 0
     for batch in self._batches(self._queries, self._limits["queries"]):
