@@ -7,5 +7,5 @@ source scripts/environment.sh requirements.txt
 export TF_CPP_MIN_LOG_LEVEL=3
 workdir=${DTM_JAX_WORKDIR:-runs/quickstart}
 python -m dtm_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
-python scripts/draw_groups.py --teacher=assets/tiny_clip_cifar10 --out="$workdir/groups.png"
+python scripts/draw_groups.py --run="$workdir"
 python scripts/summarize.py "$workdir"
