@@ -31,6 +31,7 @@ def get_config():
   config.task = "finetune"
   config.seed = 0
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
+  config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 1024
   config.total_steps = placeholder(int)
   config.total_examples = placeholder(int)

@@ -21,6 +21,7 @@ def get_config():
   config.task = "contrastive"
   config.seed = 0
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
+  config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 128
   config.total_steps = 3000
   config.total_examples = placeholder(int)

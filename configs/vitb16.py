@@ -18,6 +18,7 @@ def get_config():
   config.task = "pretrain"
   config.seed = 0
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
+  config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 2048
   # The finest duration that is given wins: steps, then examples, then epochs.
   config.total_steps = placeholder(int)
@@ -93,6 +94,6 @@ def get_config():
   config.checkpoint = dict(
     save_steps=1000, keep=2, keep_steps=placeholder(int), keep_epochs=placeholder(float)
   )
-  config.log = dict(log_steps=50, profile_step=placeholder(int))
+  config.log = dict(log_steps=50, profile_step=placeholder(int), flight_recorder=True)
   config.evals = dict()
   return config

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -21,12 +20,16 @@ from dtm_jax import data, dataset_settings, paths, plugins, processes, reporting
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints import Checkpoints
+from dtm_jax.progress import Progress
 from dtm_jax.tasks import Run, State, Task
-from dtm_jax.training import lock
+from dtm_jax.training import flight_recorder, lock
+from dtm_jax.training import replay as replaying
 from dtm_jax.training.course import Course
 from dtm_jax.training.evaluation import SCHEDULE, Evaluators
+from dtm_jax.training.flight_recorder import FlightRecorder
 from dtm_jax.training.metrics import Metrics
 from dtm_jax.training.records import Records
+from dtm_jax.training.replay import Finding
 
 
 def train(config, workdir: str) -> State:
@@ -37,7 +40,7 @@ def train(config, workdir: str) -> State:
 
   Raises:
     UserError: another run holds the workdir, its records do not fit this config, or it cannot be written.
-    FloatingPointError: the loss is not finite; the message has the window of steps.
+    NonFiniteError: the loss, the gradient or the state is not finite; see `training.flight_recorder`.
   """
   workdir = paths.resolve(workdir)
   with storage_faults.explained(workdir, rights=False), lock.hold(workdir) as held:
@@ -143,9 +146,11 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
   train_step = jit_train_step(setup.task, setup.state, setup.frozen, setup.mesh)
   key = jax.random.key(config.seed)
   reporting.log_parameters(setup.state["params"])
-  progress = reporting.make_progress(total_steps, setup.metrics.writer)
+  progress = Progress("Training", total_steps, "steps", done=course.step, every=60.0)
   profile = reporting.make_profile(setup.workdir, config.log.profile_step)
   window = reporting.Window(config.batch_size)
+  recorder = FlightRecorder(setup.workdir, config, may_diverge=setup.task.may_diverge)
+  recorder.keep(setup.state, course.meta_at(course.step))
   batches = device_batches(config, setup.dataset, setup.mesh, course.examples, setup.task.needs_labels)
 
   with contextlib.closing(reporting.CompilationCounter()) as compilations:
@@ -153,12 +158,14 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
       held.require()
       with window.waiting():
         batch = next(batches)
-      with compilations:
+      first = step == course.step + 1
+      with compilations, window.compiling() if first else contextlib.nullcontext():
         setup.state, measurements = train_step(setup.state, setup.frozen, batch, key)
       window.add(measurements)
+      recorder.add(step, batch, measurements)
       progress(step)
       profile(step)
-      if compilations.grew() and step > course.step + 1:
+      if compilations.grew() and not first:
         reporting.warn_of_recompilation(step, compilations.count)
 
       stop, last = checkpoints.reached_preemption(step), step == total_steps
@@ -167,7 +174,7 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
         scalars = window.summary() | reporting.device_memory()
         counts = {"compilations": compilations.count, "corrupt_images": data.corrupt_count()}
         setup.metrics.write(step, scalars | {"epoch": course.epoch_at(step)} | counts)
-        require_finite(scalars["loss"], step - len(window) + 1, step)  # before it is saved
+        recorder.close_window(setup.state, course.meta_at(step))  # before it is saved
         window.reset()
       if save:
         checkpoints.save(step, setup.state, {"seed": config.seed} | course.meta_at(step))
@@ -175,8 +182,37 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
         logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
         return
       if due := setup.evaluators.due(step, last=last):
-        setup.evaluate(due, step)
-        window.reset()
+        with window.apart():
+          setup.evaluate(due, step)
+
+
+def replay(config) -> Finding | None:
+  """Run the steps of the recording `config.replay` again and find what is not finite first; write nothing.
+
+  Raises:
+    UserError: there is no recording, or it is of another data set or batch size.
+  """
+  recording = flight_recorder.read(paths.resolve(config.replay))
+  mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+  dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
+  dataset_settings.resolve(config, dataset)
+  flight_recorder.log_changes(recording, config)
+  course = Course.fresh(config.batch_size, dataset.num_examples)
+  task = build_task(config, course, dataset)
+  with contextlib.closing(Checkpoints(str(recording.folder / "state"))) as checkpoints:
+    state, meta, step = checkpoints.restore(abstract_state(config, task, mesh))
+  course = course.resumed(step, meta)
+  if course.changed:
+    task = build_task(config, course, dataset)
+  frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
+  train_step, key = jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
+  return replaying.replay(
+    recording,
+    lambda state, batch: train_step(state, frozen, batch, key),
+    state,
+    device_batches(config, dataset, mesh, course.examples, task.needs_labels),
+    may_diverge=task.may_diverge,
+  )
 
 
 def build_task(config, course: Course, dataset: data.Dataset) -> Task:
@@ -191,11 +227,7 @@ def restore_or_init(
 ) -> tuple[State, Course]:
   """The state to start from, laid out on the mesh, and the course from there on."""
   key = rngs.stream(jax.random.key(config.seed), "init")
-  shapes = jax.eval_shape(task.init, key)
-  shardings = meshes.param_shardings(mesh, shapes, config.mesh.rules)
-  abstract = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-  )
+  abstract = abstract_state(config, task, mesh)
   restored = checkpoints.restore(abstract)
   pretrained = None
   if task.pretrained and (restored is None or records.changed("init_from.path")):
@@ -206,11 +238,21 @@ def restore_or_init(
         raise
   records.check_weights("init_from", pretrained)
   if restored is None:
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     params = pretrained and meshes.place(pretrained, shardings["params"])
     return jax.jit(task.init, out_shardings=shardings)(key, params), course
   state, meta, step = restored
   logging.info("Resumed from step %d.", step)
   return state, course.resumed(step, meta)
+
+
+def abstract_state(config, task: Task, mesh: Mesh) -> PyTree:
+  """Shapes, types and shardings of the state."""
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  shardings = meshes.param_shardings(mesh, shapes, config.mesh.rules)
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+  )
 
 
 def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
@@ -255,11 +297,6 @@ def device_batches(
   while True:
     batch, ahead = ahead, meshes.to_device(next(batches), mesh)
     yield batch
-
-
-def require_finite(loss: float, first: int, last: int) -> None:
-  if not np.isfinite(loss):
-    raise FloatingPointError(f"The loss became {loss} somewhere within steps [{first}, {last}].")
 
 
 def make_evaluators(

@@ -45,6 +45,9 @@ def main(argv: list[str]) -> None:
   from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
 
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
+  if _CONFIG.value.get("replay"):
+    loop.replay(_CONFIG.value)
+    return
   loop.train(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
 
 

@@ -14,6 +14,7 @@ from etils import epath
 
 from dtm_jax.arrays import PyTree
 from dtm_jax.mirror import Mirror
+from dtm_jax.progress import duration
 
 
 class MirroredWriter(metric_writers.MultiWriter):
@@ -40,11 +41,6 @@ def make_writer(workdir: epath.Path) -> metric_writers.MetricWriter:
   mirror = Mirror(workdir)
   writer = metric_writers.create_default_writer(mirror.folder, just_logging=not first, asynchronous=False)
   return MirroredWriter(writer, mirror) if first else writer
-
-
-def make_progress(total_steps: int, writer: metric_writers.MetricWriter) -> periodic_actions.ReportProgress:
-  """Steps a second, share done and ETA, once a minute."""
-  return periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
 
 
 def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5) -> Callable[[int], object]:
@@ -115,6 +111,7 @@ class Window:
     self._measurements: list[Mapping[str, jax.Array]] = []
     self._start = time.perf_counter()
     self._input_wait = 0.0
+    self._apart = 0.0
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
@@ -122,6 +119,22 @@ class Window:
     start = time.perf_counter()
     yield
     self._input_wait += time.perf_counter() - start
+
+  @contextlib.contextmanager
+  def apart(self) -> Iterator[None]:
+    """Leaves the time inside out of images/s: evaluations, for example."""
+    start = time.perf_counter()
+    yield
+    self._apart += time.perf_counter() - start
+
+  @contextlib.contextmanager
+  def compiling(self) -> Iterator[None]:
+    """Tells that the train step is compiled, and how long that took; the time is `apart`."""
+    logging.info("Compiling the train step ...")
+    start = time.perf_counter()
+    with self.apart():
+      yield
+    logging.info("The train step was compiled in %s.", duration(time.perf_counter() - start))
 
   def add(self, measurements: Mapping[str, jax.Array]) -> None:
     """Keeps a step's scalars; waits only for the step before, so that the host stays one step ahead."""
@@ -138,7 +151,7 @@ class Window:
     for measurements in jax.device_get(self._measurements):
       for name, value in measurements.items():
         values[name].append(value)
-    seconds = time.perf_counter() - self._start
+    seconds = time.perf_counter() - self._start - self._apart
     scalars = {name: float(np.mean(value)) for name, value in values.items()}
     scalars["images_per_sec"] = len(self) * self._batch_size / seconds
     scalars["input_wait"] = self._input_wait / seconds

@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import optax
+
 from dtm_jax import optim
 from dtm_jax.arrays import Array, Batch, PyTree, RandomKey
+from dtm_jax.models import finiteness
 
 State = dict[str, PyTree]
 """{"params": ..., "opt_state": ..., "step": int32 scalar}, and what else a task needs: all that a checkpoint
@@ -47,6 +50,7 @@ class Task:
     predict: functions (state, frozen, batch) -> arrays, by name; evaluators choose among them.
     tokenize: captions -> int32 [n, T], for tasks that know text.
     needs_labels: every training image must have a label of the data set's classes.
+    may_diverge: pattern of the paths of the state's arrays that need not be finite; None: all must be.
   """
 
   init: Callable[..., State]
@@ -56,6 +60,7 @@ class Task:
   tokenize: Callable | None = None
   pretrained: Callable[[RandomKey], PyTree] | None = None
   needs_labels: bool = False
+  may_diverge: str | None = None
 
 
 def count_classes(config, run: Run) -> int:
@@ -76,7 +81,7 @@ def build_optimizer(options, shapes: PyTree, run: Run):
     "warmup", options, steps_per_epoch=run.steps_per_epoch, default=0,
     batch_size=run.first_batch_size or run.batch_size,
   )  # fmt: skip
-  return optim.make_optimizer(
+  optimizer, schedule = optim.make_optimizer(
     shapes,
     total_steps=run.total_steps,
     warmup_steps=warmup_steps,
@@ -85,3 +90,5 @@ def build_optimizer(options, shapes: PyTree, run: Run):
     shift=run.shift,
     **{name: value for name, value in options.items() if name not in durations},
   )
+  update = lambda grads, *more: optimizer.update(finiteness.watch_gradients(grads), *more)
+  return optax.GradientTransformation(optimizer.init, update), schedule

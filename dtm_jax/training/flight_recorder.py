@@ -10,12 +10,12 @@ A recording is the folder WORKDIR/flight/<first bad step>:
     window.json     the steps since then, the random key, and the command that replays them
 """
 
+import dataclasses
 import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class NonFiniteError(UserError, FloatingPointError):
   """The loss, the gradient or the state of a run is not finite."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Recording:
   """What `read` returns of a recording.
 
@@ -48,6 +48,7 @@ class Recording:
     steps: for each step since then "step", "measurements" and "index", the examples of its batch.
     seed: of the run.
     config: of the run, as its JSON text gives it.
+    devices: of the run: their number and kind.
   """
 
   folder: epath.Path
@@ -55,6 +56,7 @@ class Recording:
   steps: Sequence[Mapping[str, Any]]
   seed: int
   config: Mapping[str, Any]
+  devices: Sequence[Any]
 
 
 class FlightRecorder:
@@ -68,12 +70,12 @@ class FlightRecorder:
 
   def __init__(self, workdir: epath.Path, config: Any, *, may_diverge: str | None = None):
     self._folder, self._config, self._may_diverge = workdir / "flight", config, may_diverge
-    self._copy, self._good, self._steps = None, None, []
+    self._copy, self._good, self._meta, self._steps = None, None, {}, []
 
-  def keep(self, state: PyTree) -> None:
-    """Takes a copy of a good state, from which the next steps can be run again."""
-    self._steps = []
-    if not self._config.log.flight_recorder:
+  def keep(self, state: PyTree, meta: Mapping[str, Any]) -> None:
+    """Takes a copy of a good state, from which the next steps can be run again; `meta` is a checkpoint's."""
+    self._steps, self._meta = [], meta
+    if not self._config.log.get("flight_recorder", True):
       return
     if self._copy is None:
       logging.info(
@@ -90,7 +92,7 @@ class FlightRecorder:
     """Notes a step; waits for nothing."""
     self._steps.append((step, batch.get("index"), measurements))
 
-  def close_window(self, state: PyTree) -> None:
+  def close_window(self, state: PyTree, meta: Mapping[str, Any]) -> None:
     """Checks the steps since the last call and the state after them, and keeps that state.
 
     All processes must call it at the same step.
@@ -117,7 +119,7 @@ class FlightRecorder:
         f"After step {last} the state is not finite, which began within steps [{first}, {last}]: {named}."
       )
       self._stop(last, problem, steps)
-    self.keep(state)
+    self.keep(state, meta)
 
   def _stop(self, step: int, problem: str, steps: Sequence[tuple]) -> None:
     problem += " It was not saved: earlier checkpoints are sound."
@@ -151,7 +153,7 @@ class FlightRecorder:
       "config": config,
     }
     checkpoints = Checkpoints(str(folder / "state"), keep=1)
-    checkpoints.save(start, self._good, {"seed": config["seed"]})
+    checkpoints.save(start, self._good, {"seed": config["seed"]} | self._meta)
     checkpoints.close()
     if jax.process_index() == 0:
       (folder / WINDOW).write_text(json.dumps(content, indent=1) + "\n")
@@ -174,7 +176,8 @@ def read(folder: epath.Path) -> Recording:
     NotThereError: there is no recording.
   """
   if not (folder / WINDOW).exists():
-    near = sorted(str(path.parent) for path in folder.glob(f"**/{WINDOW}")) if folder.is_dir() else []
+    found = [*folder.glob(f"*/{WINDOW}"), *folder.glob(f"flight/*/{WINDOW}")] if folder.is_dir() else []
+    near = sorted(str(path.parent) for path in found)
     raise NotThereError(
       f"--config.replay={folder}: there is no recording, which has a file {WINDOW}. "
       + (
@@ -184,7 +187,34 @@ def read(folder: epath.Path) -> Recording:
       )
     )
   content = json.loads((folder / WINDOW).read_text())
-  return Recording(folder, content["start"], content["steps"], content["seed"], content["config"])
+  names = [field.name for field in dataclasses.fields(Recording) if field.name != "folder"]
+  return Recording(folder, **{name: content[name] for name in names})
+
+
+def log_changes(recording: Recording, config: Any) -> None:
+  """Warns of options that differ from the recorded run's, because the steps may then be others."""
+  now = json.loads(config.to_json_best_effort())
+  different = [
+    f"{name}={then!r} then, {_get(now, name)!r} now"
+    for name, then in _flat(recording.config)
+    if name != "replay" and not name.startswith(("log.", "evals.", "checkpoint.")) and _get(now, name) != then
+  ]
+  if different:
+    logging.warning("The config is not that of the recording: %s.", "; ".join(different))
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for name, value in section.items():
+    if isinstance(value, Mapping):
+      yield from _flat(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
+
+
+def _get(section: Any, name: str) -> Any:
+  for part in name.split("."):
+    section = section.get(part) if isinstance(section, Mapping) else None
+  return section
 
 
 def replay_command(folder: epath.Path) -> str:

@@ -55,9 +55,11 @@ def replay(
   Raises:
     UserError: a batch holds other examples than the recorded one.
   """
+  steps = recording.steps
+  logging.info("Replaying steps %d to %d of %s.", steps[0]["step"], steps[-1]["step"], recording.folder)
   broken = nonfinite(state, but=may_diverge)
   with Watch() as watch:
-    for recorded in recording.steps:
+    for recorded in steps:
       step, batch = recorded["step"], next(batches)
       _require_same_examples(recorded, batch)
       watch.clear()
@@ -68,7 +70,14 @@ def replay(
       gradients = [g for g in watch.gradients() if not re.fullmatch(may_diverge or "", f"params/{g.name}")]
       bad = [name for name, value in values.items() if not np.isfinite(value)]
       if bad or gradients or broken:
-        return _describe(step, watch.first_module(), values, bad, gradients, before, broken)
+        finding = _describe(step, watch.first_module(), values, bad, gradients, before, broken)
+        logging.error("%s", finding.text)
+        return finding
+  logging.warning(
+    "All %d steps are finite here. The recorded ones ran on %s.",
+    len(steps),
+    " ".join(map(str, recording.devices)),
+  )
   return None
 
 
