@@ -19,8 +19,8 @@ from collections import defaultdict
 from pathlib import Path
 
 CLOCKED = {  # what is reported: module, function; the rest of `loop.train` is "other"
-  "TensorFlow's import": ("dtm_jax.main", "hide_accelerators_from_tensorflow"),
-  "distributed": ("dtm_jax.main", "start_distributed"),
+  "TensorFlow's import": ("dtm_jax.training.startup", "hide_accelerators_from_tensorflow"),
+  "distributed": ("dtm_jax.training.startup", "start_distributed"),
   "data set": ("dtm_jax.plugins", "build"),
   "initial state": ("dtm_jax.loop", "restore_or_init"),
   "parameters' table": ("dtm_jax.reporting", "log_parameters"),
@@ -66,6 +66,7 @@ def child() -> None:
   from absl import app
 
   from dtm_jax import main
+  from dtm_jax.training import startup
 
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: event in EVENTS and clock.seconds.__setitem__(
@@ -74,9 +75,9 @@ def child() -> None:
   )  # fmt: skip
   clock.seconds["imports of main"] = time.time() - began
   for name, (module, function) in CLOCKED.items():
-    if module == "dtm_jax.main":
-      setattr(main, function, clock.wrap(name, getattr(main, function)))
-  keep = main.keep_compiled_programs
+    if module == "dtm_jax.training.startup":
+      setattr(startup, function, clock.wrap(name, getattr(startup, function)))
+  keep = startup.keep_compiled_programs
 
   def before_the_loop():
     keep()
@@ -84,7 +85,7 @@ def child() -> None:
     watch_the_loop(clock)
     clock.seconds["imports of the loop"] = time.time() - start
 
-  main.keep_compiled_programs = before_the_loop
+  startup.keep_compiled_programs = before_the_loop
   app.run(main.main, flags_parser=main.parse_flags)
 
 

@@ -148,7 +148,8 @@ class Step:
     image = augment(self.image, config.augment.color_jitter)
     for_teacher, for_student = ((image - mean) / std for mean, std in self.statistics)
     noise = torch.rand(len(image), num_tokens, device=self.device)
-    mask = noise.argsort(dim=1) < config.mask.num_masked
+    masked = config.mask.num_masked or round(config.mask.share * num_tokens)
+    mask = noise.argsort(dim=1) < masked
     with half:
       with torch.no_grad():
         target = self._target(for_teacher).float()

@@ -8,7 +8,7 @@ see 5,000 training and the first 5,000 test images. Three to four minutes on two
 results/cifar10_a/table.md.
 """
 
-from configs import quickstart
+from configs import durations, quickstart
 
 
 def get_config():
@@ -18,7 +18,7 @@ def get_config():
   config.student.update(width=64, num_heads=2, unroll=4)
   config.optim.update(lr=2e-3, warmup_steps=20)
   dataset, image_size = config.data.dataset, config.data.image_size
-  frozen = dict(dataset=dataset, features=("student",), image_size=image_size)
+  frozen = dict(dataset=dataset, features=("student",), image_size=image_size, **durations("every"))
   config.evals = dict(
     knn=dict(**frozen, bank="train[:5000]", queries="test[:5000]", k=20, temperature=0.07),
     linear=dict(**frozen, fit="train[:5000]", held_out="train[5000:6000]", split="test[:5000]"),

@@ -9,7 +9,7 @@ of it. Another CLIP needs its own size, `--config.evals.consistency.image_size=2
 
 from ml_collections import config_dict
 
-from configs import zeroshot_cifar10
+from configs import durations, zeroshot_cifar10
 
 GROUPS = 32
 
@@ -28,6 +28,7 @@ def get_config():
       prompts=evaluation.prompts,
       image_size=evaluation.image_size,
       resize=config_dict.placeholder(int),
+      **durations("every"),
       morphers=dict(
         bipartite=dict(name="bipartite", min_groups=GROUPS, max_groups=GROUPS),
         kmeans=dict(name="kmeans", groups=GROUPS),

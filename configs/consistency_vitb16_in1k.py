@@ -28,7 +28,6 @@ def get_config():
     fit_evenly=True,
     split="val",
     prompts="imagenet",
-    image_size=224,
     resize=224,
     batch_size=128,
   )

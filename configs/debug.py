@@ -10,7 +10,6 @@ from configs import quickstart
 
 def get_config():
   config = quickstart.get_config()
-  config.total_examples = None
   config.total_steps = 6
   config.batch_size = 16
   config.student.update(width=32, depth=2, num_heads=2)

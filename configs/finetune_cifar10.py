@@ -9,7 +9,7 @@ finetune_vitb16_in1k.
 
 from ml_collections import config_dict
 
-from configs import finetune_vitb16_in1k
+from configs import durations, finetune_vitb16_in1k, references
 
 
 def get_config():
@@ -37,12 +37,12 @@ def get_config():
   config.evals = dict(
     test=dict(
       name="classification",
-      dataset=finetune_vitb16_in1k.references(config.data.dataset),
+      dataset=references(config.data.dataset),
       split=config_dict.placeholder(str),
-      outputs=("logits", "logits_ema"),
+      outputs=config_dict.placeholder(tuple),  # None: logits, and logits_ema if there is one
       image_size=config.data.get_oneway_ref("image_size"),
       crop_pct=1.0,
-      every_steps=config_dict.placeholder(int),
+      **durations("every"),
     ),
   )
   return config

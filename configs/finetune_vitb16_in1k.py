@@ -15,14 +15,9 @@ one, and `--config.augment.normalization=dataset` the mean and standard deviatio
 
 from ml_collections import config_dict
 
-from configs import vitb16
+from configs import durations, references, vitb16
 
 placeholder = config_dict.placeholder
-
-
-def references(section):
-  """A section whose values are those of another, changed with them until they are set themselves."""
-  return {name: section.get_oneway_ref(name) for name in section}
 
 
 def get_config():
@@ -33,9 +28,7 @@ def get_config():
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 1024
-  config.total_steps = placeholder(int)
-  config.total_examples = placeholder(int)
-  config.total_epochs = 100.0
+  config.update(durations("total", epochs=100.0))
 
   config.data = dict(
     dataset=dict(name="imagenet", data_dir=placeholder(str)),
@@ -73,8 +66,7 @@ def get_config():
     lr=5e-4,
     lr_scaling="none",
     final_lr=1e-6,
-    warmup_steps=placeholder(int),
-    warmup_epochs=20.0,
+    **durations("warmup", epochs=20.0),
     betas=(0.9, 0.999),
     weight_decay=0.05,
     layer_decay=0.65,
@@ -93,7 +85,7 @@ def get_config():
       outputs=("logits",),
       image_size=config.data.get_oneway_ref("image_size"),
       batch_size=1536,
-      every_epochs=1.0,
+      **durations("every", epochs=1.0),
     ),
   )
   return config

@@ -12,8 +12,7 @@ accuracy of ours.
 
 from ml_collections import config_dict
 
-from configs import vitb16
-from configs.finetune_vitb16_in1k import references
+from configs import durations, references, vitb16
 
 placeholder = config_dict.placeholder
 
@@ -26,9 +25,7 @@ def get_config():
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 1024
-  config.total_steps = 0
-  config.total_examples = placeholder(int)
-  config.total_epochs = placeholder(float)
+  config.update(durations("total", steps=0))
   config.data = dict(
     dataset=dict(name="imagenet", data_dir=placeholder(str)),
     split="train",
@@ -36,7 +33,7 @@ def get_config():
     num_threads=64,
     view=dict(),
   )
-  config.teacher = dict(name="checkpoint", path=placeholder(str))
+  config.teacher = dict(name="checkpoint", path=placeholder(str), image_size=placeholder(int))
   config.mesh = base.mesh
   config.checkpoint = base.checkpoint
   config.log = base.log
@@ -51,6 +48,7 @@ def get_config():
       image_size=config.data.get_oneway_ref("image_size"),
       resize=256,
       batch_size=1024,
+      **durations("every"),
     ),
   )
   return config

@@ -8,8 +8,7 @@ It probes runs/quickstart; the teacher instead, with
 
 from ml_collections import config_dict
 
-from configs import linear_probe_vitb16_in1k
-from configs.finetune_vitb16_in1k import references
+from configs import durations, linear_probe_vitb16_in1k, references
 
 
 def get_config():
@@ -35,6 +34,7 @@ def get_config():
       split=config_dict.placeholder(str),
       image_size=config.data.get_oneway_ref("image_size"),
       crop_pct=1.0,
+      **durations("every"),
     ),
   )
   return config

@@ -11,8 +11,7 @@ Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no h
 
 from ml_collections import config_dict
 
-from configs import vitb16
-from configs.finetune_vitb16_in1k import references
+from configs import durations, references, vitb16
 
 placeholder = config_dict.placeholder
 
@@ -25,9 +24,7 @@ def get_config():
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 4096
-  config.total_steps = placeholder(int)
-  config.total_examples = placeholder(int)
-  config.total_epochs = 20.0
+  config.update(durations("total", epochs=20.0))
 
   config.data = dict(
     dataset=dict(name="imagenet", data_dir=placeholder(str)),
@@ -43,7 +40,7 @@ def get_config():
     ),
   )
   config.augment = dict(flip=0.5)
-  config.teacher = dict(name="checkpoint", path=placeholder(str))
+  config.teacher = dict(name="checkpoint", path=placeholder(str), image_size=placeholder(int))
   config.probe = dict(
     rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),  # times the schedule of optim
     statistics_momentum=0.9,  # of the features' running mean and variance
@@ -53,8 +50,7 @@ def get_config():
     lr=0.1,
     lr_scaling="linear",
     final_lr=0.0,
-    warmup_steps=placeholder(int),
-    warmup_epochs=placeholder(float),
+    **durations("warmup"),
     betas=(0.9,),
     weight_decay=0.0,
     clip_norm=0.0,
@@ -72,7 +68,7 @@ def get_config():
       image_size=config.data.get_oneway_ref("image_size"),
       crop_pct=0.875,
       batch_size=1536,
-      every_epochs=5.0,
+      **durations("every", epochs=5.0),
     ),
   )
   return config

@@ -5,7 +5,7 @@ bash scripts/quickstart.sh       or       python -m dtm_jax.main --config=config
 
 from ml_collections import config_dict
 
-from configs import vitb16
+from configs import durations, references, vitb16
 
 
 def get_config():
@@ -25,7 +25,7 @@ def get_config():
   config.student = dict(
     variant="Ti", width=96, depth=4, num_heads=3, patch_size=4, remat="none", drop_path=0.0, dtype="float32"
   )
-  config.mask = dict(kind="block", num_masked=25, min_patches=4)
+  config.mask.update(share=25 / 64, min_block=4 / 64)
   config.morphers.dtm.max_rounds = 6
   config.morphers.tokens = dict(name="identity", weight=0.0)  # measured beside, not learned
   config.optim.update(lr=1.5e-3, lr_scaling="none", warmup_steps=50, clip_norm=3.0)
@@ -33,15 +33,15 @@ def get_config():
   config.log.log_steps = 50
   config.evals = dict(
     knn=dict(
-      dataset=dict(name="cifar10", data_dir=config_dict.placeholder(str)),
-      image_size=32,
+      dataset=references(config.data.dataset),
+      image_size=config.data.get_oneway_ref("image_size"),
       features=("student", "teacher"),
       k=20,
       temperature=0.07,
       max_bank=10_000,
       max_queries=2_000,
       at_start=True,
-      every_steps=config_dict.placeholder(int),
+      **durations("every"),
     ),
   )
   return config

@@ -2,7 +2,7 @@
 
     python -m dtm_jax.main --config=configs/seg_ade20k_vitb16.py \\
         --config.init_from.path=RUN_OR_WEIGHTS --config.data.dataset.data_dir=ADEChallengeData2016 \\
-        --config.evals.val.dataset.data_dir=ADEChallengeData2016 --workdir=gs://BUCKET/vitb16_ade20k
+        --workdir=gs://BUCKET/vitb16_ade20k
 
 Hardware: made for 16 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no mIoU of ours.
 160,000 steps of 16 images, rate 5e-5 after 1,500 steps of warm-up and then straight down to zero, layer decay
@@ -12,29 +12,28 @@ of mmseg's distortion, which has hue too and leaves each part out half of the ti
 
 A linear head: `--config.model.head=linear`; a linear probe: also
 `--config.optim.frozen="('patch_embed/.*','blocks/.*','cls_token','norm/.*')"`. Another data set:
-`--config.data.dataset.name=segmentation_folder`, and the same below evals.val. Classes are the data set's.
+`--config.data.dataset.name=segmentation_folder`; it is evaluated on that too. Classes are the data set's.
 """
 
 from ml_collections import config_dict
 
-from configs import finetune_vitb16_in1k, vitb16
+from configs import durations, finetune_vitb16_in1k, references, vitb16
 
 placeholder = config_dict.placeholder
 
 
 def get_config():
   base, finetune = vitb16.get_config(), finetune_vitb16_in1k.get_config()
-  ade20k = dict(name="ade20k", data_dir=placeholder(str))
   config = config_dict.ConfigDict()
   config.task = "segment"
   config.seed = 0
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 16
-  config.total_steps = 160_000
+  config.update(durations("total", steps=160_000))
 
   config.data = dict(
-    dataset=ade20k,
+    dataset=dict(name="ade20k", data_dir=placeholder(str)),
     split="train",
     image_size=512,
     num_threads=64,
@@ -71,7 +70,7 @@ def get_config():
     lr_scaling="none",
     final_lr=0.0,
     decay="linear",
-    warmup_steps=1500,
+    **durations("warmup", steps=1500),
     betas=(0.9, 0.999),
     weight_decay=0.05,
     layer_decay=0.75,
@@ -85,13 +84,13 @@ def get_config():
   config.evals = dict(
     val=dict(
       name="segmentation",
-      dataset=ade20k,
+      dataset=references(config.data.dataset),
       split="val",
-      image_size=512,
-      crop=512,
-      stride=341,
+      image_size=config.data.get_oneway_ref("image_size"),
+      crop=placeholder(int),  # None: image_size
+      stride=placeholder(int),  # None: two thirds of crop, so 341 of 512
       windows=4,
-      every_steps=16_000,
+      **durations("every", steps=16_000),
     ),
   )
   return config

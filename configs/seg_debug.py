@@ -9,15 +9,15 @@ took 182 seconds of one core.
 
 from ml_collections import config_dict
 
-from configs import seg_ade20k_vitb16
+from configs import references, seg_ade20k_vitb16
 
 
 def get_config():
   config = seg_ade20k_vitb16.get_config()
-  shapes = dict(name="shapes", side=64, num_examples=config_dict.placeholder(int))
   config.batch_size = 8
   config.total_steps = 250
-  config.data.dataset = config.evals.val.dataset = shapes
+  config.data.dataset = dict(name="shapes", side=64, num_examples=config_dict.placeholder(int))
+  config.evals.val.dataset = references(config.data.dataset)
   config.data.update(image_size=64, num_threads=2)
   config.data.view.scale = (0.75, 1.5)
   config.augment.color_jitter = 0.0
@@ -29,7 +29,5 @@ def get_config():
   config.optim.layer_decay = 1.0
   config.checkpoint.save_steps = 250
   config.log.log_steps = 50
-  config.evals.val.update(
-    split="val[:64]", image_size=64, crop=64, stride=43, num_threads=2, every_steps=250, at_start=True
-  )  # fmt: skip
+  config.evals.val.update(split="val[:64]", stride=43, num_threads=2, every_steps=250, at_start=True)
   return config

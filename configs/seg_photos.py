@@ -7,16 +7,16 @@ It is evaluated on what it was trained on: mIoU 0.498, pixel accuracy 0.911 (one
 work on two CPU cores). The number says nothing about segmentation.
 """
 
-from configs import seg_debug
+from configs import references, seg_debug
 
 
 def get_config():
   config = seg_debug.get_config()
-  photos = dict(name="segmentation_folder", data_dir="runs/segmentation_photos")
-  config.data.dataset = config.evals.val.dataset = photos
+  config.data.dataset = dict(name="segmentation_folder", data_dir="runs/segmentation_photos")
+  config.evals.val.dataset = references(config.data.dataset)
   config.data.image_size = 128
   config.model.patch_size = 16
   config.total_steps = 200
   config.checkpoint.save_steps = 200
-  config.evals.val.update(split="train", image_size=128, crop=128, stride=85, every_steps=200)
+  config.evals.val.update(split="train", stride=None, every_steps=200)
   return config

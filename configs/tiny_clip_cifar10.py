@@ -10,7 +10,7 @@ gave in half an hour on two CPU cores: 75.3 % zero-shot on the 10,000 test image
 
 from ml_collections import config_dict
 
-from configs import vitb16
+from configs import durations, references, vitb16
 
 placeholder = config_dict.placeholder
 
@@ -23,9 +23,7 @@ def get_config():
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 128
-  config.total_steps = 3000
-  config.total_examples = placeholder(int)
-  config.total_epochs = placeholder(float)
+  config.update(durations("total", steps=3000))
   config.data = dict(
     dataset=dict(name="cifar10", data_dir=placeholder(str)),
     split="train",
@@ -48,7 +46,7 @@ def get_config():
     lr=5e-3,
     lr_scaling="none",
     final_lr=0.0,
-    warmup_steps=100,
+    **durations("warmup", steps=100),
     betas=(0.9, 0.98),
     weight_decay=0.05,
   )
@@ -57,10 +55,10 @@ def get_config():
   config.log = base.log
   config.evals = dict(
     zeroshot=dict(
-      dataset=dict(name="cifar10", data_dir=placeholder(str)),
+      dataset=references(config.data.dataset),
       prompts="cifar10",
-      image_size=32,
-      every_steps=placeholder(int),
+      image_size=config.data.get_oneway_ref("image_size"),
+      **durations("every"),
     ),
   )
   return config

@@ -10,6 +10,8 @@ and `--config.data.dataset.name=folder` reads any tree of images.
 
 from ml_collections import config_dict
 
+from configs import durations
+
 placeholder = config_dict.placeholder
 
 
@@ -20,10 +22,7 @@ def get_config():
   config.resume = "check"  # "force": go on in a workdir whose run had other settings
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
   config.batch_size = 2048
-  # The finest duration that is given wins: steps, then examples, then epochs.
-  config.total_steps = placeholder(int)
-  config.total_examples = placeholder(int)
-  config.total_epochs = 300.0
+  config.update(durations("total", epochs=300.0))
 
   config.data = dict(
     dataset=dict(name="imagenet", data_dir=placeholder(str)),
@@ -42,10 +41,12 @@ def get_config():
   config.teacher = dict(
     name="clip",
     path="openai/clip-vit-base-patch16",
-    tokens="projected",
-    normalization="clip",
+    # None leaves an option to the teacher: CLIP's projected tokens and its own normalisation.
+    tokens=placeholder(str),
+    normalization=placeholder(object),
+    image_size=placeholder(int),  # None: the size that gives the student's grid of patches
     dtype="bfloat16",
-    attention="xla",
+    attention=placeholder(str),
   )
   config.student = dict(
     variant="B",
@@ -60,7 +61,13 @@ def get_config():
     dtype="bfloat16",
   )
   config.init_from = dict(path=placeholder(str), weights=placeholder(str))  # a run, or weights
-  config.mask = dict(kind="block", num_masked=75, min_patches=16)
+  config.mask = dict(
+    kind="block",
+    share=75 / 196,
+    min_block=16 / 196,
+    num_masked=placeholder(int),  # in place of share
+    min_patches=placeholder(int),  # in place of min_block
+  )
   config.morphers = dict(
     dtm=dict(
       name="bipartite",
@@ -82,8 +89,7 @@ def get_config():
     lr=1.5e-3,
     lr_scaling="sqrt",
     final_lr=1e-5,
-    warmup_steps=placeholder(int),
-    warmup_epochs=10.0,
+    **durations("warmup", epochs=10.0),
     betas=(0.9, 0.98),
     weight_decay=0.05,
     clip_norm=3.0,
@@ -91,9 +97,7 @@ def get_config():
   )
   config.probe = dict(lr=placeholder(float))  # of a linear classifier beside the student; None: there is none
   config.mesh = dict(data=-1, fsdp=1, rules=((".*", "fsdp"),))
-  config.checkpoint = dict(
-    save_steps=1000, keep=2, keep_steps=placeholder(int), keep_epochs=placeholder(float)
-  )
-  config.log = dict(log_steps=50, profile_step=placeholder(int), flight_recorder=True)
+  config.checkpoint = dict(**durations("save", steps=1000), keep=2, **durations("keep"))
+  config.log = dict(**durations("log", steps=50), profile_step=placeholder(int), flight_recorder=True)
   config.evals = dict()
   return config

@@ -9,8 +9,7 @@ a name away, `--config.data.dataset.name=tfds/cifar100`; `prompts` and `class_na
 
 from ml_collections import config_dict
 
-from configs import tiny_clip_cifar10
-from configs.finetune_vitb16_in1k import references
+from configs import durations, references, tiny_clip_cifar10
 
 placeholder = config_dict.placeholder
 
@@ -18,6 +17,8 @@ placeholder = config_dict.placeholder
 def get_config():
   config = tiny_clip_cifar10.get_config()
   config.task = "frozen_clip"
+  for section in ("augment", "text", "optim"):  # nothing is learned
+    del config[section]
   config.total_steps = 0
   config.clip = dict(
     path="assets/tiny_clip_cifar10",
@@ -36,5 +37,6 @@ def get_config():
     image_size=config.data.get_oneway_ref("image_size"),
     resize=placeholder(int),
     batch_size=512,
+    **durations("every"),
   )
   return config

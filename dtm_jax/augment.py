@@ -42,6 +42,13 @@ def normalize(image: Float[Array, "B H W 3"], mean: Triple, std: Triple) -> Floa
   return (image - mean) / std
 
 
+def resize_to(image: Float[Array, "B H W 3"], side: int) -> Float[Array, "B side side 3"]:
+  """Square images with values in [0, 1] at another size: antialiased bicubic, cut off at 0 and 1."""
+  if image.shape[1:3] == (side, side):
+    return image
+  return jnp.clip(jax.image.resize(image, (image.shape[0], side, side, 3), "cubic"), 0.0, 1.0)
+
+
 def random_flip(
   keys_B: Key[Array, "B"], image: Float[Array, "B H W 3"], prob: float = 0.5
 ) -> Float[Array, "B H W 3"]:

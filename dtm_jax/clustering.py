@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.errors import OptionError
 
 INITS = ("k-means++", "random")
 MAX_DISTANCE = 2.0
@@ -35,13 +36,13 @@ def seeds(key: RandomKey, sim_NN: Float[Array, "N N"], num_seeds: int, init: str
   so that one of M serves every n̄.
 
   Raises:
-    ValueError: an unknown init.
+    OptionError: an unknown init.
   """
   num_tokens = sim_NN.shape[0]
   if init == "random":
     return jax.random.permutation(key, num_tokens)[:num_seeds]
   if init != "k-means++":
-    raise ValueError(f"Unknown init {init!r}. Available: {', '.join(INITS)}.")
+    raise OptionError(f"Unknown init {init!r}. Available: {', '.join(INITS)}.")
 
   def pick(nearest_N: Array, noise_N: Array) -> tuple[Array, Array]:
     """The squared distance to the nearest seed is -1 where a seed itself is, for no token seeds twice."""

@@ -22,7 +22,7 @@ from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints import Checkpoints
 from dtm_jax.progress import Progress
 from dtm_jax.tasks import Run, State, Task
-from dtm_jax.training import flight_recorder, lock
+from dtm_jax.training import flight_recorder, lock, validation
 from dtm_jax.training import replay as replaying
 from dtm_jax.training.course import Course
 from dtm_jax.training.evaluation import SCHEDULE, Evaluators
@@ -42,6 +42,8 @@ def train(config, workdir: str) -> State:
     UserError: another run holds the workdir, its records do not fit this config, or it cannot be written.
     NonFiniteError: the loss, the gradient or the state is not finite; see `training.flight_recorder`.
   """
+  validation.check(config)
+  validation.check_devices(config, jax.device_count(), jax.process_count())
   workdir = paths.resolve(workdir)
   with storage_faults.explained(workdir, rights=False), lock.hold(workdir) as held:
     with contextlib.ExitStack() as stack:

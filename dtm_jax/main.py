@@ -1,128 +1,122 @@
 """The one entry point: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...]`.
 
-On a pod every host runs the same command. Where JAX cannot find the cluster by itself, the environment names
+Options of the config are written `--config.batch_size=64`; `--config=FILE --help` lists them. They are
+checked before anything is loaded. What a user can mend ends with one message and exit code 2.
+
+On a pod every host runs the same command. If JAX cannot find the cluster by itself, the environment names
 it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 
 Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so that a second start need not
 compile them; JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 """
 
-import difflib
-import hashlib
-import logging as python_logging
 import os
-import pathlib
-import platform
-import runpy
 import sys
-from collections.abc import Iterator
 
-import jax
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import ConfigDict
 
-from dtm_jax import paths, processes
+from dtm_jax.errors import OptionError, UserError
+from dtm_jax.training import startup, typed_options, validation
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "What to run: a file of configs/.", lock_config=True
-)
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "Where checkpoints and logs go, and from where a run resumes. Default: runs/<config's name>.",
 )
-flags.mark_flag_as_required("config")
+USER_ERROR = 2
+"""The exit code of an error that the user can mend."""
+
+_run: dict = {}
+"""The checked config and the workdir, from `parse_flags` to `main`."""
 
 
 def main(argv: list[str]) -> None:
-  if argv[1:]:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Options are written --config.name=value.")
-  quiet_orbax()
-  hide_accelerators_from_tensorflow()
-  start_distributed()
-  keep_compiled_programs()
-  logging.info("Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices())
-  from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
+  config, workdir = _run["config"], _run["workdir"]
+  try:
+    startup.quiet_orbax()
+    startup.hide_accelerators_from_tensorflow()
+    startup.start_distributed()
+    startup.keep_compiled_programs()
+    import jax
 
-  name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
-  if _CONFIG.value.get("replay"):
-    loop.replay(_CONFIG.value)
-    return
-  loop.train(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
-
-
-def quiet_orbax() -> None:
-  """Orbax tells a dozen lines for every checkpoint; what is no warning would drown the losses."""
-  own = lambda record: record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
-  logging.get_absl_handler().addFilter(own)
-
-
-def hide_accelerators_from_tensorflow() -> None:
-  """CLU and TFDS import TensorFlow, which would take the accelerators' memory."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  import tensorflow as tf
-
-  tf.config.set_visible_devices([], "GPU")
-  tf.config.set_visible_devices([], "TPU")
-
-
-def start_distributed() -> None:
-  """Joins the cluster that the environment names or JAX detects; a machine on its own joins none."""
-  if "JAX_COORDINATOR_ADDRESS" in os.environ:
-    jax.distributed.initialize(
-      num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-      process_id=int(os.environ["JAX_PROCESS_ID"]),
-      **processes.TIME_LIMITS,
+    logging.info(
+      "Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices()
     )
-    return
-  try:
-    jax.distributed.initialize(**processes.TIME_LIMITS)
-  except ValueError as error:  # no cluster was detected
-    logging.info("Single process (%s).", error)
+    validation.check_devices(config, jax.device_count(), jax.process_count())
+    from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
 
-
-def keep_compiled_programs() -> None:
-  """Turns JAX's persistent compilation cache on, unless the user has chosen its folder or to have none.
-
-  XLA's programs for the CPU use what the compiling machine's processor can do; users report that unlike
-  machines found each other's. A home may be shared by such, so each kind has a folder of its own.
-  """
-  if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
-    folder = paths.cache_folder() / "xla" / kind_of_processor()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def kind_of_processor() -> str:
-  """Short and the same on machines whose processors have the same features."""
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:  # not Linux
-    lines = []
-  features = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-  about = "\n".join([platform.machine(), platform.processor(), *sorted(features)])
-  return f"{platform.machine()}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
+    if config.get("replay"):
+      loop.replay(config)
+    else:
+      loop.train(config, workdir)
+  except UserError as error:
+    place = startup.process_place(os.environ)
+    _exit(error, f"Process {place}: " if place else "")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser; a mistyped `--config.x` ends with the nearest keys instead of a traceback."""
+  """Read the command line and the config, and check both; absl's `flags_parser`."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError) as error:
-    options = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
-    known = list(dotted_keys(runpy.run_path(options["config"])["get_config"]()))
-    for key in (name.removeprefix("config.") for name in options if name.startswith("config.")):
-      if key not in known:
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
-        sys.exit(f"--config.{key}: the config has no such key. Nearest: {', '.join(near)}.")
-    raise error
+    config, workdir, rest = read_command_line(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+  except UserError as error:
+    if startup.process_place(os.environ):  # every process fails alike, and the first one says why
+      sys.exit(USER_ERROR)
+    _exit(error)
+  _run.update(config=config, workdir=workdir)
+  return rest
 
 
-def dotted_keys(section: config_dict.ConfigDict, prefix: str = "") -> Iterator[str]:
-  """All keys of the config: "optim.lr"."""
-  for name in section:
-    yield prefix + name
-    if isinstance(section.get(name), config_dict.ConfigDict):
-      yield from dotted_keys(section[name], f"{prefix}{name}.")
+def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
+  """Return the checked config, the workdir, and the program's name alone.
+
+  Raises:
+    UserError: a flag, an option, a file, or a variable of the cluster is wrong.
+  """
+  arguments = typed_options.split_arguments(argv)
+  if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & {*arguments.rest}:
+    print(_help(arguments.config))
+    sys.exit(0)
+  try:
+    rest = flags.FLAGS(arguments.rest)
+  except flags.Error as error:
+    raise OptionError(f"{error} Options of the config are written --config.name=value.") from error
+  if rest[1:]:
+    raise OptionError(f"Unexpected arguments: {' '.join(rest[1:])}. Options are written --config.name=value.")
+  if not arguments.config:
+    raise OptionError("--config is missing: name a file of configs/, such as --config=configs/quickstart.py.")
+  config = typed_options.load_config(arguments.config)
+  problems = typed_options.apply(config, arguments.typed)
+  name = os.path.splitext(os.path.basename(arguments.config.partition(":")[0]))[0]
+  workdir = os.path.join("runs", name) if _WORKDIR.value is None else _WORKDIR.value
+  validation.check_all(
+    lambda: validation.check(config, problems),
+    lambda: validation.check_workdir(workdir),
+    lambda: startup.check_cluster(os.environ),
+  )
+  return config, workdir, rest
+
+
+def _help(path: str | None) -> str:
+  """The docstring and, of a config, its options with their values and what is allowed."""
+  lines = [__doc__.strip(), "", f"  --workdir={'DIR':<38}{flags.FLAGS['workdir'].help}"]
+  if not path:
+    return "\n".join([*lines, f"  --config={'FILE':<39}What to run: a file of configs/."])
+  config = typed_options.load_config(path)
+  for key in typed_options.known_keys(config):
+    rule, value = typed_options.rule_of(config, key), typed_options.get(config, key, "(its default)")
+    if rule is not None:
+      about = f"{rule.about}: {rule.allowed}" if rule.about else rule.allowed
+      lines += [f"  --config.{key}={value}", f"      {about}"]
+  return "\n".join(lines)
+
+
+def _exit(error: UserError, prefix: str = "") -> None:
+  """End the process with the message of an error that the user can mend."""
+  logging.flush()
+  notes = getattr(error, "__notes__", [])
+  print("\n".join([f"{prefix}{error}", *notes]), file=sys.stderr, flush=True)
+  sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from dtm_jax.arrays import Array, Bool, Key, RandomKey
+from dtm_jax.errors import OptionError
 
 ATTEMPTS = 10
 """How many rectangles are tried for one block before the generator gives up."""
@@ -34,7 +35,7 @@ def block_mask(
   _check_num_masked(grid, num_masked)
   max_patches = num_masked if max_patches is None else max_patches
   if min_patches < 1 or max_patches < 0 or not 0 < min_aspect <= 1:
-    raise ValueError(
+    raise OptionError(
       f"Blocks need min_patches >= 1, max_patches >= 0 and 0 < min_aspect <= 1, not {min_patches=},"
       f" {max_patches=}, {min_aspect=}."
     )
@@ -86,10 +87,47 @@ def random_mask(key: RandomKey, grid: tuple[int, int], num_masked: int) -> Bool[
 MASKS = {"block": block_mask, "random": random_mask}
 
 
+def counts(
+  grid: tuple[int, int],
+  *,
+  num_masked: int | None = None,
+  share: int | float | None = None,
+  min_patches: int | None = None,
+  min_block: int | float | None = None,
+) -> dict[str, int]:
+  """The number of hidden patches and the least patches of a block, of a grid of N patches.
+
+  `share` and `min_block` are shares of N, rounded; `num_masked` and `min_patches` win over them. So 75/196
+  hides 75 patches of a 14x14 grid, and 6 of a 4x4 one. What is not given is left to the kind of mask.
+
+  Raises:
+    OptionError: neither `num_masked` nor `share` is given.
+  """
+  num_patches = grid[0] * grid[1]
+  if num_masked is None:
+    if share is None:
+      raise OptionError("mask.share is missing: how much of an image is hidden? mask.num_masked is a number.")
+    num_masked = round(share * num_patches)
+  if min_patches is None and min_block is not None:
+    min_patches = max(round(min_block * num_patches), 1)
+  return {"num_masked": num_masked} | ({} if min_patches is None else {"min_patches": min_patches})
+
+
 def masks(
-  kind: str, keys_B: Key[Array, "B"], grid: tuple[int, int], num_masked: int, **options
+  kind: str,
+  keys_B: Key[Array, "B"],
+  grid: tuple[int, int],
+  num_masked: int | None = None,
+  *,
+  share: int | float | None = None,
+  min_patches: int | None = None,
+  min_block: int | float | None = None,
+  **options,
 ) -> Bool[Array, "B N"]:
-  """One mask for each key; `options` are those of the function MASKS[kind].
+  """Draw one mask for each key.
+
+  How many patches are hidden is a number or a share, see `counts`; `options` are the others of the function
+  MASKS[kind], of which None leaves one to its default.
 
   Where a mesh is set, every device makes its own rows of the masks by itself, with no word to the others; one
   loop over all rows would ask them after every block whether anyone is unfinished.
@@ -98,8 +136,10 @@ def masks(
     ValueError: an unknown kind, or what that function refuses.
   """
   if kind not in MASKS:
-    raise ValueError(f"Unknown mask {kind!r}. Available: {', '.join(MASKS)}.")
-  draw = jax.vmap(lambda key: MASKS[kind](key, grid, num_masked, **options))
+    raise OptionError(f"Unknown mask {kind!r}. Available: {', '.join(MASKS)}.")
+  options = {name: value for name, value in options.items() if value is not None}
+  options |= counts(grid, num_masked=num_masked, share=share, min_patches=min_patches, min_block=min_block)
+  draw = jax.vmap(lambda key: MASKS[kind](key, grid, **options))
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return draw(keys_B)
@@ -117,4 +157,4 @@ def _make_up(key: Array, mask_N: Array, num_masked: int) -> Array:
 
 def _check_num_masked(grid: tuple[int, int], num_masked: int) -> None:
   if not 0 <= num_masked <= grid[0] * grid[1]:
-    raise ValueError(f"Cannot hide {num_masked=} of the {grid[0] * grid[1]} patches of a {grid} grid.")
+    raise OptionError(f"Cannot hide {num_masked=} of the {grid[0] * grid[1]} patches of a {grid} grid.")

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dtm_jax.arrays import Batch, PyTree
+from dtm_jax.errors import OptionError
 
 AXES = ("data", "fsdp")
 TACTICS = ("replicated", "fsdp")
@@ -27,14 +28,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | 
   input pipeline reads there, and an fsdp group stays inside a host where it fits.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    OptionError: the sizes do not multiply to the number of devices.
   """
   devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
   count = len(devices)
   sizes = (data, fsdp)
   known = -data * fsdp if -1 in sizes else data * fsdp
   if known <= 0 or count % known or (-1 not in sizes and known != count):
-    raise ValueError(
+    raise OptionError(
       f"A mesh of data={data} by fsdp={fsdp} does not fit {count} devices: the sizes must multiply to "
       f"{count}, and at most one of them may be -1 (what is left)."
     )
@@ -56,13 +57,13 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
   """The global batch, of which every process passes its own rows as numpy arrays.
 
   Raises:
-    ValueError: the rows cannot be dealt out evenly to this process's devices.
+    OptionError: the rows cannot be dealt out evenly to this process's devices.
   """
   sharding = batch_sharding(mesh)
   devices = len(sharding.addressable_devices)
   uneven = {name: array.shape for name, array in batch.items() if array.shape[0] % devices}
   if uneven:
-    raise ValueError(f"The rows of a batch must divide evenly among {devices} local devices, got {uneven}.")
+    raise OptionError(f"The rows of a batch must divide evenly among {devices} local devices, got {uneven}.")
   return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
@@ -92,16 +93,16 @@ def param_shardings(
   the end of its own, and its shape, and goes where the parameter goes; all other state (counters) is copied.
 
   Raises:
-    ValueError: a parameter matches no rule, or a tactic is unknown.
+    OptionError: a parameter matches no rule, or a tactic is unknown.
   """
   for pattern, tactic in rules:
     if tactic not in TACTICS:
-      raise ValueError(f"Unknown tactic {tactic!r} for {pattern!r}. Available: {', '.join(TACTICS)}.")
+      raise OptionError(f"Unknown tactic {tactic!r} for {pattern!r}. Available: {', '.join(TACTICS)}.")
   whole_state = isinstance(shapes, Mapping) and "params" in shapes and "opt_state" in shapes
   params = {_join(path): x for path, x in _leaves(shapes["params"] if whole_state else shapes)}
   uncovered = [name for name in params if _tactic(name, rules) is None]
   if uncovered:
-    raise ValueError(
+    raise OptionError(
       f"No sharding rule covers {', '.join(uncovered)}. The rules are {[pattern for pattern, _ in rules]}."
     )
   specs = {

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from dtm_jax.errors import OptionError
+
 Triple = tuple[float, float, float]
 
 NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
@@ -16,13 +18,13 @@ def mean_and_std(name: str | Sequence[Sequence[float]]) -> tuple[Triple, Triple]
   """Of the channels, by name; or those given, as a pair of triples.
 
   Raises:
-    ValueError: an unknown name.
+    OptionError: an unknown name.
   """
   if not isinstance(name, str):
     mean, std = name
     return tuple(mean), tuple(std)
   if name == "dataset":
-    raise ValueError("normalization='dataset' is known only once a run has started; give a name or numbers.")
+    raise OptionError("normalization='dataset' is known only once a run has started; give a name or numbers.")
   if name not in NORMALIZATIONS:
-    raise ValueError(f"Unknown normalization {name!r}. Available: {', '.join(NORMALIZATIONS)}.")
+    raise OptionError(f"Unknown normalization {name!r}. Available: {', '.join(NORMALIZATIONS)}.")
   return NORMALIZATIONS[name]

@@ -15,6 +15,7 @@ import optax
 from absl import logging
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.errors import OptionError
 
 NO_DECAY = (
   r"(.*/)?(bias|q_bias|k_bias|v_bias|scale|layer_scale1|layer_scale2)",
@@ -52,7 +53,7 @@ def duration(
   one step. `config` is anything with `get`: a dict or a section of the config.
 
   Raises:
-    ValueError: none is given and there is no default; or it is negative, or epochs of an unknown length.
+    OptionError: none is given and there is no default; or it is negative, or epochs of an unknown length.
   """
   per_unit = {"steps": 1, "examples": 1 / batch_size, "epochs": steps_per_epoch}
   for unit, factor in per_unit.items():
@@ -60,13 +61,13 @@ def duration(
     if value is None:
       continue
     if factor is None:
-      raise ValueError(f"{name}_epochs={value} needs a data set of known size; give {name}_steps instead.")
+      raise OptionError(f"{name}_epochs={value} needs a data set of known size; give {name}_steps instead.")
     if value < 0:
-      raise ValueError(f"{name}_{unit} must not be negative, got {value}.")
+      raise OptionError(f"{name}_{unit} must not be negative, got {value}.")
     return max(round(value * factor), int(value > 0))
   if default is None:
     choices = " or ".join(f"{name}_{unit}" for unit in per_unit)
-    raise ValueError(f"No duration is given for {name!r}: set {choices}.")
+    raise OptionError(f"No duration is given for {name!r}: set {choices}.")
   return default
 
 
@@ -83,10 +84,10 @@ def make_schedule(
   `final`, which the rate keeps from `total_steps` on.
 
   Raises:
-    ValueError: an unknown `decay`.
+    OptionError: an unknown `decay`.
   """
   if decay not in DECAYS:
-    raise ValueError(f"Unknown decay {decay!r}. Available: {', '.join(DECAYS)}.")
+    raise OptionError(f"Unknown decay {decay!r}. Available: {', '.join(DECAYS)}.")
   if warmup_steps >= total_steps:
     logging.warning("The warm-up (%d steps) is as long as the run (%d steps).", warmup_steps, total_steps)
   cosine_steps = max(total_steps - warmup_steps, 1)
@@ -105,7 +106,7 @@ def make_schedule(
 def scale_by_batch(lr: float, total_batch: int, rule: str = "sqrt") -> float:
   """lr · sqrt(total_batch/2048) for "sqrt", lr · total_batch/256 for "linear", lr for "none"."""
   if rule not in LR_SCALINGS:
-    raise ValueError(f"Unknown lr_scaling {rule!r}. Available: {', '.join(LR_SCALINGS)}.")
+    raise OptionError(f"Unknown lr_scaling {rule!r}. Available: {', '.join(LR_SCALINGS)}.")
   return lr * LR_SCALINGS[rule](total_batch)
 
 
@@ -155,14 +156,14 @@ def make_optimizer(
   block b of L, L+1 for the rest. Parameters that match `frozen` do not move and have no moments.
 
   Raises:
-    ValueError: an unknown `name`, `lr_scaling` or `decay`, or a `frozen` pattern that matches no parameter.
+    OptionError: an unknown `name`, `lr_scaling` or `decay`, or a `frozen` pattern that matches no parameter.
   """
   if name not in OPTIMIZERS:
-    raise ValueError(f"Unknown optimizer {name!r}. Available: {', '.join(OPTIMIZERS)}.")
+    raise OptionError(f"Unknown optimizer {name!r}. Available: {', '.join(OPTIMIZERS)}.")
   names = [_join(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
   unmatched = [pattern for pattern in frozen if not any(re.fullmatch(pattern, n) for n in names)]
   if unmatched:
-    raise ValueError(
+    raise OptionError(
       f"No parameter matches the frozen pattern(s) {unmatched}. Parameters: {', '.join(names)}."
     )
 

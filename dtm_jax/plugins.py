@@ -1,46 +1,128 @@
 """Sockets: a folder of modules, one kind of thing each, chosen by name in the config.
 
-`load("teachers", "clip")` is `import dtm_jax.teachers.clip`. A new teacher is one new file.
+`load("teachers", "clip")` is `import dtm_jax.teachers.clip`. A new teacher is one new file. A module whose
+name starts with _ is not a choice.
 """
 
+import ast
+import dataclasses
 import difflib
+import functools
 import importlib
+import inspect
+import pathlib
 import pkgutil
 from types import ModuleType
 from typing import Any
 
+from dtm_jax.errors import OptionError
+
 SOCKETS = ("datasets", "evaluators", "morphers", "tasks", "teachers")
+PACKAGE = pathlib.Path(__file__).parent
+
+GIVEN = {
+  "datasets": ("split",),
+  "evaluators": ("self", "predict", "mesh", "tokenize", "training"),
+}
+"""Parameters that the caller passes, so that they are not options of the config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """One option of a choice: a parameter of its `build`, or of its class `Evaluator`.
+
+  Attributes:
+    annotation: its type as written, such as "int | None".
+    required: there is no default.
+  """
+
+  name: str
+  annotation: str
+  required: bool
 
 
 def available(socket: str) -> list[str]:
-  """The names that `load(socket, ...)` knows, sorted. Modules whose name starts with _ are private."""
+  """The names that `load(socket, ...)` knows, sorted. Nothing is imported."""
   if socket not in SOCKETS:
-    raise ValueError(f"Unknown socket {socket!r}. Available sockets are: {', '.join(SOCKETS)}.")
-  folder = importlib.import_module(f"dtm_jax.{socket}").__path__
-  return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+    raise OptionError(f"Unknown socket {socket!r}. Available sockets are: {', '.join(SOCKETS)}.")
+  names = (module.name for module in pkgutil.iter_modules([str(PACKAGE / socket)]))
+  return sorted(name for name in names if not name.startswith("_"))
+
+
+def require_name(socket: str, name: Any) -> None:
+  """Raise an OptionError, which lists the choices, if the socket has no module of this name."""
+  names = available(socket)
+  if name not in names:
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise OptionError(f"Unknown name {name!r} in {socket}.{hint} Available: {', '.join(names)}.")
 
 
 def load(socket: str, name: str) -> ModuleType:
   """The module `dtm_jax.<socket>.<name>`.
 
   Raises:
-    ValueError: there is no such module; the message lists those that exist.
+    OptionError: there is no such module; the message lists those that exist.
   """
-  names = available(socket)
-  if name not in names:
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown name {name!r} in {socket}.{hint} Available: {', '.join(names)}.")
+  require_name(socket, name)
   return importlib.import_module(f"dtm_jax.{socket}.{name}")
+
+
+@functools.cache
+def options_of(socket: str, name: str) -> dict[str, Option]:
+  """The options of a choice by name, in the order of its signature.
+
+  The source is read and not run, since an import of JAX or TensorFlow takes seconds. Only a module that
+  defines its `build` in another way is imported.
+
+  Raises:
+    OptionError: there is no such module.
+  """
+  require_name(socket, name)
+  tree = ast.parse((PACKAGE / socket / f"{name}.py").read_text(encoding="utf-8"))
+  body = tree.body
+  if socket == "evaluators":
+    body = next((node.body for node in body if getattr(node, "name", None) == "Evaluator"), [])
+  wanted = "__init__" if socket == "evaluators" else "build"
+  function = next((node for node in body if getattr(node, "name", None) == wanted), None)
+  found = _of_source(function) if isinstance(function, ast.FunctionDef) else _of_module(socket, name)
+  return {option.name: option for option in found if option.name not in GIVEN.get(socket, ())}
+
+
+def _of_source(function: ast.FunctionDef) -> list[Option]:
+  arguments = function.args
+  positional = [*arguments.posonlyargs, *arguments.args]
+  defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
+  pairs = [
+    *zip(positional, defaults, strict=True),
+    *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+  ]
+  annotation = lambda argument: ast.unparse(argument.annotation) if argument.annotation else ""
+  return [Option(argument.arg, annotation(argument), default is None) for argument, default in pairs]
+
+
+def _of_module(socket: str, name: str) -> list[Option]:
+  module = load(socket, name)
+  function = module.Evaluator if socket == "evaluators" else module.build
+  named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+  return [
+    Option(each.name, inspect.formatannotation(each.annotation), each.default is inspect.Parameter.empty)
+    for each in inspect.signature(function).parameters.values()
+    if each.kind in named
+  ]
 
 
 def build(socket: str, options: Any, *, function: str = "build", **more: Any) -> Any:
   """`load(socket, options["name"]).build(...)`, or another `function`, with the other options and `more`.
 
-  What follows a slash in the name is the option `variant`: "tfds/cifar100".
+  An option of None is left to the default of the choice. What follows a slash in the name is the option
+  `variant`: "tfds/cifar100".
   """
   name, _, variant = options["name"].partition("/")
-  keywords = {option: value for option, value in options.items() if option != "name"}
+  keywords = {option: value for option, value in options.items() if option != "name" and value is not None}
   if variant:
     keywords["variant"] = variant
+  for option in options_of(socket, name).values() if socket != "tasks" else ():
+    if option.required and "None" in option.annotation:  # the choice says what is missing
+      keywords.setdefault(option.name, None)
   return getattr(load(socket, name), function)(**keywords, **more)

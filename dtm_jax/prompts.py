@@ -76,16 +76,16 @@ def captions(
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the set is unknown; a template lacks {c} or has other braces; the data set has no classes, or
+    OptionError: the set is unknown; a template lacks {c} or has other braces; the data set has no classes, or
       the names are not as many.
   """
   if not class_names:
-    raise ValueError(f"Captions need class names, and {dataset} has none.")
+    raise OptionError(f"Captions need class names, and {dataset} has none.")
   templates, own_names = _templates(prompts)
   names_file = _existing(names_file, "class_names") if names_file else own_names
   names = class_names if names_file is None else _lines(names_file)
   if len(names) != len(class_names):
-    raise ValueError(
+    raise OptionError(
       f"{names_file} has {len(names)} class names, and {dataset} has {len(class_names)} classes. Other names "
       "are given by class_names=FILE, one a line in the order of the labels."
     )
@@ -119,10 +119,10 @@ def _templates(prompts: str) -> tuple[Sequence[str], os.PathLike | None]:
   if prompts in SETS:
     return SETS[prompts].templates, SETS[prompts].class_names
   if not os.path.splitext(prompts)[1] and os.sep not in prompts:  # no path: a set's name, mistyped
-    raise ValueError(f"Unknown prompts {prompts!r}. Available: {', '.join(SETS)}, or a file of templates.")
+    raise OptionError(f"Unknown prompts {prompts!r}. Available: {', '.join(SETS)}, or a file of templates.")
   templates = _lines(_existing(prompts, "prompts"))
   if not templates:
-    raise ValueError(f"{prompts} has no templates.")
+    raise OptionError(f"{prompts} has no templates.")
   for template in templates:
     _check(template, prompts)
   return templates, None
@@ -132,9 +132,9 @@ def _check(template: str, file: str) -> None:
   try:
     filled = template.format(c="\0")
   except (LookupError, ValueError) as error:
-    raise ValueError(f"{file}: template {template!r} has braces other than {{c}}: {error!r}.") from error
+    raise OptionError(f"{file}: template {template!r} has braces other than {{c}}: {error!r}.") from error
   if "\0" not in filled:
-    raise ValueError(f"{file}: template {template!r} has no {{c}} for the class.")
+    raise OptionError(f"{file}: template {template!r} has no {{c}} for the class.")
 
 
 def _existing(path: str, option: str) -> os.PathLike:

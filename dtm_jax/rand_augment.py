@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from dtm_jax.arrays import UInt8
+from dtm_jax.errors import OptionError
 
 FILL = (124, 116, 104)
 """What comes in from outside of the image: ImageNet's mean colour."""
@@ -47,13 +48,13 @@ def parse(policy: str) -> RandAugment:
   """What "rand-m9-mstd0.5-inc1" names; n is the number of operations, p their probability.
 
   Raises:
-    ValueError: it is not of this form, or without "inc1": operations that get weaker are not made here.
+    OptionError: it is not of this form, or without "inc1": operations that get weaker are not made here.
   """
   letters = {"m": "magnitude", "mstd": "magnitude_std", "n": "num_ops", "p": "prob"}
   kind, *parts = policy.split("-")
   matches = [re.fullmatch(r"(m|mstd|n|p|inc)(\d+(?:\.\d+)?)", part) for part in parts]
   if kind != "rand" or None in matches or "inc1" not in parts:
-    raise ValueError(f'Unknown RandAugment policy {policy!r}. One is "rand-m9-mstd0.5-inc1".')
+    raise OptionError(f'Unknown RandAugment policy {policy!r}. One is "rand-m9-mstd0.5-inc1".')
   options = {letters[m[1]]: int(m[2]) if m[1] == "n" else float(m[2]) for m in matches if m[1] != "inc"}
   return RandAugment(**options)
 

@@ -142,6 +142,10 @@ def test_frozen_features_of_another_size_or_with_steps(tmp_path):
   config.teacher = dict(name="clip", path=str(tmp_path / "clip"))
   with pytest.raises(ValueError, match=rf"clip {tmp_path}/clip is frozen .*0, not 3"):
     frozen.build(config, Run(3, 1.0, 8, NAMES))
-  config.data.image_size = 64
-  with pytest.raises(ValueError, match=rf"image_size=64, but 'clip {tmp_path}/clip' sees 32"):
-    frozen.build(config, Run(0, 1.0, 8, NAMES))
+  config.data.image_size = 64  # the teacher's positions are resized
+  task = frozen.build(config, Run(0, 1.0, 8, NAMES))
+  image = np.zeros((2, 64, 64, 3), np.uint8)
+  assert task.predict["tokens"]({}, task.frozen, {"image": image}).shape[1] == 16 * 16
+  config.teacher.image_size = 32  # or it sees the images at this size
+  task = frozen.build(config, Run(0, 1.0, 8, NAMES))
+  assert task.predict["tokens"]({}, task.frozen, {"image": image}).shape[1] == 8 * 8

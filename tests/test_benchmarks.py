@@ -190,14 +190,15 @@ def test_the_peer_in_turns(world, tmp_path, monkeypatch):
 
 FOLDER = """
 import jax
-from dtm_jax import main
-main.keep_compiled_programs()
+from dtm_jax.training import startup
+startup.keep_compiled_programs()
 print(jax.config.jax_compilation_cache_dir)
 """
 SECOND_START = """
 import jax
-from dtm_jax import main, reporting
-main.keep_compiled_programs()
+from dtm_jax import reporting
+from dtm_jax.training import startup
+startup.keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))

@@ -13,7 +13,7 @@ PROGRAM = """
 import os, shutil, sys
 import jax, jax.numpy as jnp
 import dtm_jax.main as main
-main.start_distributed()
+startup.start_distributed()
 import dtm_jax.stored_checkpoints as stored
 from dtm_jax import checkpoints, errors, processes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P

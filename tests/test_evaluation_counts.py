@@ -16,8 +16,8 @@ import pytest
 import small_world
 from PIL import Image
 
-from dtm_jax import main
 from dtm_jax.datasets.cifar10 import CLASS_NAMES
+from dtm_jax.training import startup
 
 ROOT = Path(__file__).parents[1]
 NUM_CLASSES, NUM_TRAIN, NUM_TEST = 4, 48, 37
@@ -63,8 +63,8 @@ def configs(world):
 
 def evaluate(world, workdir):
   """What each process does, as the command would."""
-  main.hide_accelerators_from_tensorflow()
-  main.start_distributed()
+  startup.hide_accelerators_from_tensorflow()
+  startup.start_distributed()
   from dtm_jax import loop
 
   for name, config in configs(world).items():

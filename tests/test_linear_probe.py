@@ -138,7 +138,6 @@ def test_evaluation_uses_the_running_statistics(world, batches):
   [
     (lambda config: config.probe.update(rates=()), r"probe.rates=\(\) names no learning rate"),
     (lambda config: config.optim.update(weight_decay=0.1), r"no weight_decay \(0.1\)"),
-    (lambda config: config.data.update(image_size=64), "image_size=64, but .* sees 32 pixels"),
   ],
 )
 def test_senseless_options_are_refused(world, change, message):

@@ -8,12 +8,15 @@ from jax.sharding import Mesh
 from dtm_jax import data, evaluators
 from dtm_jax.arrays import Float, Int, PyTree
 
+OUTPUTS = ("logits", "logits_ema")
+
 
 class Evaluator:
   """Right answers are counted in integers and losses added in float64: no batching changes the result.
 
   Args:
-    predict: the task's functions; `outputs` names those that give logits [B, G].
+    predict: the task's functions.
+    outputs: names of those that give logits [B, G]; None: all of "logits" and "logits_ema" that there are.
     dataset: options of the data set, `name` among them; it must know its classes.
     split: None: val or test, by any of their names, whichever there is first.
     crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped. By default
@@ -26,7 +29,7 @@ class Evaluator:
     mesh: Mesh,
     *,
     dataset,
-    outputs: tuple[str, ...] = ("logits",),
+    outputs: tuple[str, ...] | None = None,
     split: str | None = None,
     image_size: int,
     crop_pct: float | None = None,
@@ -34,6 +37,7 @@ class Evaluator:
     tokenize=None,
     training: data.Dataset | None = None,
   ):
+    outputs = outputs or tuple(name for name in OUTPUTS if name in predict) or OUTPUTS[:1]
     self._predict = {name: evaluators.choose(predict, name) for name in outputs}
     self._mesh = mesh
     self._dataset = evaluators.dataset(dataset, split)

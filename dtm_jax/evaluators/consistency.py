@@ -20,6 +20,7 @@ from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, UInt8
 from dtm_jax.augment import to_float
 from dtm_jax.datasets import evenly
+from dtm_jax.errors import OptionError
 from dtm_jax.evaluators import zeroshot
 
 AS_THEY_ARE = "tokens"
@@ -55,7 +56,7 @@ class Evaluator:
     fit_evenly: evenly spaced images in any case.
 
   Raises:
-    ValueError: the tokens are no square grid, `prompts` without a text tower, or `fit_evenly` of a data set
+    OptionError: the tokens are no square grid, `prompts` without a text tower, or `fit_evenly` of a data set
       that can only be read in sequence.
   """
 
@@ -91,7 +92,7 @@ class Evaluator:
     self._class_embeddings = None
     if prompts is not None:
       if tokenize is None:
-        raise ValueError(f"prompts={prompts!r} need a text tower, and this task has none; set prompts=None.")
+        raise OptionError(f"prompts={prompts!r} need a text tower, and this task has none; set prompts=None.")
       self._class_embeddings = zeroshot.ClassEmbeddings(predict, tokenize, self.test, prompts, mesh=mesh)
     tokens_of = evaluators.choose(predict, tokens)
     assigns = [plugins.build("morphers", options) for options in morphers.values()]
@@ -123,11 +124,11 @@ class Evaluator:
     They are morphed as `run` morphs them, in the same batches, hence in the same groups.
 
     Raises:
-      ValueError: no prompts, so no zero-shot classes.
+      OptionError: no prompts, so no zero-shot classes.
     """
     weights = self._zeroshot_weights(state)
     if not weights:
-      raise ValueError("Examples are shown with their zero-shot classes; set prompts to a set of templates.")
+      raise OptionError("Examples are shown with their zero-shot classes; set prompts to a set of templates.")
     num_classes, image_of = len(self.test.class_names), evaluators.choose(self._predict, "image")
 
     def see(state: PyTree, batch: Batch) -> tuple:
@@ -226,5 +227,5 @@ def _see(
 def _grid(num_tokens: int) -> tuple[int, int]:
   side = math.isqrt(num_tokens)
   if side * side != num_tokens:
-    raise ValueError(f"{num_tokens} tokens are no square grid.")
+    raise OptionError(f"{num_tokens} tokens are no square grid.")
   return side, side

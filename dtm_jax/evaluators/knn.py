@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from dtm_jax import data, datasets, evaluators
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, PyTree
+from dtm_jax.errors import OptionError
 
 BLOCK = 16384
 NOBODY = np.iinfo(np.int32).max
@@ -78,7 +79,7 @@ class Evaluator:
     integers; with several k ("<features>_accuracy_k<k>", ...).
 
     Raises:
-      ValueError: the bank has fewer than k examples, or a label is none of the data set's classes, or all
+      OptionError: the bank has fewer than k examples, or a label is none of the data set's classes, or all
         queries are corrupt.
     """
     for dataset in (self._bank, self._queries):
@@ -161,7 +162,7 @@ def knn_predict(
   For features on this host, `block` queries at a time. The devices of `mesh` (default: one) share the bank.
 
   Raises:
-    ValueError: the bank has fewer than k examples.
+    OptionError: the bank has fewer than k examples.
   """
   _require((k,), len(bank))
   mesh = mesh or meshes.make_mesh(devices=jax.local_devices()[:1])
@@ -316,13 +317,13 @@ def _num_right(class_KQ: Array, label_Q: Array, valid_Q: Array) -> Int[Array, "K
 def _ascending(k: int | tuple[int, ...]) -> tuple[int, ...]:
   ks = tuple(sorted({k} if isinstance(k, int) else set(k)))
   if not ks or ks[0] < 1:
-    raise ValueError(f"kNN needs at least one neighbour, got k={k}.")
+    raise OptionError(f"kNN needs at least one neighbour, got k={k}.")
   return ks
 
 
 def _require(ks: tuple[int, ...], num_examples: int, whose: str = "") -> None:
   if num_examples < ks[-1]:
-    raise ValueError(
+    raise OptionError(
       f"kNN needs at least k = {ks[-1]} examples in its bank{whose}, which has {num_examples}."
     )
 

@@ -69,11 +69,11 @@ def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
   """(rows, columns) of patches in an image [..., H, W, 3].
 
   Raises:
-    ValueError: the image is not a whole number of patches.
+    OptionError: the image is not a whole number of patches.
   """
   height, width = image_shape[-3:-1]
   if height % patch_size or width % patch_size:
-    raise ValueError(f"Image size {height}x{width} is not divisible by patch size {patch_size}.")
+    raise OptionError(f"Image size {height}x{width} is not divisible by patch size {patch_size}.")
   return height // patch_size, width // patch_size
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.errors import OptionError
 from dtm_jax.models import vit
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of
 from dtm_jax.models.upernet import FCNHead, Pyramid, UPerHead, batch_norm, classify
@@ -49,9 +50,9 @@ class Segmenter(vit.Trunk):
 
   def __post_init__(self):
     if self.head not in HEADS:
-      raise ValueError(f"Unknown head {self.head!r}. Available: {', '.join(HEADS)}.")
+      raise OptionError(f"Unknown head {self.head!r}. Available: {', '.join(HEADS)}.")
     if self.taps and not all(1 <= tap <= self.depth for tap in self.taps):
-      raise ValueError(f"taps={self.taps} are not all among the blocks 1..{self.depth}.")
+      raise OptionError(f"taps={self.taps} are not all among the blocks 1..{self.depth}.")
     super().__post_init__()
 
   @nn.compact
@@ -62,7 +63,7 @@ class Segmenter(vit.Trunk):
       logits [B, h, w, G], and auxiliary [B, h', w', G] where there is such a head.
 
     Raises:
-      ValueError: the image is not a whole number of patches.
+      OptionError: the image is not a whole number of patches.
     """
     grid = grid_of(image_BHW3.shape, self.patch_size)
     patches = self.embed(image_BHW3)
@@ -107,7 +108,7 @@ def build(variant: str = "B", **overrides) -> Segmenter:
   """The segmenter of a named size; `overrides` are the attributes of `Segmenter`.
 
   Raises:
-    ValueError: there is no such variant or head.
+    OptionError: there is no such variant or head.
   """
   return Segmenter(**{**vit.sizes(variant), **overrides})
 

@@ -16,6 +16,7 @@ import numpy as np
 from einops import rearrange
 
 from dtm_jax.arrays import Array, Bool, Float, PyTree, RandomKey
+from dtm_jax.errors import OptionError
 from dtm_jax.models.layers import (
   FLOAT32_NORM,
   Initializer,
@@ -77,9 +78,9 @@ class Trunk(nn.Module):
 
   def __post_init__(self):
     if self.remat not in REMATS:
-      raise ValueError(f"Unknown remat {self.remat!r}. Available: {', '.join(REMATS)}.")
+      raise OptionError(f"Unknown remat {self.remat!r}. Available: {', '.join(REMATS)}.")
     if self.width % self.num_heads:
-      raise ValueError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
+      raise OptionError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
     super().__post_init__()
 
   def embed(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
@@ -154,7 +155,7 @@ class VisionTransformer(Trunk):
       its final LayerNorm; prediction [B, N, out_dim]: the head on the patches (if there is one).
 
     Raises:
-      ValueError: the image is not a whole number of patches.
+      OptionError: the image is not a whole number of patches.
     """
     patches = self.embed(image_BHW3)
     mask_token = self.param("mask_token", normal, (self.width,))
@@ -268,7 +269,7 @@ def build(variant: str = "B", **overrides) -> VisionTransformer:
   """The student of a named size; `overrides` are the attributes of `VisionTransformer`.
 
   Raises:
-    ValueError: there is no such variant.
+    OptionError: there is no such variant.
   """
   return VisionTransformer(**{**sizes(variant), **overrides})
 
@@ -277,10 +278,10 @@ def sizes(variant: str) -> dict[str, int]:
   """Width, depth and heads of a named size.
 
   Raises:
-    ValueError: there is no such variant.
+    OptionError: there is no such variant.
   """
   if variant not in VARIANTS:
-    raise ValueError(f"Unknown variant {variant!r}. Available: {', '.join(VARIANTS)}.")
+    raise OptionError(f"Unknown variant {variant!r}. Available: {', '.join(VARIANTS)}.")
   return VARIANTS[variant]
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, RandomKey
+from dtm_jax.errors import OptionError
 from dtm_jax.models import vit
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of
 
@@ -50,7 +51,7 @@ class Classifier(vit.Trunk):
 
   def __post_init__(self):
     if self.pooling not in POOLINGS:
-      raise ValueError(f"Unknown pooling {self.pooling!r}. Available: {', '.join(POOLINGS)}.")
+      raise OptionError(f"Unknown pooling {self.pooling!r}. Available: {', '.join(POOLINGS)}.")
     super().__post_init__()
 
   @nn.compact
@@ -62,7 +63,7 @@ class Classifier(vit.Trunk):
       after the last block.
 
     Raises:
-      ValueError: the image is not a whole number of patches.
+      OptionError: the image is not a whole number of patches.
     """
     grid = grid_of(image_BHW3.shape, self.patch_size)
     tokens = self.encode(self.embed(image_BHW3), grid, train)
@@ -79,6 +80,6 @@ def build(variant: str = "B", **overrides) -> Classifier:
   """The classifier of a named size; `overrides` are the attributes of `Classifier`.
 
   Raises:
-    ValueError: there is no such variant or pooling.
+    OptionError: there is no such variant or pooling.
   """
   return Classifier(**{**vit.sizes(variant), **overrides})

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from dtm_jax import clustering, morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.errors import OptionError
 
 Assign = Callable[[Array, Array, Array], Array]
 
@@ -33,7 +34,7 @@ class GroupCount:
     drawn_per: "image"; or "step", one for the batch.
 
   Raises:
-    ValueError: an unknown choice, a fixed number beside a range, or, when traced, more groups than tokens.
+    OptionError: an unknown choice, a fixed number beside a range, or, when traced, more groups than tokens.
   """
 
   groups: int | None = None
@@ -43,9 +44,9 @@ class GroupCount:
 
   def __post_init__(self):
     if self.drawn_per not in ("image", "step"):
-      raise ValueError(f"Unknown drawn_per {self.drawn_per!r}. Available: image, step.")
+      raise OptionError(f"Unknown drawn_per {self.drawn_per!r}. Available: image, step.")
     if self.groups is not None and (self.min_groups, self.max_groups) != (1, None):
-      raise ValueError(
+      raise OptionError(
         f"groups={self.groups} is a fixed number; it goes without min_groups={self.min_groups} and "
         f"max_groups={self.max_groups}."
       )
@@ -55,7 +56,7 @@ class GroupCount:
     low, high = (self.min_groups, self.max_groups) if self.groups is None else (self.groups, self.groups)
     high = num_tokens if high is None else high
     if not 1 <= low <= high <= num_tokens:
-      raise ValueError(f"From {low} to {high} groups do not fit 1 to {num_tokens} tokens: {self}.")
+      raise OptionError(f"From {low} to {high} groups do not fit 1 to {num_tokens} tokens: {self}.")
     return low, high
 
   def draw(self, key: RandomKey, batch_size: int, num_tokens: int) -> Int[Array, "B"]:
@@ -75,12 +76,12 @@ def by_similarity(algorithm: Callable[..., Array], count: GroupCount, init: str,
     iterations: of the algorithm.
 
   Raises:
-    ValueError: an unknown init, or negative iterations.
+    OptionError: an unknown init, or negative iterations.
   """
   if init not in clustering.INITS:
-    raise ValueError(f"Unknown init {init!r}. Available: {', '.join(clustering.INITS)}.")
+    raise OptionError(f"Unknown init {init!r}. Available: {', '.join(clustering.INITS)}.")
   if iterations < 0:
-    raise ValueError(f"iterations={iterations} must be at least 0.")
+    raise OptionError(f"iterations={iterations} must be at least 0.")
 
   def assign(
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from dtm_jax import matching_kernel, morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.errors import OptionError
 from dtm_jax.morphers import Assign
 
 SCHEDULES = ("paper", "released")
@@ -40,7 +41,7 @@ def build(
     implementation: "plain", or "pallas", one kernel for all rounds on a TPU and the plain rounds elsewhere.
 
   Raises:
-    ValueError: an unknown choice; or, when traced, a batch that the shards do not divide.
+    OptionError: an unknown choice; or, when traced, a batch that the shards do not divide.
   """
   for option, value, choices in (
     ("schedule", schedule, SCHEDULES),
@@ -50,7 +51,7 @@ def build(
     ("implementation", implementation, tuple(IMPLEMENTATIONS)),
   ):
     if value not in choices:
-      raise ValueError(f"Unknown {option} {value!r}. Available: {', '.join(choices)}.")
+      raise OptionError(f"Unknown {option} {value!r}. Available: {', '.join(choices)}.")
 
   def draw(key: Array, num_tokens: int) -> Array:
     if schedule == "paper":
@@ -63,7 +64,7 @@ def build(
     batch_size, num_tokens, _ = tokens_BNC.shape
     num_draws = {"image": batch_size, "step": 1, "shard": num_shards}[drawn_per]
     if batch_size % num_draws:
-      raise ValueError(f"A batch of {batch_size} does not divide into {num_shards=} equal parts.")
+      raise OptionError(f"A batch of {batch_size} does not divide into {num_shards=} equal parts.")
     schedule_key, split_key = jax.random.split(key)
     draw_keys = rngs.per_example(schedule_key, num_draws)
     merges = jax.vmap(lambda key: draw(key, num_tokens))(draw_keys)

@@ -21,6 +21,7 @@ from einops import rearrange
 
 from dtm_jax import clustering, morphing
 from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.errors import OptionError
 from dtm_jax.morphers import Assign, GroupCount
 
 # Linear sRGB to XYZ, each row divided by the white point D65 (0.95047, 1, 1.08883): IEC 61966-2-1.
@@ -49,12 +50,12 @@ def build(
     iterations: how often the centres move; none moves none.
 
   Raises:
-    ValueError: an unknown choice, a senseless number; or, when traced, an image that N square patches do
+    OptionError: an unknown choice, a senseless number; or, when traced, an image that N square patches do
       not tile.
   """
   count = GroupCount(groups, min_groups, max_groups, drawn_per)
   if compactness <= 0 or iterations < 0:
-    raise ValueError(f"compactness={compactness} must be above 0 and iterations={iterations} at least 0.")
+    raise OptionError(f"compactness={compactness} must be above 0 and iterations={iterations} at least 0.")
 
   def assign(
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]
@@ -79,13 +80,13 @@ def patch_grid(image_size: tuple[int, int], num_tokens: int) -> tuple[int, int]:
   """Rows and columns of the square patches, as many as tokens, that tile the image.
 
   Raises:
-    ValueError: there are none.
+    OptionError: there are none.
   """
   height, width = image_size
   patch = round((height * width / num_tokens) ** 0.5)
   grid = (height // patch, width // patch) if patch else (0, 0)
   if grid[0] * grid[1] != num_tokens or (height % patch, width % patch) != (0, 0):
-    raise ValueError(f"{num_tokens} square patches do not tile an image of {height} x {width} pixels.")
+    raise OptionError(f"{num_tokens} square patches do not tile an image of {height} x {width} pixels.")
   return grid
 
 

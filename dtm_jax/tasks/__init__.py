@@ -4,10 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import optax
+from absl import logging
 
-from dtm_jax import optim
-from dtm_jax.arrays import Array, Batch, PyTree, RandomKey
+from dtm_jax import optim, plugins
+from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
+from dtm_jax.augment import normalize, resize_to
+from dtm_jax.errors import OptionError
 from dtm_jax.models import finiteness
+from dtm_jax.teachers import Teacher
 
 State = dict[str, PyTree]
 """{"params": ..., "opt_state": ..., "step": int32 scalar}, and what else a task needs: all that a checkpoint
@@ -63,11 +67,37 @@ class Task:
   may_diverge: str | None = None
 
 
+def build_teacher(config, patch_size: int | None = None) -> Teacher:
+  """The teacher of the config, at the image size that fits the run unless `teacher.image_size` gives one.
+
+  With the student's `patch_size`, that is the size at which both have one grid of patches: a DINOv2 with
+  patches of 14 pixels sees 196 pixels beside a student with patches of 16 that sees 224. Without a student it
+  is data.image_size, in whole patches. A teacher that knows only its own size keeps it.
+  """
+  teacher = plugins.build("teachers", config.teacher)
+  if config.teacher.get("image_size") is not None:
+    return teacher
+  rows = max(round(config.data.image_size / (patch_size or teacher.patch_size)), 1)
+  size, own = rows * teacher.patch_size, teacher.image_size
+  if size == own or "image_size" not in plugins.options_of("teachers", config.teacher.name):
+    return teacher
+  logging.warning(
+    "Teacher %r was made for images of %d pixels and sees %d: its positions are resized. "
+    "--config.teacher.image_size gives another size.", teacher.name, own, size,
+  )  # fmt: skip
+  return plugins.build("teachers", {**config.teacher, "image_size": size})
+
+
+def teacher_input(teacher: Teacher, image: Float[Array, "B H W 3"]) -> Float[Array, "B side side 3"]:
+  """Images with values in [0, 1], resized and normalised as the teacher expects them."""
+  return normalize(resize_to(image, teacher.image_size), teacher.mean, teacher.std)
+
+
 def count_classes(config, run: Run) -> int:
-  """Of the training set; a ValueError that names it where it has none."""
+  """Of the training set; an OptionError that names it where it has none."""
   if run.class_names is None:
     name, place = config.data.dataset.name, config.data.dataset.get("data_dir") or "its usual place"
-    raise ValueError(
+    raise OptionError(
       f"Data set {name!r} has no class names in {place}: there is nothing to classify. In a folder of images "
       "each class is a folder below the split."
     )

@@ -7,6 +7,7 @@ import optax
 from dtm_jax import pretrained, rngs
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, random_erase, to_float
+from dtm_jax.errors import OptionError
 from dtm_jax.mixing import mix
 from dtm_jax.models import vit, vit_classifier, vit_transfer
 from dtm_jax.normalizations import mean_and_std
@@ -20,7 +21,7 @@ def build(config, run: Run) -> Task:
   has "ema", the parameters' exponential moving average, and `predict` has its "logits_ema".
 
   Raises:
-    ValueError: the data set has no class names, or colour jitter comes on top of RandAugment.
+    OptionError: the data set has no class names, or colour jitter comes on top of RandAugment.
   """
   num_classes, image_size = count_classes(config, run), config.data.image_size
   model = vit_classifier.build(**config.model, num_classes=num_classes)
@@ -86,7 +87,7 @@ def build(config, run: Run) -> Task:
     try:
       return vit_transfer.to_finetune(given, jax.jit(init_params)(key), grid=grid, **options)
     except ValueError as error:
-      raise ValueError(f"init_from.path={config.init_from.path}: {error}") from error
+      raise OptionError(f"init_from.path={config.init_from.path}: {error}") from error
 
   return Task(
     init=init,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from dtm_jax import plugins
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
-from dtm_jax.augment import normalize, to_float
-from dtm_jax.tasks import Run, Scalars, State, Task
+from dtm_jax.augment import to_float
+from dtm_jax.errors import OptionError
+from dtm_jax.tasks import Run, Scalars, State, Task, build_teacher, teacher_input
 
 
 def build(config, run: Run) -> Task:
@@ -20,16 +20,12 @@ def build(config, run: Run) -> Task:
   run's student), "tokens" themselves, and "cls", the class token's output, of a teacher that has one.
 
   Raises:
-    ValueError: the run has steps to train, or the teacher sees another image size.
+    OptionError: the run has steps to train.
   """
-  teacher = plugins.build("teachers", config.teacher)
-  if teacher.image_size != config.data.image_size:
-    raise ValueError(
-      f"data.image_size={config.data.image_size}, but {teacher.name!r} sees {teacher.image_size} pixels."
-    )
+  teacher = build_teacher(config)
 
   def pixels(batch: Batch) -> Float[Array, "B H W 3"]:
-    return normalize(to_float(batch["image"]), teacher.mean, teacher.std)
+    return teacher_input(teacher, to_float(batch["image"]))
 
   def tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
     return teacher.tokens(frozen, pixels(batch))
@@ -54,10 +50,10 @@ def untrained(
   """A task whose state is empty and whose `frozen` parameters are those of `name`.
 
   Raises:
-    ValueError: the run has steps to train.
+    OptionError: the run has steps to train.
   """
   if run.total_steps:
-    raise ValueError(f"{name} is frozen and learns nothing: total_steps must be 0, not {run.total_steps}.")
+    raise OptionError(f"{name} is frozen and learns nothing: total_steps must be 0, not {run.total_steps}.")
 
   def init(key: RandomKey, params: PyTree | None = None) -> State:
     return {"params": {}, "opt_state": {}, "step": jnp.int32(0)}

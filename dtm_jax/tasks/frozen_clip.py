@@ -15,7 +15,7 @@ def build(config, run: Run) -> Task:
   They are those of the CLIP teacher; `heads` is a pair here, of the image and the text tower.
 
   Raises:
-    ValueError: the run has steps to train, or the CLIP has no text tower.
+    OptionError: the run has steps to train, or the CLIP has no text tower.
   """
   options = config.clip
   found = weight_files.find(options.path, revision=options.revision, weights=options.get("weights"))

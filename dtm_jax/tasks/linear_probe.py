@@ -4,10 +4,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtm_jax import plugins, rngs
+from dtm_jax import rngs
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
-from dtm_jax.augment import augment, normalize, to_float
-from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, count_classes
+from dtm_jax.augment import augment, to_float
+from dtm_jax.errors import OptionError
+from dtm_jax.tasks import (
+  Run,
+  Scalars,
+  State,
+  Task,
+  build_optimizer,
+  build_teacher,
+  count_classes,
+  teacher_input,
+)
 
 EPS = 1e-6
 
@@ -22,22 +32,18 @@ def build(config, run: Run) -> Task:
   depend on the others. `evaluators.best_head` chooses among them.
 
   Raises:
-    ValueError: the data set has no class names; no rates; the teacher sees another image size; or a gradient
-      clipping or weight decay, which would tie the heads together or is not part of a probe.
+    OptionError: the data set has no class names; no rates; or a gradient clipping or weight decay, which
+      would tie the heads together or is not part of a probe.
   """
   num_classes = count_classes(config, run)
   if config.optim.clip_norm or config.optim.weight_decay:
-    raise ValueError(
+    raise OptionError(
       f"A linear probe has no clip_norm ({config.optim.clip_norm}) and no weight_decay "
       f"({config.optim.weight_decay}): set both to 0."
     )
-  teacher = plugins.build("teachers", config.teacher)
-  if teacher.image_size != config.data.image_size:
-    raise ValueError(
-      f"data.image_size={config.data.image_size}, but {teacher.name!r} sees {teacher.image_size} pixels."
-    )
+  teacher = build_teacher(config)
   if not config.probe.rates:
-    raise ValueError(f"probe.rates={config.probe.rates} names no learning rate.")
+    raise OptionError(f"probe.rates={config.probe.rates} names no learning rate.")
   rate_R = jnp.asarray(config.probe.rates, jnp.float32)
   num_heads, momentum = len(rate_R), config.probe.statistics_momentum
   shapes = {
@@ -54,7 +60,7 @@ def build(config, run: Run) -> Task:
     }  # fmt: skip
 
   def features(frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-    tokens = teacher.tokens(frozen, normalize(image, teacher.mean, teacher.std))
+    tokens = teacher.tokens(frozen, teacher_input(teacher, image))
     return jax.lax.stop_gradient(tokens.mean(axis=1))
 
   def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:

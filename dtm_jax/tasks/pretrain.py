@@ -7,10 +7,11 @@ import optax
 from dtm_jax import masking, morphing, plugins, pretrained, rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
+from dtm_jax.errors import OptionError
 from dtm_jax.models import vit, vit_transfer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.online_probe import OnlineProbe
-from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer
+from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, build_teacher, teacher_input
 from dtm_jax.teachers import Teacher
 
 
@@ -21,11 +22,11 @@ def build(config, run: Run) -> Task:
   has "probe", a linear classifier that learns beside the student and never moves it.
 
   Raises:
-    ValueError: the student's patch grid is not the teacher's, and the message has both; or a probe of a data
+    OptionError: the student's patch grid is not the teacher's, and the message has both; or a probe of a data
       set without classes.
   """
   image_size = config.data.image_size
-  teacher = plugins.build("teachers", config.teacher)
+  teacher = build_teacher(config, config.student.get("patch_size", vit.Trunk.patch_size))
   student = vit.build(**config.student, out_dim=teacher.width)
   mean, std = mean_and_std(config.augment.normalization)
   grid = _shared_grid(student.patch_size, image_size, teacher)
@@ -51,7 +52,7 @@ def build(config, run: Run) -> Task:
       each("augment"), batch["image"], flip=config.augment.flip, color_jitter=config.augment.color_jitter
     )
 
-    target_BNC = teacher.tokens(frozen, normalize(image, teacher.mean, teacher.std))
+    target_BNC = teacher.tokens(frozen, teacher_input(teacher, image))
     target_BNC = jax.lax.stop_gradient(target_BNC)
     mask_BN = masking.masks(keys_B=each("mask"), grid=grid, **config.mask)
     label_SBN = labels(rngs.stream(key, "morph", step), target_BNC, image)
@@ -94,7 +95,7 @@ def build(config, run: Run) -> Task:
     return teacher_tokens(state, frozen, batch).mean(axis=1)
 
   def teacher_tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
-    return teacher.tokens(frozen, normalize(to_float(batch["image"]), teacher.mean, teacher.std))
+    return teacher.tokens(frozen, teacher_input(teacher, to_float(batch["image"])))
 
   def student_tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
     """What the student says the teacher's tokens are; no patch is hidden."""
@@ -126,18 +127,19 @@ def _online_probe(config, width: int, run: Run) -> OnlineProbe | None:
   if config.probe.lr is None:
     return None
   if run.class_names is None:
-    raise ValueError(f"probe.lr={config.probe.lr}, but {config.data.dataset.name!r} has no class names.")
+    raise OptionError(f"probe.lr={config.probe.lr}, but {config.data.dataset.name!r} has no class names.")
   return OnlineProbe(width, len(run.class_names), config.probe.lr)
 
 
 def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[int, int]:
-  """Of the student and the teacher, who see the same pixels."""
+  """The grid of patches of the student and the teacher, who may see different sizes of one picture."""
   grid = (image_size // patch_size,) * 2
-  if (grid, image_size) != (teacher.grid, teacher.image_size):
-    raise ValueError(
+  if grid != teacher.grid:
+    raise OptionError(
       f"The student's patch grid {grid} (image {image_size}, patch {patch_size}) is not that of teacher "
-      f"{teacher.name!r}: {teacher.grid} (image {teacher.image_size}, patch {teacher.patch_size}). Grid and "
-      "image must agree: change data.image_size, student.patch_size, teacher.image_size or the teacher."
+      f"{teacher.name!r}: {teacher.grid} (image {teacher.image_size}, patch {teacher.patch_size}). They must "
+      f"agree: --config.teacher.image_size={grid[0] * teacher.patch_size}, if this teacher can see another "
+      f"size, or --config.data.image_size={teacher.grid[0] * patch_size}."
     )
   return grid
 

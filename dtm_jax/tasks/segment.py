@@ -7,6 +7,7 @@ import optax
 from dtm_jax import pretrained, rngs
 from dtm_jax.arrays import Array, Batch, Float, Key, PyTree, RandomKey, UInt8
 from dtm_jax.augment import augment, normalize, to_float
+from dtm_jax.errors import OptionError
 from dtm_jax.label_maps import IGNORE
 from dtm_jax.models import segmenter, vit, vit_transfer
 from dtm_jax.models.upernet import upsample
@@ -22,14 +23,14 @@ def build(config, run: Run) -> Task:
   cls_token, norm/.*) leaves a linear probe of the linear head. `predict` gives scores coarser than the image.
 
   Raises:
-    ValueError: the data set has no class names, or data.view.crop is not "joint".
+    OptionError: the data set has no class names, or data.view.crop is not "joint".
   """
   if run.class_names is None:
-    raise ValueError(
+    raise OptionError(
       f"Data set {config.data.dataset.name!r} has no class names: there is nothing to segment."
     )
   if config.data.view.get("crop") != "joint":
-    raise ValueError(f"data.view.crop={config.data.view.get('crop')!r}, but segmentation needs 'joint'.")
+    raise OptionError(f"data.view.crop={config.data.view.get('crop')!r}, but segmentation needs 'joint'.")
   num_classes, image_size = len(run.class_names), config.data.image_size
   model = segmenter.build(**config.model, num_classes=num_classes)
   mean, std = mean_and_std(config.augment.normalization)

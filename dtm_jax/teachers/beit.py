@@ -17,7 +17,7 @@ PREFIXES = {"beit": "beit.", "data2vec-vision": "data2vec_vision."}
 
 
 def build(
-  path: str,
+  path: str = "microsoft/beit-base-patch16-224-pt22k",
   *,
   revision: str | None = None,
   normalization: Normalization | None = None,

@@ -13,7 +13,7 @@ OUTPUTS = {"projected": "patch_embeddings", "normalized": "patch_tokens"}
 
 
 def build(
-  path: str,
+  path: str = "openai/clip-vit-base-patch16",
   *,
   revision: str | None = None,
   tokens: str = "projected",

@@ -9,7 +9,7 @@ MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 
 
 def build(
-  path: str,
+  path: str = "facebook/dinov2-base",
   *,
   revision: str | None = None,
   normalization: Normalization | None = None,

@@ -9,7 +9,7 @@ MODEL_TYPES = ("vit_mae", "vit")
 
 
 def build(
-  path: str,
+  path: str = "facebook/vit-mae-base",
   *,
   revision: str | None = None,
   normalization: Normalization | None = None,

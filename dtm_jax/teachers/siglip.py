@@ -10,7 +10,7 @@ MODEL_TYPES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model
 
 
 def build(
-  path: str,
+  path: str = "google/siglip-base-patch16-224",
   *,
   revision: str | None = None,
   normalization: Normalization | None = None,

@@ -1,0 +1,109 @@
+"""What happens before the first array: TensorFlow, the cluster, and the cache of compiled programs."""
+
+import hashlib
+import logging as python_logging
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+
+from absl import logging
+
+from dtm_jax import paths
+from dtm_jax.errors import OptionError
+
+CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def quiet_orbax() -> None:
+  """Keep Orbax's messages below a warning out of the log: it writes a dozen lines for every checkpoint."""
+  own = lambda record: record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
+  logging.get_absl_handler().addFilter(own)
+
+
+def hide_accelerators_from_tensorflow() -> None:
+  """Keep TensorFlow, which CLU and TFDS import, from taking the accelerators' memory."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")
+  tf.config.set_visible_devices([], "TPU")
+
+
+def check_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
+  """Return the number of processes and this process's place, as JAX_* variables say; None without them.
+
+  Raises:
+    OptionError: some of the three variables are missing, or not whole numbers in range.
+  """
+  given = {name: environment.get(name, "").strip() for name in CLUSTER}
+  missing = [name for name in CLUSTER if not given[name]]
+  if len(missing) == len(CLUSTER):
+    return None
+  if missing:
+    present = ", ".join(f"{name}={value}" for name, value in given.items() if value)
+    raise OptionError(
+      f"{present} names a part of a cluster; {' and '.join(missing)} must be set too. Every process needs "
+      "the coordinator's host:port, the number of processes, and its own place, from 0."
+    )
+  address, *numbers = given.values()
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal():
+    raise OptionError(f"JAX_COORDINATOR_ADDRESS={address} must be host:port, such as 10.0.0.1:1234.")
+  for name, value in zip(CLUSTER[1:], numbers, strict=True):
+    if not value.isdecimal():
+      raise OptionError(f"{name}={value} must be a whole number of at least {int(name == CLUSTER[1])}.")
+  count, place = map(int, numbers)
+  if count < 1 or place >= count:
+    raise OptionError(f"JAX_PROCESS_ID={place} must be below JAX_NUM_PROCESSES={count}: places count from 0.")
+  return count, place
+
+
+def process_place(environment: Mapping[str, str]) -> int:
+  """This process's place as its environment tells it before the cluster is joined; 0 if nothing does."""
+  value = environment.get("JAX_PROCESS_ID") or environment.get("SLURM_PROCID") or "0"
+  return int(value) if value.isdecimal() else 0
+
+
+def start_distributed() -> None:
+  """Join the cluster that the environment names or JAX detects; a machine on its own joins none.
+
+  Raises:
+    OptionError: see `check_cluster`.
+  """
+  import jax
+
+  from dtm_jax import processes
+
+  if cluster := check_cluster(os.environ):
+    count, place = cluster
+    jax.distributed.initialize(num_processes=count, process_id=place, **processes.TIME_LIMITS)
+    return
+  try:
+    jax.distributed.initialize(**processes.TIME_LIMITS)
+  except ValueError as error:  # no cluster was detected
+    logging.info("Single process (%s).", error)
+
+
+def keep_compiled_programs() -> None:
+  """Turn JAX's persistent compilation cache on, unless the user has chosen its folder or to have none.
+
+  XLA's programs for the CPU use what the compiling machine's processor can do; users report that unlike
+  machines found each other's. A home may be shared by such, so each kind has a folder of its own.
+  """
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    folder = paths.cache_folder() / "xla" / kind_of_processor()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def kind_of_processor() -> str:
+  """A short name, the same on machines whose processors have the same features."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:  # not Linux
+    lines = []
+  features = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+  about = "\n".join([platform.machine(), platform.processor(), *sorted(features)])
+  return f"{platform.machine()}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"

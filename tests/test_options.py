@@ -1,0 +1,582 @@
+"""Options as users type them: read in order, checked in one message, before anything is loaded."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict, config_dict
+
+from dtm_jax import main, plugins
+from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.training import option_rules, startup, typed_options, validation
+from dtm_jax.training.typed_options import apply, get, load_config, split_arguments
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+def read(name, *flags):
+  """The config `name` with the flags applied, and the problems of the flags."""
+  config = load_config(f"configs/{name}.py")
+  if get(config, "teacher.name") == "checkpoint" and config.teacher.path is None:
+    config.teacher.path = "runs/some"
+  typed = split_arguments(["main", *flags]).typed
+  return config, apply(config, typed)
+
+
+def message(name, *flags):
+  """The message that refuses the config `name` with the flags; empty if nothing is wrong."""
+  try:
+    validation.check(*read(name, *flags))
+  except OptionError as error:
+    return str(error)
+  return ""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_right(name):
+  assert message(name) == ""
+
+
+# Values ------------------------------------------------------------------------------------------------
+
+WRONG = [
+  *(("vitb16", f"student.drop_path={value}") for value in ("1.5", "1.0", "-0.5", "nan", "inf", "half", "")),
+  *(("finetune_cifar10", f"model.drop_path={value}") for value in ("1", "-1e-9")),
+  *(("vitb16", f"optim.lr={value}") for value in ("-1e-3", "nan", "inf", "fast")),
+  *(
+    ("vitb16", f"optim.{key}=-1") for key in ("weight_decay", "clip_norm", "final_lr", "warmup_steps", "eps")
+  ),
+  *(("vitb16", f"optim.betas={value}") for value in ("(2,2)", "(.9,)", "()", "0.9", "(.9,1.0)", "('a','b')")),
+  ("vitb16", "optim.name=adam"),
+  ("vitb16", "optim.lr_scaling=cubic"),
+  ("vitb16", "optim.layer_decay=1.5"),
+  *(("vitb16", f"optim.accumulate={value}") for value in ("0", "-1", "1.5")),
+  ("vitb16", "augment.flip=2"),
+  ("vitb16", "augment.flip=-0.1"),
+  ("vitb16", "augment.color_jitter=-1"),
+  ("vitb16", "augment.normalization=imagnet"),
+  ("finetune_cifar10", "augment.erase_prob=1.1"),
+  *(
+    ("vitb16", f"data.view.scale={value}")
+    for value in ("(2,3)", "(0,0)", "(1,.4)", "(.5,)", ".5", "(.1,.2,.3)")
+  ),
+  ("vitb16", "data.view.interpolation=cubic"),
+  ("vitb16", "data.view.crop=joint"),
+  ("vitb16", "data.view.padding=-1"),
+  ("finetune_vitb16_in1k", "data.view.rand_augment=rand-m9"),
+  ("finetune_vitb16_in1k", "augment.color_jitter=0.4"),
+  ("seg_debug", "data.view.crop=pad"),
+  ("seg_debug", "data.view.max_class_share=0"),
+  ("vitb16", "data.image_size=-1"),
+  ("vitb16", "data.image_size=225"),
+  ("vitb16", "data.num_threads=0"),
+  ("vitb16", "data.split="),
+  ("vitb16", "morphers.dtm.weight=-1"),
+  ("vitb16", "morphers.dtm.weight=nan"),
+  ("vitb16", "morphers.dtm.min_groups=0"),
+  ("vitb16", "morphers.dtm.max_groups=197"),
+  ("vitb16", "morphers.dtm.drawn_per=batch"),
+  ("vitb16", "morphers.dtm.max_rounds=0"),
+  ("vitb16", "morphers.dtm.schedule=papers"),
+  ("vitb16", "morphers.dtm.implementation=fast"),
+  *(("vitb16", f"checkpoint.keep={value}") for value in ("0", "-1", "True")),
+  *(
+    ("vitb16", f"checkpoint.{key}=0") for key in ("save_steps", "save_epochs", "save_examples", "keep_steps")
+  ),
+  *(("vitb16", f"log.{key}=0") for key in ("log_steps", "log_epochs", "profile_step")),
+  *(("vitb16", f"batch_size={value}") for value in ("0", "-8", "8.5", "many", "True")),
+  *(("vitb16", f"seed={value}") for value in ("-1", "1.5", "4294967296")),
+  *(("vitb16", f"total_epochs={value}") for value in ("-1", "nan", "two")),
+  ("vitb16", "total_steps=1.5"),
+  *(("vitb16", f"student.patch_size={value}") for value in ("0", "-16", "17")),
+  *(("finetune_cifar10", f"model.patch_size={value}") for value in ("0", "5")),
+  ("vitb16", "student.dtype=foo"),
+  ("vitb16", "student.variant=XXL"),
+  ("vitb16", "student.remat=all"),
+  ("vitb16", "student.num_heads=7"),
+  ("quickstart", "student.width=97"),
+  ("finetune_cifar10", "model.pooling=max"),
+  ("seg_debug", "model.head=fcn"),
+  ("seg_debug", "model.dropout=1"),
+  ("vitb16", "teacher.dtype=float8"),
+  ("vitb16", "teacher.attention=flash"),
+  ("vitb16", "teacher.tokens=all"),
+  ("vitb16", "teacher.path="),
+  ("vitb16", "teacher.normalization=((0,0,0),(1,1,0))"),
+  ("vitb16", "teacher.image_size=0"),
+  ("vitb16", "teacher.name=clop"),
+  ("vitb16", "data.dataset.name=imagnet"),
+  ("vitb16", "data.dataset.name=cifar10/x"),
+  ("vitb16", "data.dataset.name=tfds"),
+  ("vitb16", "morphers.dtm.name=bipartit"),
+  ("quickstart", "evals.knn.name=nearest"),
+  *(("quickstart", f"evals.knn.k={value}") for value in ("0", "()", "(1,0)", "many")),
+  ("quickstart", "evals.knn.features=()"),
+  ("quickstart", "evals.knn.features=('teachers',)"),
+  ("quickstart", "evals.knn.temperature=0"),
+  ("quickstart", "evals.knn.max_bank=0"),
+  ("quickstart", "evals.knn.every_steps=-1"),
+  ("quickstart", "evals.knn.at_start=maybe"),
+  ("finetune_cifar10", "evals.test.crop_pct=0"),
+  ("finetune_cifar10", "evals.test.outputs=('logit',)"),
+  ("seg_debug", "evals.val.stride=65"),
+  ("zeroshot_cifar10", "evals.zeroshot.prompts="),
+  ("consistency", "evals.consistency.morphers.kmeans.groups=0"),
+  ("consistency", "evals.consistency.morphers.kmeans.iterations=-1"),
+  ("vitb16", "mask.kind=blocks"),
+  ("vitb16", "mask.num_masked=197"),
+  ("quickstart", "mask.num_masked=75"),
+  ("vitb16", "mask.share=1.1"),
+  ("vitb16", "loss.schedules=0"),
+  ("vitb16", "loss.distance=l3"),
+  ("vitb16", "loss.normalize_target=2"),
+  ("finetune_cifar10", "loss.label_smoothing=1"),
+  ("finetune_cifar10", "mix.cutmix_prob=2"),
+  ("finetune_cifar10", "mix.mixup=-1"),
+  ("finetune_cifar10", "ema.decay=1"),
+  ("vitb16", "probe.lr=-1"),
+  ("linear_probe_cifar10", "probe.rates=()"),
+  ("linear_probe_cifar10", "probe.rates=(.1,-1)"),
+  ("linear_probe_cifar10", "optim.weight_decay=0.1"),
+  ("knn_cifar10", "total_epochs=1"),
+  ("vitb16", "mesh.data=0"),
+  ("vitb16", "mesh.fsdp=-2"),
+  ("vitb16", "mesh.rules=()"),
+  ("vitb16", "mesh.rules=(('(','fsdp'),)"),
+  ("vitb16", "mesh.rules=(('.*','split'),)"),
+  ("finetune_cifar10", "init_from.rel_pos=all"),
+  ("tiny_clip_cifar10", "clip.patch_dropout=1"),
+  ("tiny_clip_cifar10", "clip.image.num_heads=5"),
+  ("vitb16", "task=pretraining"),
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), WRONG, ids=lambda each: each)
+def test_a_wrong_value_is_named(name, flag):
+  key, _, value = flag.partition("=")
+  text = message(name, f"--config.{flag}")
+  assert key.rpartition(".")[2] in text
+  assert len(text.splitlines()) <= 4
+  assert re.search(r"must|is missing|Available|needs|has no|goes without|may be|beside|no variants", text), (
+    text
+  )
+  if f"--config.{key}={value}" in text or not value:
+    return
+  assert str(typed_options._literal(value)) in text or f"--config.{key}" not in text
+
+
+def test_all_problems_come_in_one_message():
+  text = message(
+    "debug", "--config.optim.lr=-1", "--config.btach_size=4", "--config.teacher.name=clop",
+    "--config.total_steps=abc", "--config.student.dtype=foo",
+  )  # fmt: skip
+  for part in (
+    "5 options",
+    "optim.lr=-1",
+    "btach_size=4",
+    "batch_size",
+    "'clip'",
+    "total_steps=abc",
+    "bfloat16",
+  ):
+    assert part in text
+
+
+@pytest.mark.parametrize(
+  ("flag", "value"),
+  [("optim.lr=0", 0.0), ("ema.decay=0", 0.0), ("evals.test.outputs=logits", ("logits",)),
+   ("init_from.path=", ""),
+   ("data.image_size=0", 0), ("augment.normalization=dataset", "dataset"), ("optim.frozen=()", ()),
+   ("augment.normalization=((0.5,0.5,0.5),(1,1,1))", ((0.5, 0.5, 0.5), (1, 1, 1)))],
+)  # fmt: skip
+def test_right_values_of_any_type(flag, value):
+  config, problems = read("finetune_cifar10", f"--config.{flag}")
+  assert get(config, flag.partition("=")[0]) == value
+  validation.check(config, problems)
+
+
+def test_a_config_without_a_section_or_with_another_option(tmp_path):
+  file = tmp_path / "own.py"
+  file.write_text(
+    "from configs import debug\ndef get_config():\n  c = debug.get_config()\n  c.btach_size = 4\n"
+    "  del c.loss\n  c.student.heads = 3\n  return c\n"
+  )
+  with pytest.raises(OptionError) as caught:
+    validation.check(load_config(str(file)))
+  for part in ("btach_size=4", "--config.batch_size", "config.loss", "config.student.heads=3", "num_heads"):
+    assert part in str(caught.value)
+
+
+# Durations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_takes_every_spelling_of_a_duration(name):
+  """Also by ml_collections' own flags, for which a field needs a type."""
+  config = load_config(f"configs/{name}.py")
+  prefixes = ["total", "checkpoint.save", "checkpoint.keep", "log.log"]
+  prefixes += ["optim.warmup"] if "optim" in config else []
+  prefixes += [f"evals.{each}.every" for each in config.evals]
+  for prefix in prefixes:
+    for unit, kind in (("steps", int), ("examples", int), ("epochs", float)):
+      section = get(config, prefix.rpartition(".")[0])
+      assert section.get_type(f"{prefix.rpartition('.')[2]}_{unit}") is kind
+      changed, problems = read(name, f"--config.{prefix}_{unit}=2")
+      assert not problems
+      values = {each: get(changed, f"{prefix}_{each}") for each in typed_options.UNITS}
+      assert values == dict.fromkeys(typed_options.UNITS) | {unit: 2}
+
+
+def test_the_duration_typed_last_wins():
+  config, _ = read("debug", "--config.total_epochs=3", "--config.total_examples=320")
+  assert (config.total_steps, config.total_examples, config.total_epochs) == (None, 320, None)
+
+
+# Another choice in a socket ------------------------------------------------------------------------------
+
+
+def test_another_teacher_starts_from_its_own_defaults():
+  config, problems = read(
+    "vitb16_released",
+    "--config.teacher.name=dinov2",
+    "--config.teacher.image_size=196",
+    "--config.teacher.path=x",
+  )
+  assert config.teacher.to_dict() == {
+    "name": "dinov2", "path": "x", "image_size": 196, "dtype": "bfloat16", "attention": None
+  }  # fmt: skip
+  validation.check(config, problems)
+  same, _ = read("vitb16_released", "--config.teacher.name=clip")
+  assert same.teacher.normalization == "imagenet"
+
+
+def test_what_was_typed_before_the_name_stays():
+  config, _ = read("vitb16_released", "--config.teacher.normalization=clip", "--config.teacher.name=siglip")
+  assert config.teacher.normalization == "clip"
+
+
+def test_what_a_choice_needs_is_asked_for():
+  assert "data.dataset.data_dir: data set 'folder' needs data_dir" in message(
+    "vitb16", "--config.data.dataset.name=folder"
+  )
+  assert message("knn_cifar10", "--config.teacher.name=clip") == ""  # of the hub
+  text = message("vitb16", "--config.teacher.name=checkpoint")
+  assert "--config.teacher.path: teacher 'checkpoint' needs path, the workdir of a run" in text
+
+
+def test_an_option_that_the_choice_does_not_have_lists_its_options():
+  text = message("vitb16", "--config.teacher.name=dinov2", "--config.teacher.tokens=projected")
+  assert "teacher.tokens=projected: teacher 'dinov2' has no option 'tokens'" in text
+  assert "revision, normalization, dtype" in text
+
+
+def test_another_morpher_keeps_its_weight_alone():
+  config, _ = read("vitb16", "--config.morphers.dtm.name=kmeans", "--config.morphers.dtm.groups=49")
+  assert config.morphers.dtm.to_dict() == {"name": "kmeans", "weight": 1.0, "groups": 49}
+
+
+def test_another_evaluator_keeps_its_schedule_and_data_set():
+  config, problems = read("quickstart", "--config.evals.knn.name=linear", "--config.evals.knn.every_epochs=1")
+  section = config.evals.knn
+  assert section.at_start
+  assert section.every_epochs == 1
+  assert section.dataset.name == "cifar10"
+  assert "k" not in section
+  assert "max_bank" not in section
+  validation.check(config, problems)
+
+
+def test_the_evaluation_follows_the_training_set():
+  flags = ["name=folder", "data_dir=/photos", "labels=False"]
+  config, problems = read("quickstart", *(f"--config.data.dataset.{flag}" for flag in flags))
+  assert config.evals.knn.dataset.to_dict() == {"name": "folder", "data_dir": "/photos", "labels": False}
+  validation.check(config, problems)
+  config, _ = read("seg_debug", "--config.data.dataset.name=ade20k")
+  assert config.data.dataset.to_dict() == config.evals.val.dataset.to_dict() == {"name": "ade20k"}
+  config, _ = read(
+    "quickstart", "--config.data.dataset.name=folder", "--config.evals.knn.dataset.name=cifar10"
+  )
+  assert config.evals.knn.dataset.name == "cifar10"
+
+
+def test_another_kind_of_mask():
+  config, problems = read("vitb16", "--config.mask.kind=random")
+  assert config.mask.to_dict() == {"kind": "random", "share": 75 / 196, "num_masked": None}
+  validation.check(config, problems)
+  assert "mask.min_patches=4" in message("vitb16", "--config.mask.kind=random", "--config.mask.min_patches=4")
+
+
+def test_a_placeholder_leaves_an_option_to_the_choice():
+  """A config of the user's own may change the name alone."""
+  config = load_config("configs/quickstart.py")
+  config.teacher.update(name="dinov2", path="x", tokens=None)
+  validation.check(config)
+
+
+@pytest.mark.parametrize("socket", [each for each in plugins.SOCKETS if each != "tasks"])
+def test_every_option_of_every_choice_has_a_rule_and_a_meaning(socket):
+  rules = option_rules.SOCKET_RULES[socket]
+  for name in plugins.available(socket):
+    options = plugins.options_of(socket, name)
+    module = plugins.load(socket, name)
+    function = module.Evaluator.__init__ if socket == "evaluators" else inspect.unwrap(module.build)
+    given = plugins.GIVEN.get(socket, ())
+    assert list(options) == [each for each in inspect.signature(function).parameters if each not in given]
+    for option in options:
+      if (socket, option) in (("evaluators", "dataset"), ("evaluators", "morphers")):
+        continue
+      rule = rules.get(f"{name}/{option}", rules.get(option))
+      assert rule is not None, (name, option)
+      assert rule.about or rule.allowed == "anything", (name, option)
+
+
+def test_names_in_the_rules_are_those_of_the_code():
+  from dtm_jax import clustering, image_decoding, masking, mesh, morphing, normalizations, optim, prompts
+  from dtm_jax.models import layers, positions, segmenter, vit, vit_classifier, vit_transfer
+  from dtm_jax.morphers import bipartite
+  from dtm_jax.teachers import clip
+
+  def allowed(rule):
+    return {name for name in re.findall(r"[\w+-]+", rule.allowed.removeprefix("one of "))}
+
+  pretrain, segment = (option_rules.TASK_RULES[task] for task in ("pretrain", "segment"))
+  finetune, morphers = option_rules.TASK_RULES["finetune"], option_rules.SOCKET_RULES["morphers"]
+  for rule, names in (
+    (pretrain["mask.kind"], masking.MASKS), (pretrain["optim.name"], optim.OPTIMIZERS),
+    (pretrain["optim.decay"], optim.DECAYS), (pretrain["optim.lr_scaling"], optim.LR_SCALINGS),
+    (pretrain["loss.distance"], morphing.DISTANCES),
+    (pretrain["student.variant"], vit.VARIANTS), (pretrain["student.remat"], vit.REMATS),
+    (segment["model.head"], segmenter.HEADS),
+    (finetune["model.pooling"], vit_classifier.POOLINGS),
+    (finetune["init_from.rel_pos"], vit_transfer.REL_POS),
+    (finetune["init_from.resize"], positions.BIAS_RESIZES), (morphers["split"], morphing.SPLITS),
+    (morphers["merged_feature"], morphing.MERGED_FEATURES), (morphers["schedule"], bipartite.SCHEDULES),
+    (morphers["bipartite/drawn_per"], bipartite.DRAWN_PER), (morphers["init"], clustering.INITS),
+    (morphers["implementation"], bipartite.IMPLEMENTATIONS),
+    (option_rules.INTERPOLATION, image_decoding.CV2_FILTERS),
+    (option_rules.COMMON["data.view.crop"], (*image_decoding.CROPS, "joint")),
+    (option_rules.SOCKET_RULES["teachers"]["tokens"], clip.OUTPUTS),
+    (option_rules.TASK_RULES["contrastive"]["clip.image.activation"], layers.ACTIVATIONS),
+  ):  # fmt: skip
+    assert allowed(rule) == set(names), rule
+  assert set(option_rules.NORMALIZATIONS) == set(normalizations.NORMALIZATIONS)
+  assert option_rules.TACTICS == mesh.TACTICS
+  assert list(option_rules.TASKS) == plugins.available("tasks")
+  assert {n: (v["width"], v["num_heads"]) for n, v in vit.VARIANTS.items()} == option_rules.TRUNK_SIZES
+  assert all(name in option_rules.TASK_RULES["contrastive"]["text.prompts"].about for name in prompts.SETS)
+  trunk = {name for name in vit.Trunk.__dataclass_fields__ if name not in ("parent", "name")}
+  assert {key.removeprefix("student.") for key in pretrain if key.startswith("student.")} == trunk | {
+    "variant"
+  }
+
+
+# The command line, the config file, the cluster, the workdir --------------------------------------------
+
+
+@pytest.mark.parametrize("config", [["--config=a.py"], ["--config", "a.py"], ["-config", "a.py"]])
+def test_flags_may_be_written_in_any_way(config):
+  flags = ["--config.x=1", "--config.y", "-2", "--noconfig.z", "--config.w", "--workdir=d"]
+  arguments = split_arguments(["main", *config, *flags])
+  assert arguments.config == "a.py"
+  assert arguments.typed == [("x", "1"), ("y", "-2"), ("z", "False"), ("w", None)]
+  assert arguments.rest == ["main", "--workdir=d"]
+
+
+def test_a_boolean_alone():
+  config, problems = read("vitb16", "--config.loss.normalize_target", "--noconfig.student.rel_pos_bias")
+  assert not problems
+  assert config.loss.normalize_target is True
+  assert config.student.rel_pos_bias is False
+  assert "optim.lr: must be a number" in message("vitb16", "--config.optim.lr")
+
+
+@pytest.mark.parametrize(
+  ("content", "hints"),
+  [("def get_config(:\n  pass\n", ["own.py", "line 1", "SyntaxError"]),
+   ("def get_config():\n  return 1 / 0\n", ["own.py", "line 2", "ZeroDivisionError"]),
+   ("x = 1\n", ["no function get_config"]), ("def get_config(): return {}\n", ["dict, not a ConfigDict"])],
+)  # fmt: skip
+def test_a_broken_config_file(tmp_path, content, hints):
+  file = tmp_path / "own.py"
+  file.write_text(content)
+  with pytest.raises(OptionError) as caught:
+    load_config(str(file))
+  assert all(hint in str(caught.value) for hint in hints)
+  assert "typed_options.py" not in str(caught.value)
+
+
+def test_a_missing_config_file_names_near_ones():
+  with pytest.raises(NotThereError, match=r"configs/vitb61.py: there is no such file.*configs/vitb16.py"):
+    load_config("configs/vitb61.py")
+
+
+@pytest.mark.parametrize(
+  ("values", "hint"),
+  [(("host:1", None, None), "JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set too"),
+   ((None, "2", "0"), "JAX_COORDINATOR_ADDRESS must be set"),
+   (("host:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
+   (("host:1", "2", "2"), "JAX_PROCESS_ID=2 must be below JAX_NUM_PROCESSES=2"),
+   (("host:1", "2", "-1"), "JAX_PROCESS_ID=-1"), (("host:1", "0", "0"), "JAX_NUM_PROCESSES=0"),
+   (("host", "2", "0"), "must be host:port"), (("host:1", "2", ""), "JAX_PROCESS_ID must be set")],
+)  # fmt: skip
+def test_half_a_cluster(values, hint):
+  environment = {
+    name: value for name, value in zip(startup.CLUSTER, values, strict=True) if value is not None
+  }
+  with pytest.raises(OptionError, match=hint):
+    startup.check_cluster(environment)
+
+
+def test_a_whole_cluster_and_none():
+  assert startup.check_cluster(dict(zip(startup.CLUSTER, ("[::1]:80", "2", "1"), strict=True))) == (2, 1)
+  assert startup.check_cluster({}) is None
+
+
+def test_workdirs(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+  for workdir, hint in (("", "is empty"),
+                        (f"{tmp_path}/file", "is a file"), (f"{tmp_path}/file/run", "is a file"),
+                        (f"{tmp_path}/link/run", "is no folder")):  # fmt: skip
+    with pytest.raises(OptionError, match=hint):
+      validation.check_workdir(workdir)
+  validation.check_workdir(f"{tmp_path}/new/run")
+  assert not (tmp_path / "new").exists()
+
+
+def test_a_batch_that_the_devices_do_not_share():
+  config, _ = read("quickstart", "--config.batch_size=12", "--config.mesh.fsdp=3")
+  with pytest.raises(OptionError) as caught:
+    validation.check_devices(config, device_count=8, process_count=2)
+  for part in ("batch_size=12", "8 devices", "8 or 16", "mesh.fsdp=3", "8"):
+    assert part in str(caught.value)
+  config, _ = read("vitb16", "--config.batch_size=9")
+  with pytest.raises(OptionError, match="2 processes must share it evenly; 8 or 10"):
+    validation.check_devices(config, device_count=2, process_count=2)
+
+
+REFUSED = [
+  (
+    ["--config=configs/debug.py", "--config.optim.lr=-1", "--workdir="],
+    ["optim.lr=-1.0", "--workdir= is empty"],
+  ),
+  (["--config", "configs/debug.py", "--config.btach_size=4"], ["btach_size=4", "--config.batch_size"]),
+  (["--config=configs/debug.py", "--wrkdir=x"], ["wrkdir", "workdir"]),
+  (["--config=configs/debug.py", "extra"], ["Unexpected arguments: extra"]),
+  (["--workdir=x"], ["--config is missing"]),
+  (["--config=configs/none.py"], ["configs/none.py: there is no such file"]),
+  (["--config=a.py", "--config=b.py"], ["given twice"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "hints"), REFUSED, ids=lambda each: each[-1])
+def test_main_refuses_with_one_message_and_exit_code_2(flags, hints, capsys):
+  with pytest.raises(SystemExit) as caught:
+    main.parse_flags(["main", *flags])
+  assert caught.value.code == 2
+  text = capsys.readouterr().err
+  assert all(hint in text for hint in hints)
+  assert "Traceback" not in text
+
+
+def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):
+  monkeypatch.setenv("SLURM_PROCID", "3")
+  with pytest.raises(SystemExit) as caught:
+    main.parse_flags(["main", "--config=configs/none.py"])
+  assert caught.value.code == 2
+  assert capsys.readouterr().err == ""
+
+
+def test_a_refused_start_imports_neither_jax_nor_tensorflow():
+  code = (
+    "import sys\nfrom dtm_jax import main\ntry: main.parse_flags(sys.argv)\n"
+    "except SystemExit as e: print(e.code, 'jax' in sys.modules, 'tensorflow' in sys.modules)"
+  )
+  command = [sys.executable, "-c", code, "--config=configs/vitb16.py", "--config.teacher.name=clop"]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout.split() == ["2", "False", "False"]
+  assert "'clip'" in done.stderr
+
+
+def test_help_lists_the_options_of_a_config(capsys):
+  with pytest.raises(SystemExit) as caught:
+    main.parse_flags(["main", "--config=configs/debug.py", "--help"])
+  text = capsys.readouterr().out
+  assert caught.value.code == 0
+  assert "--config.optim.lr=0.0015\n      peak learning rate: a number of at least 0" in text
+  assert "--workdir" in text
+
+
+# What is documented --------------------------------------------------------------------------------------
+
+STAND_INS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "BUCKET", "WORKDIR"}
+
+
+def documented(text):
+  """All `--config.x=y` of a text, as (key, value)."""
+  text = text.replace("\\\n", " ").replace('\\"', "'")
+  for match in re.finditer(r"--config\.([\w.]+)=(\"\([^\"]*\)\"|'\([^']*\)'|[^\s\"'`,;)\]]*)", text):
+    yield match[1], match[2].strip("\"'").rstrip(".:")
+
+
+def test_flags_in_the_docstrings_of_configs():
+  for name in CONFIGS:
+    doc = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
+    for key, value in documented(doc):
+      if value in ("", "...") and key != "init_from.path":  # "..." stands for anything
+        continue
+      flags = [f"--config.{key}={value}"]
+      if value == "folder":
+        flags.append(f"--config.{key.removesuffix('name')}data_dir=x")
+      if value == "segmentation_folder":
+        flags.append("--config.data.dataset.data_dir=x")
+      assert message(name, *flags) == "", (name, flags)
+
+
+@pytest.mark.parametrize(
+  "file", ["README.md", *(f"scripts/{each.name}" for each in (ROOT / "scripts").glob("*.*"))]
+)
+def test_documented_flags_fit_a_config(file):
+  for key, value in documented((ROOT / file).read_text()):
+    if "$" in value or "$" in key or "{" in value or (not value and key != "init_from.path"):
+      continue
+    extra = ["--config.data.dataset.data_dir=x"] if value in ("folder", "segmentation_folder") else []
+    extra += ["--config.morphers.tokens.weight=1"] if key == "morphers.dtm.weight" else []
+    extra += ["--config.teacher.path=x"] if key.startswith("teacher.") and key != "teacher.path" else []
+    flags = (f"--config.{key}={value}", *extra)
+    assert any(not message(name, *flags) for name in CONFIGS), (file, flags, message("quickstart", *flags))
+
+
+def test_the_comparisons_of_the_paper_parse():
+  """All variants of scripts/comparisons.sh, with its shell variables filled in."""
+  text = (ROOT / "scripts" / "comparisons.sh").read_text()
+  words = {"$instead": re.search(r'instead="(.*)"', text)[1], "$dtm": "--config.morphers.dtm"}
+  count = 0
+  for variant in re.findall(r'^ +"([^"]*: [^"]*)"', text, re.M) + re.findall(
+    r' "([^"]*: [^"]*--[^"]*|S \d:[^"]*)"', text
+  ):
+    for word, flags in words.items():
+      variant = variant.replace(word, flags)
+    flags = [word for word in variant.split() if word.startswith("--config.")]
+    count += len(flags)
+    assert message("comparisons_cifar10", *flags) == "", variant
+  assert count > 20
+
+
+def test_placeholders_keep_their_type_when_set_to_none():
+  from configs import durations
+
+  config = ConfigDict(durations("total", epochs=3.0))
+  config.total_epochs = None
+  assert config.get_type("total_epochs") is float
+  assert isinstance(config_dict.ConfigDict(config), ConfigDict)
