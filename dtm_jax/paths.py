@@ -115,7 +115,7 @@ def write_whole(path: epath.Path, text: str) -> None:
   if is_remote(path):
     path.write_text(text)
     return
-  new = f"{os.fspath(path)}.{os.getpid()}.new"
+  new = f"{os.fspath(path)}.{uuid.uuid4().hex}.new"
   try:
     with open(new, "w") as file:
       file.write(text)

@@ -5,7 +5,8 @@
 
 The source is a run's workdir, or weights that `dtm_jax.models.vit_weights.load` reads: a folder, or a
 repository of the hub, with the authors', BEiT's, timm's or transformers' names. The folder gets
-model.safetensors and config.json, and for transformers preprocessor_config.json.
+model.safetensors and config.json, and for transformers preprocessor_config.json. config.json names a run's
+classes: `id2label`, `label_names` for timm, `class_names` for the authors' names.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from absl import app, flags
 from dtm_jax import paths, pretrained
 from dtm_jax.models import vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
+from dtm_jax.training import records
 
 _SOURCE = flags.DEFINE_string(
   "source", None, "A run's workdir, a folder of weights, or a repository.", required=True
@@ -43,14 +45,15 @@ def export(
     FileNotFoundError: there is neither run nor weights.
     ValueError: names or shapes do not match, or the layout is unknown.
   """
-  config = pretrained.run_config(source)
+  config, class_names = pretrained.run_config(source), None
   if config is not None:
     normalization = normalization or config["augment"]["normalization"]
     num_heads = num_heads or pretrained.num_heads_of(config)
+    class_names = records.class_names(source)
   params = pretrained.load(source, step=step, num_heads=num_heads)
   mean, std = mean_and_std(normalization or "imagenet")
   with paths.local_folder_for(folder) as local:
-    vit_weights.save(local, params, layout, num_heads=num_heads, mean=mean, std=std)
+    vit_weights.save(local, params, layout, num_heads=num_heads, mean=mean, std=std, class_names=class_names)
 
 
 def main(_) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dtm_jax import checkpoints
-from dtm_jax.models import vit, vit_config, vit_transfer, vit_weights
+from dtm_jax.errors import OptionError
+from dtm_jax.models import vit, vit_classifier, vit_config, vit_transfer, vit_weights
 
 ROOT = Path(__file__).parents[1]
 MODEL = vit.VisionTransformer(patch_size=4, width=24, depth=2, num_heads=3, out_dim=10)
@@ -99,3 +100,34 @@ def test_the_command(workdir, tmp_path):
   assert done.returncode == 0, done.stderr
   assert "Left out for timm, which has no place for it: mask_token, head." in done.stderr
   assert vit_weights.load(tmp_path)["blocks"]["ln1"]["scale"].shape == (2, 24)
+
+
+def test_the_classes_of_a_run_are_named_in_every_format(export, tmp_path):
+  """transformers and timm read the names where they lie; so do the authors' names, which we define."""
+  names = ["zebra", "10", "9"]
+  classifier = vit_classifier.build(
+    variant="Ti",
+    width=24,
+    depth=1,
+    num_heads=3,
+    patch_size=4,
+    num_classes=3,
+    abs_pos_emb=False,
+    rel_pos_bias=True,
+  )
+  run = tmp_path / "run"
+  saved = checkpoints.Checkpoints(str(run / "checkpoints"))
+  saved.save(1, {"params": random_params(0, classifier), "step": np.int32(1)}, {})
+  saved.close()
+  config = {"augment": {"normalization": "clip"}, "class_names": names}
+  (run / "config.json").write_text(json.dumps(config))
+  for layout in ("authors", "timm", "transformers"):
+    export(str(run), layout, tmp_path / layout)
+  read = lambda layout: json.loads((tmp_path / layout / "config.json").read_text())
+  assert read("transformers")["id2label"] == {"0": "zebra", "1": "10", "2": "9"}
+  assert read("transformers")["label2id"] == {"zebra": 0, "10": 1, "9": 2}
+  assert read("timm")["label_names"] == names
+  assert read("authors")["class_names"] == names
+  (run / "config.json").write_text(json.dumps(config | {"class_names": names[:2]}))
+  with pytest.raises(OptionError, match="has 3 classes, but 2 names"):
+    export(str(run), "timm", tmp_path / "wrong")

@@ -1,15 +1,18 @@
 """The linear probe: parts of splits, heads that do not know each other, a choice blind to the test set."""
 
 import importlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
+from safetensors.numpy import load_file, save_file
 
 from dtm_jax import checkpoints, loop, plugins
 from dtm_jax import mesh as meshes
+from dtm_jax.errors import UserError
 from dtm_jax.evaluators import best_head
 from dtm_jax.tasks import Run, linear_probe
 from dtm_jax.teachers import clip as clip_teacher
@@ -192,3 +195,19 @@ def test_a_run_stops_and_resumes_to_the_bit(world, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(resumed))
   line = small_world.metrics(tmp_path / "stopped")[-1]
   assert {"test/learning_rate", "test/held_out_accuracy", "test/accuracy"} <= line.keys()
+
+
+def test_another_teacher_of_the_same_width_in_the_same_workdir_is_refused(world, tmp_path):
+  """It would train nothing and report the heads of one teacher on the features of the other."""
+  config = probe_config(world)
+  config.total_steps = 2
+  loop.train(config, str(tmp_path / "run"))
+  before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+  shutil.copytree(world / "clip", tmp_path / "moved")
+  config.teacher.path = str(tmp_path / "moved")
+  loop.train(config, str(tmp_path / "run"))  # the same weights in another place
+  other = load_file(world / "clip" / "model.safetensors")
+  save_file({name: tensor + 1 for name, tensor in other.items()}, tmp_path / "moved" / "model.safetensors")
+  with pytest.raises(UserError, match=r"teacher.path: .*/clip' -> .*/moved' \(other weights(.|\n)*--workdir"):
+    loop.train(config, str(tmp_path / "run"))
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before

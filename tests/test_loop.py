@@ -1,5 +1,6 @@
 """The loop over several steps, with hooks at different periods, interrupted and on several meshes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ import small_world
 from dtm_jax import checkpoints, loop
 from dtm_jax import mesh as meshes
 from dtm_jax.errors import UserError
+from dtm_jax.evaluators import knn
 from dtm_jax.models import vit_weights
+from dtm_jax.training import evaluation
 
 ROOT = Path(__file__).parents[1]
 
@@ -192,3 +195,104 @@ def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tm
   assert_same(loop.train(config, str(tmp_path / "run")), state)
   with pytest.raises(FileNotFoundError, match="nowhere/at_all"):
     loop.train(config, str(tmp_path / "new"))
+
+
+# Records, stops at every point, another batch size -------------------------------------------------------
+
+
+class Killed(BaseException):
+  """Stands for kill -9: no handler of the run catches it."""
+
+
+@pytest.fixture(scope="module")
+def evaluated(world, tmp_path_factory):
+  """A run of six steps that saves every second step and evaluates every second and at the start."""
+  workdir = tmp_path_factory.mktemp("evaluated")
+  loop.train(evaluated_config(world), str(workdir))
+  return workdir
+
+
+def evaluated_config(world):
+  return small_world.debug_config(
+    world, total_steps=4, checkpoint__save_steps=2, log__log_steps=1, evals__knn__every_steps=2,
+    evals__knn__at_start=True,
+  )  # fmt: skip
+
+
+def numbers(workdir):
+  """The lines without what depends on the clock and on compilations."""
+  clock = ("images_per_sec", "input_wait", "compilations", "memory_gib", "memory_peak_gib")
+  return [{k: v for k, v in line.items() if k not in clock} for line in small_world.metrics(workdir)]
+
+
+def snapshot(workdir):
+  return {path: path.read_bytes() for path in sorted(workdir.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+  ("moment", "step"),
+  [("evaluation", 0), ("evaluation", 2), ("evaluation", 4), ("before the save", 2), ("after the save", 4)],
+)
+def test_a_kill_at_any_moment_loses_no_number(world, tmp_path, monkeypatch, evaluated, moment, step):
+  owner, name = {
+    "evaluation": (knn.Evaluator, "run"),
+    "before the save": (checkpoints.Checkpoints, "save"),
+    "after the save": (evaluation.Evaluators, "due"),
+  }[moment]
+  original = getattr(owner, name)
+
+  def killed(self, first, *args, **kwargs):
+    at = int(first["step"]) if isinstance(first, dict) else first
+    if at == step:
+      raise Killed
+    return original(self, first, *args, **kwargs)
+
+  monkeypatch.setattr(owner, name, killed)
+  with pytest.raises(Killed):
+    loop.train(evaluated_config(world), str(tmp_path))
+  monkeypatch.undo()
+  loop.train(evaluated_config(world), str(tmp_path))
+  assert numbers(tmp_path) == numbers(evaluated)
+  assert [line["step"] for line in numbers(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_a_finished_or_refused_start_changes_no_file(world, evaluated, caplog):
+  before = snapshot(evaluated)
+  with caplog.at_level("INFO", logger="absl"):
+    state = loop.train(evaluated_config(world), str(evaluated))
+  assert int(state["step"]) == 4
+  assert "Nothing is left to do: the run has 4 steps" in caplog.text
+  changed = evaluated_config(world)
+  changed.student.width, changed.seed = 64, 1
+  with pytest.raises(UserError, match=r"--config.seed: 0 -> 1\n  --config.student.width: 32 -> 64"):
+    loop.train(changed, str(evaluated))
+  assert snapshot(evaluated) == before
+  written = json.loads((evaluated / "config.json").read_text())
+  assert len(written["starts"]) == 1
+  assert written["class_names"][0] == "airplane"
+
+
+def test_another_batch_size_sees_every_example_once_and_ends_at_the_same_number(world, tmp_path, monkeypatch):
+  """Two epochs of 80 examples: two steps of 16, then the 128 that are left in steps of 8."""
+  seen = []
+  original = loop.data.train_batches
+
+  def recorded(*args, **kwargs):
+    for batch in original(*args, **kwargs):
+      seen.append(batch["index"])
+      yield batch
+
+  monkeypatch.setattr(loop.data, "train_batches", recorded)
+  config = small_world.debug_config(world, total_steps=None, evals={}, log__log_steps=1)
+  config.total_epochs = 2.0
+  with monkeypatch.context() as context:
+    context.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 2)
+    loop.train(config, str(tmp_path))
+  first = np.concatenate(seen[:2])
+  seen.clear()
+  config.batch_size = 8
+  state = loop.train(config, str(tmp_path))
+  assert int(state["step"]) == 2 + (160 - 32) // 8
+  order = np.concatenate([first, *seen[:16]]).tolist()
+  assert sorted(order[:80]) == sorted(order[80:]) == list(range(80))
+  assert small_world.metrics(tmp_path)[-1]["epoch"] == 2.0

@@ -4,7 +4,7 @@ A model here is a `vit.VisionTransformer` or a `vit_classifier.Classifier`: its 
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -144,6 +144,20 @@ def to_transformers(model: vit.Trunk, image_size: Grid) -> dict[str, Any]:
     config["id2label"] = {str(label): f"LABEL_{label}" for label in range(model.num_classes)}
     config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}
   return config
+
+
+def class_labels(layout: str, class_names: Sequence[str], num_classes: int) -> dict[str, Any]:
+  """What config.json of a layout says about the classes: their names by label.
+
+  Raises:
+    OptionError: the names are not as many as the classes.
+  """
+  if len(class_names) != num_classes:
+    raise OptionError(f"The classifier has {num_classes} classes, but {len(class_names)} names are given.")
+  if layout == "transformers":
+    labels = {str(label): name for label, name in enumerate(class_names)}
+    return {"id2label": labels, "label2id": {name: int(label) for label, name in reversed(labels.items())}}
+  return {"label_names" if layout == "timm" else "class_names": list(class_names)}
 
 
 def from_transformers(config: dict[str, Any], names: Collection[str]) -> tuple[vit.Trunk, Grid]:

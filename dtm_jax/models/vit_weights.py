@@ -11,7 +11,7 @@ position biases for each block. There the shared table is added to the others, w
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,7 @@ def save(
   grid: Grid | None = None,
   mean: Triple = NORMALIZATIONS["imagenet"][0],
   std: Triple = NORMALIZATIONS["imagenet"][1],
+  class_names: Sequence[str] | None = None,
 ) -> None:
   """Writes model.safetensors and config.json as one of LAYOUTS; a preprocessor_config.json for transformers.
 
@@ -141,9 +142,11 @@ def save(
     params: of a student or a classifier.
     num_heads, grid: only where the parameters do not tell (see `vit_config.describe`).
     mean, std: the normalisation that the model was trained with.
+    class_names: the names of a classifier's classes, by label; a student has no classes and ignores them.
 
   Raises:
-    ValueError: an unknown layout, or the parameters do not tell heads or grid.
+    OptionError: an unknown layout, the parameters do not tell heads or grid, or the names are not as many as
+      the classes.
   """
   if layout not in LAYOUTS:
     raise OptionError(f"Unknown layout {layout!r}. Available: {', '.join(LAYOUTS)}.")
@@ -158,6 +161,8 @@ def save(
     "timm": lambda: vit_config.to_timm(model, image_size, mean, std),
     "transformers": lambda: vit_config.to_transformers(model, image_size),
   }[layout]()
+  if class_names is not None and isinstance(model, vit_config.Classifier):
+    config |= vit_config.class_labels(layout, class_names, model.num_classes)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   # safetensors writes the buffer as it lies in memory, so a transposed view must become an array.

@@ -32,9 +32,8 @@ BEAT = 15.0
 WATCH = 2.5
 """How many beats a lock is watched before it counts as stale."""
 SETTLE = 1.0
-"""Seconds between writing a lock where creation is not exclusive and reading it back."""
+"""Seconds between taking over a stale lock and reading it back."""
 _FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-_UNWRITABLE = (*_FULL_OR_READ_ONLY, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 class Lock:
@@ -99,17 +98,9 @@ class Lock:
     except OSError as error:
       if error.errno in _FULL_OR_READ_ONLY:
         raise
-      return self._create_without_links()
+      return paths.create_file(self._path, json.dumps(self._content))
     finally:
       Path(new).unlink(missing_ok=True)
-    return True
-
-  def _create_without_links(self) -> bool:
-    try:
-      with open(self._path, "x") as file:
-        file.write(json.dumps(self._content))
-    except FileExistsError:
-      return False
     return True
 
   def _require_stale(self, held: dict[str, Any]) -> None:
@@ -182,19 +173,10 @@ def hold(workdir: epath.Path) -> Iterator[Lock]:
   lock, made = Lock(workdir / FILE), []
 
   def acquire() -> None:
-    try:
-      if paths.is_remote(workdir):
-        paths.make_writable_folder(workdir, "--workdir")
-      elif not workdir.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        made.append(workdir)
-      lock.acquire()
-    except OSError as error:
-      if error.errno not in _UNWRITABLE:
-        raise
-      raise UserError(
-        f"--workdir={workdir} cannot be written: {error.strerror}. Give another folder, or make room."
-      ) from error
+    if not workdir.exists():
+      made.append(workdir)
+    paths.make_writable_folder(workdir, "--workdir")
+    lock.acquire()
 
   agreement.from_first_process(acquire)
   try:
