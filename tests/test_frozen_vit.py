@@ -6,10 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models import frozen_vit, frozen_vit_authors, frozen_vit_weights
 from dtm_jax.models.file_checks import UnreadableFileError
+from dtm_jax.tasks import build_teacher
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -234,9 +236,15 @@ def test_the_authors_files_are_what_transformers_makes_of_them(kind, tmp_path):
   contents |= {"trained.pth": {"teacher": {f"backbone.{name}": t for name, t in tensors.items()}}}
   for name, content in contents.items():
     torch.save(content, tmp_path / name)
-    with pytest.raises(OptionError, match=r"does not tell the heads of its 3 layers of width 32"):
-      teacher.build(str(tmp_path / name))
+    unknown = teacher.build(str(tmp_path / name))
+    assert "does not tell the heads of its 3 layers of width 32" in unknown.missing
+    with pytest.raises(OptionError, match="do not tell heads"):
+      jax.eval_shape(unknown.tokens, unknown.params, image)
+    options = {"name": kind.partition(",")[0], "path": str(tmp_path / name)}
+    with pytest.raises(OptionError, match=r"does not tell the heads .* give --config\.teacher\.heads"):
+      build_teacher(config_dict.ConfigDict({"teacher": options, "data": {"image_size": 32}}))
     built = teacher.build(str(tmp_path / name), heads=4)
+    assert built.missing is None
     difference = relative(jax.jit(built.tokens)(built.params, image), expected)
     print(f"\n{kind}, {name}: {difference:.1e}")
     assert difference < TOWER

@@ -17,7 +17,6 @@ import numpy as np
 from absl import logging
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.errors import OptionError
 from dtm_jax.models import weight_names
 from dtm_jax.models.clip_layouts import fuse_qkv, split_qkv
 from dtm_jax.models.file_checks import UnreadableFileError
@@ -70,22 +69,23 @@ def family_of(tensors: dict[str, np.ndarray]) -> str:
 def to_ours(
   tensors: dict[str, np.ndarray], shapes_of, *, source: str, heads: int | None, content: dict[str, Any]
 ) -> tuple[FrozenViTConfig, PyTree]:
-  """Return configuration and parameters.
+  """Return configuration and parameters. Where nothing tells the heads, the configuration has None.
 
   Args:
     shapes_of: a configuration -> the shapes of its parameters.
     heads: None: those of HEADS, or of timm's configuration `content`.
 
   Raises:
-    OptionError: nothing tells the heads.
     UnreadableFileError: lists every missing, unexpected and mis-shaped name.
   """
   tensors = _normalized(tensors, source)
   family = family_of(tensors)
   config, packed = _describe({name: tensor.shape for name, tensor in tensors.items()}, family, source)
-  config = _with_heads(config, family, source, heads, content)
+  size = config.tower.width, config.tower.depth
+  heads = heads or content.get("model_args", {}).get("num_heads") or HEADS[family].get(size)
+  config = _with_heads(config, heads)
   fuse = lambda params: fuse_qkv({"image": params})["image"]
-  expected = jax.eval_shape(fuse, shapes_of(config))
+  expected = jax.eval_shape(fuse, shapes_of(_with_heads(config, heads or 1)))  # heads change no shape
   ours = weight_names.to_ours(tensors, expected, rules(config, packed), source=source)
   return config, split_qkv({"image": ours})["image"]
 
@@ -140,16 +140,21 @@ def _describe(shapes: dict[str, tuple[int, ...]], family: str, source: str) -> t
   return config, packed
 
 
-def _with_heads(
-  config: FrozenViTConfig, family: str, source: str, heads: int | None, content: dict[str, Any]
-) -> FrozenViTConfig:
-  size = config.tower.width, config.tower.depth
-  heads = heads or content.get("model_args", {}).get("num_heads") or HEADS[family].get(size)
-  if heads is None:
-    published = ", ".join(f"{width} in {depth} layers" for width, depth in HEADS[family])
-    raise OptionError(
-      f"{source} does not tell the heads of its {size[1]} layers of width {size[0]}: give "
-      f"--config.teacher.heads=NUMBER. (They are known of the published widths: {published}.) Or give the "
-      "model in transformers' form, a folder with model.safetensors and config.json."
-    )
+def what_is_missing(config: FrozenViTConfig, source: str) -> str | None:
+  """Return a message that asks for the heads if `config` has none, otherwise None."""
+  if config.tower.num_heads is not None:
+    return None
+  published = ", ".join(f"{width} in {depth} layers" for width, depth in HEADS[_family(config)])
+  return (
+    f"{source} does not tell the heads of its {config.tower.depth} layers of width {config.tower.width}: "
+    f"give --config.teacher.heads=NUMBER. (They are known of the published widths: {published}.) Or give the "
+    "model in transformers' form, a folder with model.safetensors and config.json."
+  )
+
+
+def _family(config: FrozenViTConfig) -> str:
+  return "dinov2" if config.layer_scale else "mae"
+
+
+def _with_heads(config: FrozenViTConfig, heads: int | None) -> FrozenViTConfig:
   return dataclasses.replace(config, tower=dataclasses.replace(config.tower, num_heads=heads))

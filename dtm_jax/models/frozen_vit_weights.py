@@ -99,13 +99,15 @@ def load(
 ) -> tuple[FrozenViTConfig, PyTree]:
   """Return the configuration and the parameters (NumPy, float32) of a file, a folder or a repository.
 
+  The configuration has None for heads that nothing tells.
+
   Args:
     model_types: those of FAMILIES that are wanted.
     heads: for the authors' names at a size that was not published.
 
   Raises:
     NotThereError: a file is not there.
-    OptionError: nothing tells the heads, or config.json says others.
+    OptionError: config.json says other heads.
     UnreadableFileError: another kind of model, or names or shapes do not match; lists all of them.
   """
   found = weight_files.find(path_or_repo, revision=revision)

@@ -73,8 +73,13 @@ def build_teacher(config, patch_size: int | None = None) -> Teacher:
   With the student's `patch_size`, that is the size at which both have one grid of patches: a DINOv2 with
   patches of 14 pixels sees 196 pixels beside a student with patches of 16 that sees 224. Without a student it
   is data.image_size, in whole patches. A teacher that knows only its own size keeps it.
+
+  Raises:
+    OptionError: an option is missing that the teacher's files do not tell.
   """
   teacher = plugins.build("teachers", config.teacher)
+  if teacher.missing:
+    raise OptionError(teacher.missing)
   if config.teacher.get("image_size") is not None:
     return teacher
   rows = max(round(config.data.image_size / (patch_size or teacher.patch_size)), 1)

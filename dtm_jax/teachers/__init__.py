@@ -8,7 +8,15 @@ import numpy as np
 
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import OptionError
-from dtm_jax.models import frozen_vit, frozen_vit_weights, preprocessors, vit, vit_transfer, weight_files
+from dtm_jax.models import (
+  frozen_vit,
+  frozen_vit_authors,
+  frozen_vit_weights,
+  preprocessors,
+  vit,
+  vit_transfer,
+  weight_files,
+)
 from dtm_jax.models.layers import grid_of
 from dtm_jax.models.weight_files import Found
 from dtm_jax.normalizations import Triple, mean_and_std
@@ -29,6 +37,8 @@ class Teacher:
     width: C.
     mean, std: what the network expects its RGB input in [0, 1] to be normalised by.
     cls: as `tokens`, what it makes of its class token, [B, _]; None without such a token.
+    missing: a message that asks for what neither files nor options tell; None if nothing is missing. Without
+      it the teacher cannot be applied.
   """
 
   name: str
@@ -41,6 +51,7 @@ class Teacher:
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   cls: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B _"]] | None = None
+  missing: str | None = None
 
 
 def build_frozen_vit(
@@ -75,6 +86,7 @@ def build_frozen_vit(
     cls=(lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["cls"])
     if config.class_token
     else None,
+    missing=frozen_vit_authors.what_is_missing(config, str(found.file)),
   )
 
 

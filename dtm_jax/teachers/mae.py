@@ -33,7 +33,7 @@ def build(
     weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
 
   Raises:
-    OptionError: an unknown option, or heads that neither files nor options tell.
+    OptionError: an unknown option.
     UnreadableFileError: another kind of model, a damaged file, or names or shapes that do not match.
     NotThereError: a file is missing.
   """
