@@ -25,9 +25,10 @@ from dtm_jax.tasks import Run, State, Task
 from dtm_jax.training import flight_recorder, lock, validation
 from dtm_jax.training import replay as replaying
 from dtm_jax.training.course import Course
-from dtm_jax.training.evaluation import SCHEDULE, Evaluators
+from dtm_jax.training.evaluation import Evaluators
 from dtm_jax.training.flight_recorder import FlightRecorder
 from dtm_jax.training.metrics import Metrics
+from dtm_jax.training.option_rules import SCHEDULE
 from dtm_jax.training.records import Records
 from dtm_jax.training.replay import Finding
 

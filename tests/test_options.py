@@ -77,6 +77,11 @@ WRONG = [
   ("finetune_vitb16_in1k", "augment.color_jitter=0.4"),
   ("seg_debug", "data.view.crop=pad"),
   ("seg_debug", "data.view.max_class_share=0"),
+  *(("vitb16", f"data.view.max_pixels={value}") for value in ("0", "-1", "1e8", "True", "None")),
+  ("seg_debug", "data.view.max_pixels=0"),
+  *(("vitb16", f"resume={value}") for value in ("forced", "True", "")),
+  *(("knn_cifar10", f"replay={value}") for value in ("", " ")),
+  *(("debug", f"log.flight_recorder={value}") for value in ("maybe", "None", "")),
   ("vitb16", "data.image_size=-1"),
   ("vitb16", "data.image_size=225"),
   ("vitb16", "data.num_threads=0"),
@@ -340,11 +345,22 @@ def test_every_option_of_every_choice_has_a_rule_and_a_meaning(socket):
       assert rule.about or rule.allowed == "anything", (name, option)
 
 
+@pytest.mark.parametrize(
+  "flag",
+  ["data.view.max_pixels=1", "resume=force", "resume=check", "resume=None", "replay=runs/x/flight/7",
+   "replay=None", "log.flight_recorder=False", "log.flight_recorder=true"],
+)  # fmt: skip
+def test_right_values_of_the_options_of_every_run(flag):
+  for name in ("debug", "finetune_cifar10", "seg_debug", "tiny_clip_cifar10"):
+    assert message(name, f"--config.{flag}") == ""
+
+
 def test_names_in_the_rules_are_those_of_the_code():
   from dtm_jax import clustering, image_decoding, masking, mesh, morphing, normalizations, optim, prompts
   from dtm_jax.models import layers, positions, segmenter, vit, vit_classifier, vit_transfer
   from dtm_jax.morphers import bipartite
   from dtm_jax.teachers import clip
+  from dtm_jax.training import records
 
   def allowed(rule):
     return {name for name in re.findall(r"[\w+-]+", rule.allowed.removeprefix("one of "))}
@@ -370,6 +386,7 @@ def test_names_in_the_rules_are_those_of_the_code():
   ):  # fmt: skip
     assert allowed(rule) == set(names), rule
   assert set(option_rules.NORMALIZATIONS) == set(normalizations.NORMALIZATIONS)
+  assert allowed(option_rules.COMMON["resume"]) == set(records.RESUME)
   assert option_rules.TACTICS == mesh.TACTICS
   assert list(option_rules.TASKS) == plugins.available("tasks")
   assert {n: (v["width"], v["num_heads"]) for n, v in vit.VARIANTS.items()} == option_rules.TRUNK_SIZES

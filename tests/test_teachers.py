@@ -228,13 +228,26 @@ def test_another_grid_than_the_students_is_refused(weights, tmp_path):
     pretrain_task(tmp_path, weights | {"image_size": 32}, patch_size=4)
 
 
-def test_the_teacher_sees_images_of_a_size_that_gives_the_students_grid(weights, tmp_path):
-  if "image_size" not in plugins.options_of("teachers", weights["name"]):
-    pytest.skip("this teacher has one size")
+def test_the_teacher_sees_images_of_a_size_that_gives_the_students_grid(weights, tmp_path, monkeypatch):
+  """Its weights are read once for that."""
+  module = plugins.load("teachers", weights["name"])
+  builds, build = [], module.build
+  monkeypatch.setattr(module, "build", lambda **options: builds.append(options) or build(**options))
   task = pretrain_task(tmp_path, weights, patch_size=4)
+  assert len(builds) == 1
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
   tokens = jax.eval_shape(task.predict["teacher_tokens"], {}, task.frozen, batch)
   assert tokens.shape[1] == 64  # 8 x 8 patches of 8 pixels, of images of 64
+
+
+def test_a_resized_teacher_is_one_that_was_built_at_that_size(weights):
+  """Also by way of another size: positions are resized from those that were read."""
+  resized = plugins.build("teachers", weights).resized(16).resized(48)
+  built = plugins.build("teachers", {**weights, "image_size": 48})
+  assert (resized.image_size, resized.grid) == (built.image_size, built.grid) == (48, (6, 6))
+  jax.tree.map(np.testing.assert_array_equal, resized.params, built.params)
+  tokens = [jax.jit(each.tokens)(each.params, image(48)) for each in (resized, built)]
+  np.testing.assert_array_equal(*tokens)
 
 
 # Each teacher ---------------------------------------------------------------------------------------------

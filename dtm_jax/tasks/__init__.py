@@ -72,7 +72,8 @@ def build_teacher(config, patch_size: int | None = None) -> Teacher:
 
   With the student's `patch_size`, that is the size at which both have one grid of patches: a DINOv2 with
   patches of 14 pixels sees 196 pixels beside a student with patches of 16 that sees 224. Without a student it
-  is data.image_size, in whole patches. A teacher that knows only its own size keeps it.
+  is data.image_size, in whole patches. A teacher that knows only its own size keeps it. The weights are read
+  once.
 
   Raises:
     OptionError: an option is missing that the teacher's files do not tell.
@@ -84,13 +85,13 @@ def build_teacher(config, patch_size: int | None = None) -> Teacher:
     return teacher
   rows = max(round(config.data.image_size / (patch_size or teacher.patch_size)), 1)
   size, own = rows * teacher.patch_size, teacher.image_size
-  if size == own or "image_size" not in plugins.options_of("teachers", config.teacher.name):
+  if size == own or teacher.resized is None:
     return teacher
   logging.warning(
     "Teacher %r was made for images of %d pixels and sees %d: its positions are resized. "
     "--config.teacher.image_size gives another size.", teacher.name, own, size,
   )  # fmt: skip
-  return plugins.build("teachers", {**config.teacher, "image_size": size})
+  return teacher.resized(size)
 
 
 def teacher_input(teacher: Teacher, image: Float[Array, "B H W 3"]) -> Float[Array, "B side side 3"]:

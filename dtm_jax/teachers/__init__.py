@@ -1,7 +1,7 @@
 """Frozen teachers. A new one is a file here with `build(**options) -> Teacher`."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from dtm_jax.normalizations import Triple, mean_and_std
 Normalization = str | Sequence[Sequence[float]]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Teacher:
   """A frozen network that turns images into one token for each patch.
 
@@ -39,6 +39,8 @@ class Teacher:
     cls: as `tokens`, what it makes of its class token, [B, _]; None without such a token.
     missing: a message that asks for what neither files nor options tell; None if nothing is missing. Without
       it the teacher cannot be applied.
+    resized: image size -> the same teacher for images of that size. Nothing is read again. None: the teacher
+      knows only its own size.
   """
 
   name: str
@@ -52,6 +54,21 @@ class Teacher:
   std: tuple[float, float, float]
   cls: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B _"]] | None = None
   missing: str | None = None
+  resized: Callable[[int], "Teacher"] | None = None
+
+
+def at_any_size(image_size: int, *, patch_size: int, **attributes) -> Teacher:
+  """Return a teacher whose tower resizes its positions itself, for images of `image_size` pixels.
+
+  Raises:
+    ValueError: the image is not a whole number of patches.
+  """
+
+  def resized(size: int) -> Teacher:
+    grid = grid_of((size, size, 3), patch_size)
+    return Teacher(image_size=size, patch_size=patch_size, grid=grid, resized=resized, **attributes)
+
+  return resized(image_size)
 
 
 def build_frozen_vit(
@@ -71,15 +88,13 @@ def build_frozen_vit(
   found = weight_files.find(path, revision=revision, weights=weights)
   config, params = frozen_vit_weights.load(found, model_types, heads=heads)
   tower = frozen_vit.FrozenViT(config, dtype, attention)
-  image_size = image_size or config.image_size
   mean, std = mean_and_std_of(normalization, found, default_normalization)
-  return Teacher(
+  return at_any_size(
+    image_size or config.image_size,
+    patch_size=config.patch_size,
     name=f"{model_types[0]} {path}",
     params=params,
     tokens=lambda params, image_BHW3: tower.apply({"params": params}, image_BHW3)["patch_tokens"],
-    image_size=image_size,
-    patch_size=config.patch_size,
-    grid=grid_of((image_size, image_size, 3), config.patch_size),
     width=config.tower.width,
     mean=mean,
     std=std,
@@ -110,29 +125,32 @@ def of_student(
   Raises:
     OptionError: the image is not a whole number of patches.
   """
-  image_size = image_size or grid[0] * model.patch_size
-  new_grid = grid_of((image_size, image_size, 3), model.patch_size)
-  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-  params = vit_transfer.resize_positions(params, new_grid, grid)
+  own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
 
-  def output(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> dict[str, Array]:
-    height, width = image_BHW3.shape[1:3]
-    if (height, width) != (image_size, image_size):  # its tables of positions are of this grid
-      raise OptionError(f"Teacher {name!r} takes images of {image_size}x{image_size}, not {height}x{width}.")
-    return model.apply({"params": params}, image_BHW3)
+  def resized(size: int) -> Teacher:
+    new_grid = grid_of((size, size, 3), model.patch_size)
 
-  return Teacher(
-    name=name,
-    params=params,
-    tokens=lambda params, image_BHW3: output(params, image_BHW3)["patches"],
-    image_size=image_size,
-    patch_size=model.patch_size,
-    grid=new_grid,
-    width=model.width,
-    mean=mean,
-    std=std,
-    cls=lambda params, image_BHW3: output(params, image_BHW3)["cls"],
-  )
+    def output(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> dict[str, Array]:
+      height, width = image_BHW3.shape[1:3]
+      if (height, width) != (size, size):  # its tables of positions are of this grid
+        raise OptionError(f"Teacher {name!r} takes images of {size}x{size}, not {height}x{width}.")
+      return model.apply({"params": params}, image_BHW3)
+
+    return Teacher(
+      name=name,
+      params=vit_transfer.resize_positions(own, new_grid, grid),
+      tokens=lambda params, image_BHW3: output(params, image_BHW3)["patches"],
+      image_size=size,
+      patch_size=model.patch_size,
+      grid=new_grid,
+      width=model.width,
+      mean=mean,
+      std=std,
+      cls=lambda params, image_BHW3: output(params, image_BHW3)["cls"],
+      resized=resized,
+    )
+
+  return resized(image_size or grid[0] * model.patch_size)
 
 
 def mean_and_std_of(normalization: Normalization | None, found: Found, default: str) -> tuple[Triple, Triple]:

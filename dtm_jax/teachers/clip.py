@@ -4,10 +4,9 @@ from dtm_jax import teachers
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import OptionError
 from dtm_jax.models import clip, clip_config, clip_weights, weight_files
-from dtm_jax.models.layers import grid_of
 from dtm_jax.models.weight_files import Found
 from dtm_jax.normalizations import Triple
-from dtm_jax.teachers import Normalization, Teacher
+from dtm_jax.teachers import Normalization, Teacher, at_any_size
 
 OUTPUTS = {"projected": "patch_embeddings", "normalized": "patch_tokens"}
 
@@ -54,7 +53,6 @@ def build(
   if tokens == "projected" and config.embed_dim is None:
     raise OptionError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
   tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
-  image_size = image_size or config.image.image_size
   mean, std = mean_and_std_of(normalization, found)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
@@ -63,13 +61,12 @@ def build(
   def class_embedding(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B P"]:
     return tower.apply({"params": params}, image_BHW3)["cls_embedding"]
 
-  return Teacher(
+  return at_any_size(
+    image_size or config.image.image_size,
+    patch_size=config.image.patch_size,
     name=f"clip {path}",
     params=params["image"],
     tokens=patch_tokens,
-    image_size=image_size,
-    patch_size=config.image.patch_size,
-    grid=grid_of((image_size, image_size, 3), config.image.patch_size),
     width=config.embed_dim if tokens == "projected" else config.image.tower.width,
     mean=mean,
     std=std,

@@ -8,9 +8,6 @@ from absl import logging
 
 from dtm_jax.arrays import PyTree
 
-SCHEDULE = ("at_start", "every_steps", "every_epochs", "every_examples")
-"""Options of a section of `config.evals` that say when, not what."""
-
 
 class Evaluators:
   """The evaluators of `config.evals` by name.

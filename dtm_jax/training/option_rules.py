@@ -63,7 +63,7 @@ COMMON = {
   "batch_size": whole(1, "images in a step, of all devices together"),
   **durations("total", "length of the run; 0 only evaluates"),
   "resume": choice("check", "force", about="what to do if the saved config differs").or_none(),
-  "replay": text("folder of a flight record whose steps are run again", empty=True).or_none(),
+  "replay": text("folder of a flight record whose steps are run again").or_none(),
   "data.split": SPLIT,
   "data.image_size": SIZE,
   "data.num_threads": whole(1, "threads that decode images"),
@@ -347,7 +347,7 @@ SOCKET_RULES = {
 }
 
 SCHEDULE = ("at_start", *durations("every", ""))
-"""Options of `config.evals.*` that the loop reads, and no evaluator."""
+"""Options of a section of `config.evals` that say when an evaluator runs; the evaluator does not see them."""
 
 
 def of_annotation(annotation: str) -> Rule:
