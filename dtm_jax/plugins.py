@@ -45,8 +45,13 @@ def available(socket: str) -> list[str]:
   """The names that `load(socket, ...)` knows, sorted. Nothing is imported."""
   if socket not in SOCKETS:
     raise OptionError(f"Unknown socket {socket!r}. Available sockets are: {', '.join(SOCKETS)}.")
+  return list(_names(socket))
+
+
+@functools.cache
+def _names(socket: str) -> tuple[str, ...]:
   names = (module.name for module in pkgutil.iter_modules([str(PACKAGE / socket)]))
-  return sorted(name for name in names if not name.startswith("_"))
+  return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def require_name(socket: str, name: Any) -> None:

@@ -1,6 +1,8 @@
 """Masks: always the exact number, and block-wise masks distributed as a plain NumPy generator's."""
 
 import functools
+import importlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -140,3 +142,28 @@ def test_senseless_blocks_are_refused(options):
 def test_an_unknown_kind_lists_the_choices():
   with pytest.raises(ValueError, match=r"Unknown mask 'grid'\. Available: block, random"):
     masking.masks("grid", jnp.stack([jax.random.key(0)]), (8, 8), 25)
+
+
+RELEASED = ((14, 14), 75, 16)
+SMALL = ((8, 8), 25, 4)
+SHIPPED = {
+  "vitb16": RELEASED, "vits16": RELEASED, "vitl16": RELEASED, "vitb16_released": RELEASED,
+  "quickstart": SMALL, "debug": SMALL, "comparisons_cifar10": SMALL,
+}  # fmt: skip
+"""Grid, hidden patches and least patches of a block: the numbers of the configs before they had shares."""
+
+
+def test_the_shipped_configs_hide_as_many_patches_as_their_old_numbers_say():
+  configs = {}
+  for path in (Path(__file__).parents[1] / "configs").glob("*.py"):
+    module = importlib.import_module(f"configs.{path.stem}")
+    if path.stem != "__init__" and "mask" in (config := module.get_config()):
+      configs[path.stem] = config
+  assert configs.keys() == SHIPPED.keys()
+  for name, config in configs.items():
+    grid, num_masked, min_patches = SHIPPED[name]
+    assert grid == (config.data.image_size // config.student.patch_size,) * 2
+    options = dict(config.mask)
+    shares = {key: options.pop(key) for key in ("num_masked", "share", "min_patches", "min_block")}
+    assert masking.counts(grid, **shares) == {"num_masked": num_masked, "min_patches": min_patches}, name
+    assert options == {"kind": "block"}

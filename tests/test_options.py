@@ -135,6 +135,8 @@ WRONG = [
   ("finetune_cifar10", "evals.test.crop_pct=0"),
   ("finetune_cifar10", "evals.test.outputs=('logit',)"),
   ("seg_debug", "evals.val.stride=65"),
+  ("seg_debug", "evals.val.name=classification"),
+  ("linear_probe_cifar10", "evals.test.name=classification"),
   ("zeroshot_cifar10", "evals.zeroshot.prompts="),
   ("consistency", "evals.consistency.morphers.kmeans.groups=0"),
   ("consistency", "evals.consistency.morphers.kmeans.iterations=-1"),
@@ -283,6 +285,11 @@ def test_an_option_that_the_choice_does_not_have_lists_its_options():
   text = message("vitb16", "--config.teacher.name=dinov2", "--config.teacher.tokens=projected")
   assert "teacher.tokens=projected: teacher 'dinov2' has no option 'tokens'" in text
   assert "revision, normalization, dtype" in text
+
+
+def test_a_choice_without_options_says_so():
+  text = message("quickstart", "--config.morphers.tokens.groups=4")
+  assert "morpher 'identity' has no option 'groups'. Its options: weight" in text
 
 
 def test_another_morpher_keeps_its_weight_alone():

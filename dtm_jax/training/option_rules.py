@@ -253,6 +253,9 @@ PREDICTS = {
 }
 """What evaluators may ask of each task."""
 
+READS_LOGITS = {"finetune": "classification", "segment": "segmentation", "linear_probe": "best_head"}
+"""The evaluator of each task's logits, which are of images, of pixels, or of several heads."""
+
 _GROUPS = {
   "groups": whole(1, "number of groups").or_none(),
   "min_groups": whole(1, "fewest groups"),

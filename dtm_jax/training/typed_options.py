@@ -241,7 +241,7 @@ def _socket_rule(section: Section, option: str) -> Rule | None:
 def no_such_option(config: ConfigDict, key: str) -> str:
   """Say that there is no such option, and which there are."""
   section = section_of(config, key)
-  if section is None or not options_of(section):
+  if section is None or _base(section.name) not in plugins.available(section.socket):
     own = [known for known in known_keys(config) if rule_of(config, known)]
     return f"there is no such option for the task {config.get('task')!r}. Nearest: {nearest(key, own)}"
   option = key.removeprefix(f"{section.path}.")

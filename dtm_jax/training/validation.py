@@ -342,6 +342,10 @@ def _evaluator_problems(config: ConfigDict, right) -> Iterator[Problem]:
       key = next((key for key in keys if key in section.options), "name")
       text = f"the task {config.task!r} has no output {', '.join(missing)}; it has: {', '.join(offered)}"
       yield Problem(f"{section.path}.{key}", section.options.get(key, section.name), text)
+    reader = option_rules.READS_LOGITS.get(config.task)
+    if not missing and section.name in option_rules.READS_LOGITS.values() and section.name != reader:
+      text = f"must be {reader}, which reads the logits of the task {config.task!r}"
+      yield Problem(f"{section.path}.name", section.name, text)
     crop = section.options.get("crop") or section.options.get("image_size")
     if right(f"{section.path}.stride") and isinstance(crop, int) and 0 < crop < section.options.stride:
       text = f"must be at most crop={crop}, or pixels are left out"
