@@ -33,6 +33,7 @@ _run: dict = {}
 
 def main(argv: list[str]) -> None:
   config, workdir = _run["config"], _run["workdir"]
+  logging.info("Task %r in %s. Loading the libraries takes some seconds.", config.task, workdir)
   try:
     startup.quiet_orbax()
     startup.hide_accelerators_from_tensorflow()

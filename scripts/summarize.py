@@ -11,6 +11,7 @@ from dtm_jax import paths
 from dtm_jax.errors import NotThereError, UserError
 
 SHARES = ("accuracy", "top1", "top5", "miou")  # numbers with these in their names are shown in percent
+SHOWN_CLASSES = 10
 TITLES = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 
 Lines = list[dict[str, Any]]
@@ -41,6 +42,9 @@ def summary(workdir: str) -> list[str]:
     text += student_and_teacher(config, lines)
     lines = [{name: x for name, x in line.items() if not name.startswith("knn/")} for line in lines]
   text += evaluations(lines)
+  if names := config.get("class_names"):
+    shown = ", ".join(f"{label} {name}" for label, name in enumerate(names[:SHOWN_CLASSES]))
+    text.append(f"{len(names)} classes: {shown}{', ...' if len(names) > SHOWN_CLASSES else ''}")
   if (folder / "groups.png").exists():
     text.append(f"picture: {folder / 'groups.png'}")
   return text

@@ -82,7 +82,8 @@ def start_distributed() -> None:
   try:
     jax.distributed.initialize(**processes.TIME_LIMITS)
   except ValueError as error:  # no cluster was detected
-    logging.info("Single process (%s).", error)
+    logging.debug("jax.distributed: %s", error)
+    logging.info("One process: the environment names no cluster, and none was detected.")
 
 
 def keep_compiled_programs() -> None:
