@@ -16,17 +16,15 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from dtm_jax.errors import OptionError, UserError
-from dtm_jax.training import startup, typed_options, validation
+from dtm_jax.errors import UserError
+from dtm_jax.training import command_line, startup, typed_options, validation
+from dtm_jax.training.command_line import USER_ERROR
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "Where checkpoints and logs go, and from where a run resumes. Default: runs/<config's name>.",
 )
-USER_ERROR = 2
-"""The exit code of an error that the user can mend."""
-
 _run: dict = {}
 """The checked config and the workdir, from `parse_flags` to `main`."""
 
@@ -78,16 +76,7 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
   if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & {*arguments.rest}:
     print(_help(arguments.config))
     sys.exit(0)
-  try:
-    rest = flags.FLAGS(arguments.rest)
-  except flags.Error as error:
-    raise OptionError(f"{error} Options of the config are written --config.name=value.") from error
-  if rest[1:]:
-    raise OptionError(f"Unexpected arguments: {' '.join(rest[1:])}. Options are written --config.name=value.")
-  if not arguments.config:
-    raise OptionError("--config is missing: name a file of configs/, such as --config=configs/quickstart.py.")
-  config = typed_options.load_config(arguments.config)
-  problems = typed_options.apply(config, arguments.typed)
+  config, problems, rest = command_line.read(arguments)
   name = os.path.splitext(os.path.basename(arguments.config.partition(":")[0]))[0]
   workdir = os.path.join("runs", name) if _WORKDIR.value is None else _WORKDIR.value
   validation.check_all(

@@ -18,9 +18,8 @@ import unittest.mock
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from collectives import Collective, collectives, total
-from ml_collections import config_flags
 
 
 def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
@@ -30,7 +29,7 @@ def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
   from dtm_jax.tasks import Run
 
   run = Run(1000, 100.0, config.batch_size, tuple(f"class {i}" for i in range(1000)))
-  with teacher_of_shapes(config.teacher.path):
+  with teacher_of_shapes(config.get("teacher", {})):
     task = plugins.load("tasks", config.task).build(config, run)
   place = lambda tree: jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -49,14 +48,15 @@ def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
 
 
 @contextlib.contextmanager
-def teacher_of_shapes(path: str):
+def teacher_of_shapes(options):
   """Within it, a CLIP that is no local folder has the shapes of ViT-B/16 and no values."""
-  if pathlib.Path(path).exists():
+  path = pathlib.Path(options.get("path") or "clip-vit-base-patch16")
+  if options.get("name") != "clip" or path.exists():
     yield
     return
   from dtm_jax.models import clip, clip_weights, weight_files
 
-  found = weight_files.Found(pathlib.Path(path) / "model.safetensors")
+  found = weight_files.Found(path / "model.safetensors")
 
   def shapes(_found, **_options):
     config = clip.CLIPConfig(text=None)
@@ -105,14 +105,13 @@ def table(found: list[Collective]) -> str:
   return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-  if argv[1:]:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+def main(config) -> None:
+  """Print the collectives of the train step of `config`, and write what the flags ask for."""
   from dtm_jax import paths  # after the flags
 
   devices = get_devices()
   mesh = make_mesh(flags.FLAGS.mesh, devices)
-  compiled, state, _ = compile_step(flags.FLAGS.config, mesh)
+  compiled, state, _ = compile_step(config, mesh)
   text = compiled.as_text()
   if flags.FLAGS.hlo:
     paths.resolve(flags.FLAGS.hlo).write_text(text)
@@ -126,11 +125,12 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":  # the flags too: tests import this file beside others that have flags
-  config_flags.DEFINE_config_file("config", None, "A pre-training config.", lock_config=True)
   flags.DEFINE_integer("devices", 8, "How many devices the CPU shall look like.")
   flags.DEFINE_string("mesh", "data", '"data", "fsdp" or sizes: "data=2,fsdp=4".')
   flags.DEFINE_string("topology", None, 'A TPU to compile for instead: "v4:2x2x1".')
   flags.DEFINE_string("json", None, "Also write the numbers to this file.")
   flags.DEFINE_string("hlo", None, "Also write XLA's text to this file.")
   sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-  app.run(main)
+  from dtm_jax.training import command_line
+
+  command_line.run_script(main)

@@ -9,22 +9,22 @@ Besides weights, config and tokenizer it copies the training log and writes a ch
 import hashlib
 import itertools
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from dtm_jax import checkpoints, paths, plugins, prompts
 from dtm_jax.models import clip_weights
 from dtm_jax.models.clip_tokenizer import word_tokenizer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import contrastive
+from dtm_jax.training import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the run was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 _TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)
 
 
-def main(_) -> None:
-  config, workdir = _CONFIG.value, paths.resolve(_WORKDIR.value)
+def main(config) -> None:
+  """Export the run of `--workdir`, which was trained with `config`."""
+  workdir = paths.resolve(_WORKDIR.value)
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   captions_GP = prompts.captions(dataset.class_names, config.text.prompts)
   tokenizer = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
@@ -41,4 +41,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command_line.run_script(main)

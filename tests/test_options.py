@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 from dtm_jax import main, plugins
 from dtm_jax.errors import NotThereError, OptionError
-from dtm_jax.training import option_rules, startup, typed_options, validation
+from dtm_jax.training import command_line, option_rules, startup, typed_options, validation
 from dtm_jax.training.typed_options import apply, get, load_config, split_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -511,6 +511,25 @@ def test_main_refuses_with_one_message_and_exit_code_2(flags, hints, capsys):
   text = capsys.readouterr().err
   assert all(hint in text for hint in hints)
   assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+  ("flags", "hint"),
+  [(["--config.optim.lr=-1"], "optim.lr=-1.0: must be"), (["--config.task=none"], "must be one of"),
+   (["extra"], "Unexpected arguments: extra"), ([], "of the script itself")],
+)  # fmt: skip
+def test_a_script_that_takes_a_config_refuses_it_as_main_does(monkeypatch, capsys, flags, hint):
+  def script(config):
+    assert config.total_epochs == 2
+    assert config.total_steps is None
+    raise OptionError("of the script itself")
+
+  monkeypatch.setattr(command_line.app, "run", lambda run, flags_parser: run(flags_parser(sys.argv)))
+  monkeypatch.setattr(sys, "argv", ["script", "--config=configs/debug.py", "--config.total_epochs=2", *flags])
+  with pytest.raises(SystemExit) as caught:
+    command_line.run_script(script)
+  assert caught.value.code == 2
+  assert hint in capsys.readouterr().err
 
 
 def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):
