@@ -53,6 +53,11 @@ def metrics(workdir: Path) -> list[dict]:
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def timeless(line: dict) -> dict:
+  """The numbers of a line that do not depend on the speed of the machine."""
+  return {name: value for name, value in line.items() if name not in ("images_per_sec", "input_wait")}
+
+
 def losses(workdir: Path) -> dict[int, float]:
   """step -> loss, of the lines that have one."""
   return {line["step"]: line["loss"] for line in metrics(workdir) if "loss" in line}

@@ -210,7 +210,7 @@ for _ in range(3):
   with counter:
     step(x)
 hits = events.count("/jax/compilation_cache/cache_hits")
-print(counter.count, hits, jax.config.jax_compilation_cache_dir, main.kind_of_processor())
+print(counter.count, hits, jax.config.jax_compilation_cache_dir, startup.kind_of_processor())
 """
 
 

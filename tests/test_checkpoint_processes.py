@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import os, shutil, sys
 import jax, jax.numpy as jnp
-import dtm_jax.main as main
+from dtm_jax.training import startup
 startup.start_distributed()
 import dtm_jax.stored_checkpoints as stored
 from dtm_jax import checkpoints, errors, processes

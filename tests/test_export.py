@@ -1,6 +1,6 @@
 """scripts/export.py: a run's workdir, or weights, to the files of others."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -20,11 +20,7 @@ MODEL = vit.VisionTransformer(patch_size=4, width=24, depth=2, num_heads=3, out_
 
 @pytest.fixture(scope="module")
 def export():
-  path = ROOT / "scripts" / "export.py"
-  spec = importlib.util.spec_from_file_location("export", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.export
+  return importlib.import_module("scripts.export").export  # one module for all tests: it defines flags
 
 
 def random_params(seed, model=MODEL):

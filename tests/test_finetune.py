@@ -148,7 +148,7 @@ def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, mo
   assert any("fsdp" in spec for spec in jax.tree.leaves(sharded[1]))
 
   whole, parts = (small_world.metrics(tmp_path / name) for name in ("whole", "parts"))
-  assert whole[-1] == parts[-1]
+  assert small_world.timeless(whole[-1]) == small_world.timeless(parts[-1])
   for output in ("logits", "logits_ema"):
     assert {f"test/{output}_{what}" for what in ("top1", "top5", "loss")} < whole[-1].keys()
   assert all(line.get("compilations", 1) == 1 for line in whole)

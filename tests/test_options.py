@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_dict
 
 from dtm_jax import main, plugins
@@ -17,6 +18,15 @@ from dtm_jax.training.typed_options import apply, get, load_config, split_argume
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.fixture(autouse=True)
+def flags_of_main(monkeypatch):
+  """Only the flags of main: other tests of this process import scripts, which require flags of their own."""
+  own = absl_flags.FlagValues()
+  own["workdir"] = absl_flags.FLAGS["workdir"]
+  absl_flags.FLAGS.mark_as_parsed()
+  monkeypatch.setattr(absl_flags, "FLAGS", own)
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,7 @@ def test_several_morphers_add_up_with_their_weights(world, batch):
 
 def test_a_grid_that_is_not_the_teachers_is_refused(world):
   with pytest.raises(ValueError, match=r"\(4, 4\).*patch 8.*\(8, 8\).*patch 4"):
-    make_task(world, student__patch_size=8)
+    make_task(world, student__patch_size=8, teacher__image_size=32)
 
 
 def test_predictions_hide_nothing(world, batch):

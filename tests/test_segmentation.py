@@ -248,7 +248,7 @@ def test_a_run_stops_and_resumes_to_the_bit(tmp_path, monkeypatch):
   resumed = loop.train(config, str(tmp_path / "parts"))
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(uninterrupted))
   whole, parts = (small_world.metrics(tmp_path / name) for name in ("whole", "parts"))
-  assert whole[-1] == parts[-1]
+  assert small_world.timeless(whole[-1]) == small_world.timeless(parts[-1])
   assert {"val/miou", "val/pixel_accuracy", "val/mean_accuracy"} < whole[-1].keys()
   assert all(line.get("compilations", 1) == 1 for line in whole)
 

@@ -29,7 +29,7 @@ class Evaluator:
     mesh: Mesh,
     *,
     dataset,
-    outputs: tuple[str, ...] | None = None,
+    outputs: tuple[str, ...] | None = OUTPUTS[:1],
     split: str | None = None,
     image_size: int,
     crop_pct: float | None = None,
