@@ -16,7 +16,7 @@ FULL, SMOKE = 50, 2
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-  """When the signal is sent: once `has_come`, and up to `spread` seconds later. `cold` starts a new Python."""
+  """The signal is sent once `has_come`, and up to `spread` seconds later. `cold` starts a new Python."""
 
   name: str
   has_come: Callable[[runs.Process, Path], bool]

@@ -1,4 +1,4 @@
-"""Two processes of one run: one is killed, told to stop, or cannot read. And runs of two, one, two processes."""
+"""Two processes of one run, of which one is killed, stopped or cannot read; and other numbers of them."""
 
 import math
 import random

@@ -25,7 +25,7 @@ def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterat
 
 
 def _trial(world: runs.World, reference: Path, error: str, where: str, count: int, folder: Path) -> str:
-  """Step 9 is the newest. It must be restored, or the run must stop; it must never be moved or passed over."""
+  """Step 9 is the newest: it is restored or the run stops. It is never moved aside or passed over."""
   workdir = folder / "run"
   shutil.copytree(reference, workdir)
   shutil.rmtree(workdir / "checkpoints" / "12")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
-class Skipped(Exception):  # noqa: N818  (not an error)
+class Skipped(Exception):
   """The machine cannot make this trial; the message says why."""
 
 
