@@ -1,15 +1,16 @@
 """The campaign: one command that breaks runs in every way that users report, and a table of what came out.
 
-    python -m tests.campaign                                  everything, on two CPU cores about an hour
-    python -m tests.campaign --parts=damage,soak              some parts
-    python -m tests.campaign --only="SIGTERM at step 6"       trials whose names contain this
-    python -m tests.campaign --out=results/reliability.md     also writes the table
+    bash scripts/campaign.sh                                  everything, on two CPU cores about an hour
+    bash scripts/campaign.sh --parts=damage,soak              some parts
+    bash scripts/campaign.sh --only="SIGTERM at step 6"       trials whose names contain this
+    bash scripts/campaign.sh --out=results/reliability.md     also writes the table
 
 Every trial works on a run of 12 steps of `configs/debug.py` with a random teacher and random images, started
 by the real command. Failed trials keep their folder, which the table names.
 """
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import platform
@@ -38,9 +39,8 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--out", type=Path, help="a Markdown file for the table")
   args = parser.parse_args(argv)
   folder = Path(tempfile.mkdtemp(prefix="dtm_jax_campaign_"))
-  outcomes = run(
-    folder, args.parts.split(","), only=args.only, seed=args.seed, jobs=args.jobs, smoke=args.smoke
-  )
+  options = dict(only=args.only, seed=args.seed, jobs=args.jobs, smoke=args.smoke)
+  outcomes = run(make_reference(folder), folder, args.parts.split(","), **options)
   table = report(outcomes)
   print(table)
   if args.out:
@@ -51,19 +51,40 @@ def main(argv: list[str] | None = None) -> int:
   return int(wrong)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A run that nobody disturbed, and the world that it saw."""
+
+  world: runs.World
+  workdir: Path
+
+
+def make_reference(folder: Path) -> Reference:
+  """Make a world and train the undisturbed run in it."""
+  world, workdir = runs.World.make(folder / "world"), folder / "reference" / "run"
+  runs.finish(world.arguments(workdir), folder / "reference" / "log")
+  return Reference(world, workdir)
+
+
 def run(
-  folder: Path, parts: list[str], *, only: str = "", seed: int = 0, jobs: int = 1, smoke: bool = False
+  reference: Reference,
+  folder: Path,
+  parts: list[str],
+  *,
+  only: str = "",
+  seed: int = 0,
+  jobs: int = 1,
+  smoke: bool = False,
 ) -> dict[str, list[trial.Outcome]]:
   """Run the trials of the parts and return their outcomes by the part's title."""
   if unknown := [part for part in parts if part not in PARTS]:
     raise SystemExit(f"Unknown parts: {', '.join(unknown)}. Available: {', '.join(PARTS)}.")
-  world = runs.World.make(folder / "world")
-  reference = folder / "reference" / "run"
-  runs.finish(world.arguments(reference), folder / "reference" / "log")
   outcomes = {}
   for part in parts:
     module = importlib.import_module(f"tests.campaign.{part}")
-    trials = [each for each in module.trials(world, reference, seed, smoke) if only in each.name]
+    trials = [
+      each for each in module.trials(reference.world, reference.workdir, seed, smoke) if only in each.name
+    ]
     places = [folder / part / str(place) for place in range(len(trials))]
     with ThreadPoolExecutor(jobs) as pool:
       outcomes[module.TITLE] = []

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Breaks runs in every way that users report and prints what came out: kill -9, damaged checkpoints, failing file
+# systems, full disks, lost processes, bad inputs, a long run. About an hour on two CPU cores. For parts of it:
+#   bash scripts/campaign.sh --parts=damage,soak
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh requirements.txt requirements-test.txt requirements-test-no-deps.txt
+exec python -m tests.campaign "$@"
