@@ -17,7 +17,7 @@ TITLE = "bad inputs"
 
 VALUES = {
   "--config.student.drop_path": ("1.5", "-0.5", "nan"),
-  "--config.optim.lr": ("-1e-3", "inf"),
+  "--config.optim.lr": ("-0.001", "inf"),
   "--config.optim.weight_decay": ("-0.05",),
   "--config.optim.clip_norm": ("-1.0",),
   "--config.optim.betas": ("(2.0,2.0)", "(0.9,)"),
