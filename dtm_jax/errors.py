@@ -3,6 +3,9 @@
 A message names the culprit as the user typed it, its value, and the choices or the way out.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
   """Something that the user asked for is not possible."""
@@ -14,3 +17,19 @@ class OptionError(UserError, ValueError):
 
 class NotThereError(UserError, FileNotFoundError):
   """A file, folder or run that the user named does not exist."""
+
+
+@contextlib.contextmanager
+def concerning(**options: object) -> Iterator[None]:
+  """Name these options of the config, keys with __ for the dot, in a UserError that is raised inside.
+
+  The code that finds the fault often knows a folder or a file, and not which option named it.
+  """
+  try:
+    yield
+  except UserError as error:
+    typed = [
+      f"--config.{key.replace('__', '.')}={value}" for key, value in options.items() if value is not None
+    ]
+    error.add_note(f"This concerns {' '.join(typed)}.")
+    raise

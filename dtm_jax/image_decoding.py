@@ -20,6 +20,7 @@ import simplejpeg
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dtm_jax import orientation, pixel_values, rand_augment
+from dtm_jax.errors import UserError
 from dtm_jax.resampling import CV2_FILTERS, Box, Pixels, resize, resize_region
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is max_pixels, for all formats
@@ -42,7 +43,7 @@ Encoded = bytes | Pixels
 """What a data set stores: an encoded file, or the pixels themselves."""
 
 
-class CorruptImageError(ValueError):
+class CorruptImageError(UserError, ValueError):
   """These bytes are no image that can be read in full, or one that is larger than allowed."""
 
 

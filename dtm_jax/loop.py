@@ -20,6 +20,7 @@ from dtm_jax import data, dataset_settings, paths, plugins, processes, reporting
 from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints import Checkpoints
+from dtm_jax.errors import concerning
 from dtm_jax.progress import Progress
 from dtm_jax.tasks import Run, State, Task
 from dtm_jax.training import flight_recorder, lock, validation
@@ -94,8 +95,10 @@ def prepare(config, workdir: epath.Path, stack: contextlib.ExitStack) -> Setup:
   `stack` closes what has to be closed.
   """
   mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
-  dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
-  dataset_settings.resolve(config, dataset)
+  place = {f"data__dataset__{name}": value for name, value in config.data.dataset.items()}
+  with concerning(**place, data__split=config.data.split):
+    dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
+    dataset_settings.resolve(config, dataset)
   records = Records(workdir, config, dataset)
   records.check()
   course = Course.fresh(config.batch_size, dataset.num_examples)

@@ -59,8 +59,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     config, workdir, rest = read_command_line(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
   except UserError as error:
-    if startup.process_place(os.environ):  # every process fails alike, and the first one says why
-      sys.exit(USER_ERROR)
+    if startup.process_place(os.environ) and not startup.cluster_is_wrong(os.environ):
+      sys.exit(USER_ERROR)  # every process fails alike, and the first one says why
     _exit(error)
   _run.update(config=config, workdir=workdir)
   return rest

@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_dict
 
 from dtm_jax import main, plugins
-from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.errors import NotThereError, OptionError, concerning
 from dtm_jax.training import command_line, option_rules, startup, typed_options, validation
 from dtm_jax.training.typed_options import apply, get, load_config, split_arguments
 
@@ -548,6 +548,20 @@ def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):
     main.parse_flags(["main", "--config=configs/none.py"])
   assert caught.value.code == 2
   assert capsys.readouterr().err == ""
+
+
+def test_a_wrong_cluster_is_told_by_every_process(monkeypatch, capsys):
+  for name, value in zip(startup.CLUSTER, ("host:1", "2", "2"), strict=True):
+    monkeypatch.setenv(name, value)
+  with pytest.raises(SystemExit):
+    main.parse_flags(["main", "--config=configs/debug.py"])
+  assert "JAX_PROCESS_ID=2 must be below JAX_NUM_PROCESSES=2" in capsys.readouterr().err
+
+
+def test_an_error_names_the_options_that_it_concerns():
+  with pytest.raises(OptionError) as caught, concerning(teacher__name="clip", teacher__path=None):
+    raise OptionError("No such folder.")
+  assert caught.value.__notes__ == ["This concerns --config.teacher.name=clip."]
 
 
 def test_a_refused_start_imports_neither_jax_nor_tensorflow():

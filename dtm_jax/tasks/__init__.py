@@ -9,7 +9,7 @@ from absl import logging
 from dtm_jax import optim, plugins
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import normalize, resize_to
-from dtm_jax.errors import OptionError
+from dtm_jax.errors import OptionError, concerning
 from dtm_jax.models import finiteness
 from dtm_jax.teachers import Teacher
 
@@ -78,7 +78,8 @@ def build_teacher(config, patch_size: int | None = None) -> Teacher:
   Raises:
     OptionError: an option is missing that the teacher's files do not tell.
   """
-  teacher = plugins.build("teachers", config.teacher)
+  with concerning(teacher__name=config.teacher.name, teacher__path=config.teacher.get("path")):
+    teacher = plugins.build("teachers", config.teacher)
   if teacher.missing:
     raise OptionError(teacher.missing)
   if config.teacher.get("image_size") is not None:

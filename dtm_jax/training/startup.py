@@ -59,6 +59,15 @@ def check_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
   return count, place
 
 
+def cluster_is_wrong(environment: Mapping[str, str]) -> bool:
+  """Return whether `check_cluster` refuses: then there may be no first process that says why."""
+  try:
+    check_cluster(environment)
+  except OptionError:
+    return True
+  return False
+
+
 def process_place(environment: Mapping[str, str]) -> int:
   """This process's place as its environment tells it before the cluster is joined; 0 if nothing does."""
   value = environment.get("JAX_PROCESS_ID") or environment.get("SLURM_PROCID") or "0"

@@ -124,15 +124,16 @@ def _escaping_index(folder: Path, world: runs.World) -> tuple[list[str], dict[st
   return [f"--config.teacher.path={target}"], {}, ["../../secret.safetensors"]
 
 
-def _images(make_files: Callable[[Path], None], words: list[str], *more: str) -> Check:
+def _images(make_files: Callable[[Path], None], words: list[str]) -> Check:
   """A folder of images as the data set."""
 
   def make(folder: Path, world: runs.World) -> tuple[list[str], dict[str, str], list[str]]:
     target = folder / "images"
     target.mkdir()
     make_files(target)
-    flags = ["--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={target}"]
-    return [*flags, "--config.evals.knn.at_start=False", *more], {}, words
+    flags = ["--config.data.dataset.name=folder"]
+    flags += [f"--config.{key}={target}" for key in ("data.dataset.data_dir", "evals.knn.dataset.data_dir")]
+    return flags, {}, words
 
   return make
 
@@ -148,6 +149,7 @@ def _only_text(folder: Path) -> None:
 
 
 def _all_corrupt(folder: Path) -> None:
+  _picture(folder / "val" / "cat" / "1.png")
   for place in range(16):
     path = folder / "train" / "cat" / f"{place}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +208,7 @@ FILES: dict[str, Check] = {
   "config.json: a web page": _weights("config.json", _html(), ["config.json"]),
   "config.json: a list": _weights("config.json", b"[1, 2]", ["config.json"]),
   "config.json: cut short": _weights("config.json", b'{"model_type": "cl', ["config.json"]),
-  "images: none that can be read": _images(_only_text, ["cat"]),
+  "images: none that can be read": _images(_only_text, [".txt", "data_dir"]),
   "images: all corrupt": _images(_all_corrupt, ["corrupt"]),
   "images: two folders of one split": _images(_two_names_of_one_split, ["Train", "train"]),
   "images: a folder that is not there": lambda folder, world: (
