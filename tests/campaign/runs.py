@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 from tests import small_world
 
@@ -167,9 +169,10 @@ CACHE = Path(os.environ.get("TMPDIR", "/tmp")) / f"dtm_jax_campaign_{os.getuid()
 
 
 def _forkserver():
-  os.environ.update(ENVIRONMENT)  # the server inherits it, and JAX reads it when it is imported
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["tests.campaign.warm"])
+  with mock.patch.dict(os.environ, ENVIRONMENT):  # the server inherits it: JAX reads it when it is imported
+    forkserver.ensure_running()
   return context
 
 
