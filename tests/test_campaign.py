@@ -5,7 +5,6 @@ import pytest
 from tests.campaign import __main__ as campaign
 from tests.campaign import trial
 
-
 NIGHTLY = ("transient_errors", "processes", "soak")  # too long, or not yet right on every machine
 
 
