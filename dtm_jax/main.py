@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
       loop.train(config, workdir)
   except UserError as error:
     place = startup.process_place(os.environ)
-    _exit(error, f"Process {place}: " if place else "")
+    command_line.end_with(error, f"Process {place}: " if place else "")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -61,7 +61,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   except UserError as error:
     if startup.process_place(os.environ) and not startup.cluster_is_wrong(os.environ):
       sys.exit(USER_ERROR)  # every process fails alike, and the first one says why
-    _exit(error)
+    command_line.end_with(error)
   _run.update(config=config, workdir=workdir)
   return rest
 
@@ -99,14 +99,6 @@ def _help(path: str | None) -> str:
       about = f"{rule.about}: {rule.allowed}" if rule.about else rule.allowed
       lines += [f"  --config.{key}={value}", f"      {about}"]
   return "\n".join(lines)
-
-
-def _exit(error: UserError, prefix: str = "") -> None:
-  """End the process with the message of an error that the user can mend."""
-  logging.flush()
-  notes = getattr(error, "__notes__", [])
-  print("\n".join([f"{prefix}{error}", *notes]), file=sys.stderr, flush=True)
-  sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from dtm_jax.errors import OptionError, UserError
@@ -47,7 +47,7 @@ def run_script(main: Callable[[ConfigDict], None]) -> None:
       config, problems, rest = read(typed_options.split_arguments(argv))
       validation.check(config, problems)
     except UserError as error:
-      _exit(error)
+      end_with(error)
     found.append(config)
     return rest
 
@@ -55,11 +55,14 @@ def run_script(main: Callable[[ConfigDict], None]) -> None:
     try:
       main(*found)
     except UserError as error:
-      _exit(error)
+      end_with(error)
 
   app.run(run, flags_parser=parse_flags)
 
 
-def _exit(error: UserError) -> None:
-  print(error, file=sys.stderr)
+def end_with(error: UserError, prefix: str = "") -> None:
+  """End the process with the message and the notes of an error that the user can mend."""
+  logging.flush()
+  notes = getattr(error, "__notes__", [])
+  print("\n".join([f"{prefix}{error}", *notes]), file=sys.stderr, flush=True)
   sys.exit(USER_ERROR)
