@@ -158,6 +158,5 @@ def _find_proof(checkpoint: epath.Path, error: Exception | None, alone: bool) ->
 
 def _log_try(what: str, number: int, failure: Failure, delay: float | None) -> None:
   after = "giving up" if delay is None else f"next try in {delay:g} s"
-  logging.warning(
-    "%s: try %d failed (%s), %s.", what, number, failure.text, after, exc_info=delay is None and failure.error
-  )
+  logging.warning("%s: try %d failed (%s), %s.", what, number, failure.text, after)
+  logging.debug("The error of try %d:", number, exc_info=failure.error)

@@ -6,6 +6,7 @@ caller's metadata, the step, and a table of the arrays with their checksums).
 
 import functools
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,15 @@ from dtm_jax.checkpoint_retries import CorruptCheckpointError
 from dtm_jax.errors import NotThereError, OptionError, UserError
 
 s3_checkpoints.install()
+
+
+def _is_no_forgotten_task(record: logging.LogRecord) -> bool:
+  return not record.getMessage().startswith("Task exception was never retrieved")
+
+
+# Orbax reads arrays in parallel tasks and raises the first error. For each other error `asyncio` would log a
+# traceback, although the message that follows says the same.
+logging.getLogger("asyncio").addFilter(_is_no_forgotten_task)
 
 
 def make_contents(step: int, state: PyTree, meta: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Transient errors are tried again and leave the checkpoint in place; damage is proven by the bytes."""
 
+import asyncio
 import errno
+import gc
 import json
 import os
 import resource
@@ -401,3 +403,19 @@ def test_a_fault_of_storage_is_explained_anywhere(tmp_path):
   for error in (ValueError("wrong"), OSError(errno.EIO, "Input/output error")):
     with pytest.raises(type(error)):
       write(error)
+
+
+def test_errors_of_parallel_reads_leave_no_traceback(caplog):
+  """Orbax raises the first error of its parallel tasks and forgets the others."""
+
+  async def fail():
+    raise OSError(errno.EIO, "Input/output error")
+
+  async def read():
+    tasks = [asyncio.create_task(fail()) for _ in range(3)]
+    await asyncio.gather(*tasks[:1])
+
+  with pytest.raises(OSError, match="Input/output"):
+    asyncio.run(read())
+  gc.collect()
+  assert "never retrieved" not in caplog.text
