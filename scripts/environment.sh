@@ -59,8 +59,8 @@ package_installed() {
   [ ! -f pyproject.toml ] || "$1/bin/python" -I - "$PWD" <<'PYTHON'
 import importlib.util, os, sys
 found = importlib.util.find_spec("dtm_jax")
-folders = [os.path.realpath(folder) for folder in found.submodule_search_locations] if found else []
-sys.exit(os.path.realpath(os.path.join(sys.argv[1], "dtm_jax")) not in folders)
+origin = found and found.origin  # None if the installation is older than the package's __init__.py
+sys.exit(not origin or os.path.realpath(origin) != os.path.realpath(f"{sys.argv[1]}/dtm_jax/__init__.py"))
 PYTHON
 }
 

@@ -69,6 +69,7 @@ def checkout(tmp_path, monkeypatch):
   (folder / "scripts").mkdir(parents=True)
   shutil.copy(ROOT / "scripts" / "environment.sh", folder / "scripts")
   (folder / "dtm_jax").mkdir()
+  (folder / "dtm_jax" / "__init__.py").touch()
   (folder / "pyproject.toml").write_text("")
   (folder / "requirements.txt").write_text("# numbers\nalpha>=1.2,<2\n")
   (folder / "requirements-test.txt").write_text("beta==3.0  # for the tests\n")
