@@ -5,7 +5,7 @@ import optax
 
 from dtm_jax import masking, morphing, plugins, rngs
 from dtm_jax.augment import augment, normalize
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import pretrain
 

@@ -23,8 +23,8 @@ CLOCKED = {  # what is reported: module, function; the rest of `loop.train` is "
   "distributed": ("dtm_jax.training.startup", "start_distributed"),
   "data set": ("dtm_jax.plugins", "build"),
   "initial state": ("dtm_jax.loop", "restore_or_init"),
-  "parameters' table": ("dtm_jax.reporting", "log_parameters"),
-  "writers": ("dtm_jax.reporting", "make_writer"),
+  "parameters' table": ("dtm_jax.records.reporting", "log_parameters"),
+  "writers": ("dtm_jax.records.reporting", "make_writer"),
   "checkpoints": ("dtm_jax.loop", "Checkpoints"),
 }
 STARTED, RESULT = "DTM_JAX_BENCHMARK_STARTED", "DTM_JAX_BENCHMARK_RESULT"
@@ -92,9 +92,10 @@ def child() -> None:
 def watch_the_loop(clock: Clock) -> None:
   import jax
 
-  from dtm_jax import loop, plugins, reporting
+  from dtm_jax import loop, plugins
+  from dtm_jax.records import reporting
 
-  modules = {"dtm_jax.loop": loop, "dtm_jax.plugins": plugins, "dtm_jax.reporting": reporting}
+  modules = {"dtm_jax.loop": loop, "dtm_jax.plugins": plugins, "dtm_jax.records.reporting": reporting}
   for name, (module, function) in CLOCKED.items():
     if module in modules:
       owner = modules[module]
@@ -170,7 +171,7 @@ def main_arguments(args, overrides, folder: Path) -> list[str]:
     workload.photos(photos, max(64, args.batch))
     argv += ["--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={photos}"]
   elif config.data.dataset.name == "cifar10" and config.data.dataset.get("data_dir") is None:
-    from dtm_jax.paths import cache_folder
+    from dtm_jax.storage.paths import cache_folder
 
     argv += [f"--config.data.dataset.data_dir={cache_folder()}"]
     argv += [f"--config.evals.{name}.dataset.data_dir={cache_folder()}" for name in config.evals]

@@ -5,7 +5,7 @@ import jax.extend.core
 import numpy as np
 
 from benchmarks import beginnings, measuring, workload
-from dtm_jax import mesh as meshes
+from dtm_jax.training import mesh as meshes
 
 GIB = 2**30
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import measuring
 from benchmarks.morphing import tokens
 from dtm_jax import morphing, plugins
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
 
 MORE = {
   "bipartite, released": dict(name="bipartite", schedule="released", drawn_per="step", split="alternate"),

@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measuring
-from dtm_jax import matching_kernel, morphing
+from dtm_jax import morphing
+from dtm_jax.matching import tpu_kernel as matching_kernel
 from dtm_jax.morphers import bipartite
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -202,7 +203,7 @@ def loss_and_gradient(target_BNC, drawn_per, num_schedules=2):
 def network_calls(batch_size, num_tokens, width):
   """The student forward and backward, and with CLIP B/16's image tower before it; `batch_size` images."""
   from benchmarks.morphers import images, student_step
-  from dtm_jax.models import clip
+  from dtm_jax.models.clip import model as clip
 
   image_BHW3 = images(batch_size, round(num_tokens**0.5))
   student = student_step(batch_size, image_BHW3, width)

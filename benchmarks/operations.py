@@ -4,7 +4,7 @@ A step is the teacher's forward, and the student's forward and backward (twice t
 again to save memory is no work). Matching and morphing are counted apart, with all K rounds.
 """
 
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
 from dtm_jax.teachers import Teacher
 
 

@@ -34,7 +34,8 @@ def torch_step(config):
   import torch
 
   from benchmarks import peer_torch
-  from dtm_jax.models import clip_weights, vit
+  from dtm_jax.models.clip import weights as clip_weights
+  from dtm_jax.models.vit import model as vit
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
   clip, _ = clip_weights.load(config.teacher.path)

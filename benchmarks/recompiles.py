@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from benchmarks import measuring, workload
 from dtm_jax import loop, morphing
-from dtm_jax import mesh as meshes
-from dtm_jax.models import clip
+from dtm_jax.models.clip import model as clip
+from dtm_jax.training import mesh as meshes
 
 EVENTS = {
   "/jax/core/compile/jaxpr_trace_duration": "traces",

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import beginnings, measuring, memory, workload
-from dtm_jax import mesh as meshes
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
+from dtm_jax.training import mesh as meshes
 
 
 def gradient(config):

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import beginnings, measuring, memory, operations, workload
 from benchmarks.beginnings import PARTS
 from dtm_jax import loop, plugins
-from dtm_jax import mesh as meshes
+from dtm_jax.training import mesh as meshes
 
 STEP, ALONE, PER_STEP = "whole step", "morphing + loss", "morphing + loss, a schedule a step"
 CEILING = "matrix product"

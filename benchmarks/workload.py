@@ -14,9 +14,10 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from dtm_jax import loop
-from dtm_jax import mesh as meshes
-from dtm_jax.models import clip, clip_weights
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.tasks import Run, Task, pretrain
+from dtm_jax.training import mesh as meshes
 
 TOTAL_STEPS, STEPS_PER_EPOCH = 100_000, 1000.0
 PHOTO = (375, 500, 3)

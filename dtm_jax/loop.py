@@ -16,22 +16,26 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dtm_jax import data, dataset_settings, paths, plugins, processes, reporting, rngs, storage_faults
-from dtm_jax import mesh as meshes
+from dtm_jax import data, plugins, processes, rngs
 from dtm_jax.arrays import Batch, PyTree, RandomKey
-from dtm_jax.checkpoints import Checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
+from dtm_jax.data import settings as dataset_settings
 from dtm_jax.errors import concerning
+from dtm_jax.options import validation
+from dtm_jax.options.table import SCHEDULE
 from dtm_jax.progress import Progress
+from dtm_jax.records import flight_recorder, lock, reporting
+from dtm_jax.records import replay as replaying
+from dtm_jax.records.flight_recorder import FlightRecorder
+from dtm_jax.records.metrics import Metrics
+from dtm_jax.records.replay import Finding
+from dtm_jax.records.run_config import Records
+from dtm_jax.storage import faults as storage_faults
+from dtm_jax.storage import paths
 from dtm_jax.tasks import Run, State, Task
-from dtm_jax.training import flight_recorder, lock, validation
-from dtm_jax.training import replay as replaying
+from dtm_jax.training import mesh as meshes
 from dtm_jax.training.course import Course
 from dtm_jax.training.evaluation import Evaluators
-from dtm_jax.training.flight_recorder import FlightRecorder
-from dtm_jax.training.metrics import Metrics
-from dtm_jax.training.option_rules import SCHEDULE
-from dtm_jax.training.records import Records
-from dtm_jax.training.replay import Finding
 
 
 def train(config, workdir: str) -> State:

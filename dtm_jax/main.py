@@ -17,8 +17,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from dtm_jax.errors import UserError
-from dtm_jax.training import command_line, startup, typed_options, validation
-from dtm_jax.training.command_line import USER_ERROR
+from dtm_jax.options import command_line, validation
+from dtm_jax.options import typed as typed_options
+from dtm_jax.options.command_line import USER_ERROR
+from dtm_jax.training import startup
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",

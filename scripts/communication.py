@@ -25,8 +25,8 @@ from collectives import Collective, collectives, total
 def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
   """The train step of the config on the mesh, and the shapes of its state and of the frozen arrays."""
   from dtm_jax import loop, plugins
-  from dtm_jax import mesh as meshes
   from dtm_jax.tasks import Run
+  from dtm_jax.training import mesh as meshes
 
   run = Run(1000, 100.0, config.batch_size, tuple(f"class {i}" for i in range(1000)))
   with teacher_of_shapes(config.get("teacher", {})):
@@ -54,7 +54,9 @@ def teacher_of_shapes(options):
   if options.get("name") != "clip" or path.exists():
     yield
     return
-  from dtm_jax.models import clip, clip_weights, weight_files
+  from dtm_jax.models.clip import model as clip
+  from dtm_jax.models.clip import weights as clip_weights
+  from dtm_jax.models.files import weight_files
 
   found = weight_files.Found(path / "model.safetensors")
 
@@ -73,7 +75,7 @@ def teacher_of_shapes(options):
 
 def make_mesh(text: str, devices):
   """The mesh of `--mesh`."""
-  from dtm_jax import mesh as meshes
+  from dtm_jax.training import mesh as meshes
 
   sizes = {"data": {}, "fsdp": {"data": 1, "fsdp": -1}}.get(text)
   if sizes is None:
@@ -107,7 +109,7 @@ def table(found: list[Collective]) -> str:
 
 def main(config) -> None:
   """Print the collectives of the train step of `config`, and write what the flags ask for."""
-  from dtm_jax import paths  # after the flags
+  from dtm_jax.storage import paths
 
   devices = get_devices()
   mesh = make_mesh(flags.FLAGS.mesh, devices)
@@ -131,6 +133,6 @@ if __name__ == "__main__":  # the flags too: tests import this file beside other
   flags.DEFINE_string("json", None, "Also write the numbers to this file.")
   flags.DEFINE_string("hlo", None, "Also write XLA's text to this file.")
   sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-  from dtm_jax.training import command_line
+  from dtm_jax.options import command_line
 
   command_line.run_script(main)

@@ -11,8 +11,8 @@ import numpy as np
 from einops import reduce
 from PIL import Image
 
-from dtm_jax import consistency
 from dtm_jax.arrays import Bool, Float, Int, UInt8
+from dtm_jax.evaluators import _token_measures as consistency
 from dtm_jax.evaluators.consistency import AS_THEY_ARE, Examples
 
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)  # of the tokens: the numbers of groups that are mapped

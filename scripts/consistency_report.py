@@ -25,10 +25,12 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_dict
 
-from dtm_jax import loop, paths, plugins, prompts
-from dtm_jax import mesh as meshes
+from dtm_jax import loop, plugins
 from dtm_jax.evaluators.consistency import AS_THEY_ARE, Evaluator
+from dtm_jax.models.clip import prompts
+from dtm_jax.storage import paths
 from dtm_jax.tasks import Run
+from dtm_jax.training import mesh as meshes
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MEASURES = {"zeroshot": 100, "linear": 100, "cosine": 1}  # in percent, or as it is

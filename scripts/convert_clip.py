@@ -1,4 +1,4 @@
-"""Any file of a CLIP into the folder that `dtm_jax.models.clip_weights.save` writes; needs no PyTorch.
+"""Any file of a CLIP into the folder that `dtm_jax.models.clip.model.weights.save` writes; needs no PyTorch.
 
     python scripts/convert_clip.py --source=ViT-B-16.pt --to=clip_b16
 
@@ -11,9 +11,11 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from dtm_jax import paths
-from dtm_jax.models import clip_config, clip_weights, weight_files
+from dtm_jax.models.clip import config as clip_config
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.files import weight_files
 from dtm_jax.models.layers import ACTIVATIONS
+from dtm_jax.storage import paths
 from dtm_jax.teachers.clip import mean_and_std_of
 
 OPTIONS = {"heads": "--heads IMAGE TEXT", "activation": "--activation NAME"}

@@ -17,9 +17,10 @@ from absl import app, flags
 from einops import rearrange
 from PIL import Image, ImageDraw
 
-from dtm_jax import data, datasets, morphing, paths, plugins
+from dtm_jax import data, datasets, morphing, plugins
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.errors import NotThereError, OptionError, UserError
+from dtm_jax.storage import paths
 from dtm_jax.teachers import Teacher
 
 HEADER = 24

@@ -3,7 +3,7 @@
     python scripts/export.py --source=runs/vitb16 --format=timm --to=exported
     timm.create_model("local-dir:exported", pretrained=True)          # features; transformers: BeitModel
 
-The source is a run's workdir, or weights that `dtm_jax.models.vit_weights.load` reads: a folder, or a
+The source is a run's workdir, or weights that `dtm_jax.models.vit.model.weights.load` reads: a folder, or a
 repository of the hub, with the authors', BEiT's, timm's or transformers' names. The folder gets
 model.safetensors and config.json, and for transformers preprocessor_config.json. config.json names a run's
 classes: `id2label`, `label_names` for timm, `class_names` for the authors' names.
@@ -13,10 +13,11 @@ from pathlib import Path
 
 from absl import app, flags
 
-from dtm_jax import paths, pretrained
-from dtm_jax.models import vit_weights
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
-from dtm_jax.training import records
+from dtm_jax.records import run_config as records
+from dtm_jax.storage import paths
+from dtm_jax.training import pretrained
 
 _SOURCE = flags.DEFINE_string(
   "source", None, "A run's workdir, a folder of weights, or a repository.", required=True

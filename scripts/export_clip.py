@@ -11,12 +11,15 @@ import itertools
 
 from absl import flags
 
-from dtm_jax import checkpoints, paths, plugins, prompts
-from dtm_jax.models import clip_weights
-from dtm_jax.models.clip_tokenizer import word_tokenizer
+from dtm_jax import plugins
+from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.models.clip import prompts
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.clip.tokenizer import word_tokenizer
 from dtm_jax.normalizations import mean_and_std
+from dtm_jax.options import command_line
+from dtm_jax.storage import paths
 from dtm_jax.tasks import contrastive
-from dtm_jax.training import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 _TO = flags.DEFINE_string("to", None, "The folder to write.", required=True)

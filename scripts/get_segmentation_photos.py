@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 
-from dtm_jax import paths
+from dtm_jax.storage import paths
 
 PACKAGE = "labelme==6.3.1"
 SHA256 = "2947e0d8341a92faa7b3ee50cf4b672f838051c6bf24892526e95b64fd3a707e"

@@ -31,10 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dtm_jax import morphing, optim
+from dtm_jax import morphing
 from dtm_jax.arrays import Array, Float, Int, PyTree
-from dtm_jax.models import vit_config, vit_weights
+from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.teachers import clip
+from dtm_jax.training import optim
 
 PARAM = "param/"
 

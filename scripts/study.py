@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
-from dtm_jax import paths
+from dtm_jax.storage import paths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any
 
-from dtm_jax import paths
 from dtm_jax.errors import NotThereError, UserError
+from dtm_jax.storage import paths
 
 SHARES = ("accuracy", "top1", "top5", "miou")  # numbers with these in their names are shown in percent
 SHOWN_CLASSES = 10

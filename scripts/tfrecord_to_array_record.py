@@ -15,7 +15,7 @@ import shutil
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from dtm_jax import paths
+from dtm_jax.storage import paths
 
 OLD, NEW = "tfrecord", "array_record"
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtm_jax.models import clip, clip_weights
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
 
 NUM_TRAIN = 80
 

@@ -8,10 +8,10 @@ import small_world
 from PIL import Image
 
 from dtm_jax import loop
-from dtm_jax import mesh as meshes
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import best_head, classification, knn, zeroshot
 from dtm_jax.tasks import Run, finetune, frozen, linear_probe
+from dtm_jax.training import mesh as meshes
 
 NAMES = tuple("abcdefghij")
 

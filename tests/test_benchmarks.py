@@ -14,9 +14,9 @@ import pytest
 import small_world
 
 from benchmarks import beginnings, measuring, operations, peer, recompiles, remat, step, workload
-from dtm_jax import mesh as meshes
 from dtm_jax import morphing
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
+from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,11 +16,15 @@ import pytest
 import safetensors.numpy
 import small_world
 
-from dtm_jax import loop, paths, plugins, pretrained, prompts
-from dtm_jax.checkpoints import Checkpoints, load_params
+from dtm_jax import loop, plugins
+from dtm_jax.checkpoints.manager import Checkpoints, load_params
 from dtm_jax.errors import NotThereError, OptionError, UserError
-from dtm_jax.mirror import Mirror
-from dtm_jax.models import clip_weights, weight_files
+from dtm_jax.models.clip import prompts
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.files import weight_files
+from dtm_jax.storage import paths
+from dtm_jax.storage.mirror import Mirror
+from dtm_jax.training import pretrained
 from scripts import convert_clip, export
 
 ROOT = Path(__file__).parents[1]

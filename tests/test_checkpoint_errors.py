@@ -15,9 +15,19 @@ import pytest
 import small_world
 from test_checkpoints import abstract, assert_same, corrupt_names, make_state, mesh, save_steps, sharded_state
 
-from dtm_jax import checkpoint_evidence, checkpoints, loop, storage_faults, stored_checkpoints
-from dtm_jax.checkpoints import Checkpoints
+from dtm_jax import loop
+from dtm_jax.checkpoints import (
+  evidence as checkpoint_evidence,
+)
+from dtm_jax.checkpoints import (
+  manager as checkpoints,
+)
+from dtm_jax.checkpoints import (
+  stored as stored_checkpoints,
+)
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
+from dtm_jax.storage import faults as storage_faults
 
 __all__ = ["mesh"]  # a fixture
 
@@ -88,7 +98,7 @@ def restore(folder, mesh, delays=(0.0, 0.0)):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   """Steps 1 and 2; tests copy it."""
-  from dtm_jax import mesh as meshes
+  from dtm_jax.training import mesh as meshes
 
   folder = tmp_path_factory.mktemp("saved") / "checkpoints"
   save_steps(folder, meshes.make_mesh(8, 1), [1, 2])
@@ -144,7 +154,7 @@ def test_one_wrong_reading_of_sound_bytes_is_read_again(folder, mesh, monkeypatc
 
 def test_the_tries_wait_longer_each_time(folder, mesh, monkeypatch):
   waits = []
-  monkeypatch.setattr("dtm_jax.checkpoint_retries.time.sleep", waits.append)
+  monkeypatch.setattr("dtm_jax.checkpoints.manager.retries.time.sleep", waits.append)
   break_reading(monkeypatch, "meta", TimeoutError())
   with pytest.raises(UserError, match="in 6 tries, last with TimeoutError"):
     restore(folder, mesh, delays=None)

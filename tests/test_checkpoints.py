@@ -17,10 +17,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dtm_jax import checkpoints
-from dtm_jax import mesh as meshes
-from dtm_jax.checkpoints import Checkpoints
+from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
+from dtm_jax.training import mesh as meshes
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 RULES = [(".*", "fsdp")]

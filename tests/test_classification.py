@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax import mesh as meshes
 from dtm_jax.evaluators import classification
+from dtm_jax.training import mesh as meshes
 
 RNG = np.random.default_rng(0)
 NUM = 53

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax.models import clip, clip_weights
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.positions import resize_positions
 
 TINY = clip.CLIPConfig(

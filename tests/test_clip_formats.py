@@ -16,8 +16,11 @@ from safetensors.numpy import save_file
 from test_clip_weights import assert_same
 
 from dtm_jax.errors import OptionError
-from dtm_jax.models import clip, clip_config, clip_weights, weight_files
-from dtm_jax.models.clip_layouts import LAYOUTS
+from dtm_jax.models.clip import config as clip_config
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.clip.layouts import LAYOUTS
+from dtm_jax.models.files import weight_files
 from dtm_jax.teachers.clip import build
 
 TEXT = clip.TextConfig(

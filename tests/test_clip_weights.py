@@ -9,7 +9,19 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dtm_jax.models import clip, clip_config, clip_tokenizer, clip_weights, weight_files
+from dtm_jax.models.clip import (
+  config as clip_config,
+)
+from dtm_jax.models.clip import (
+  model as clip,
+)
+from dtm_jax.models.clip import (
+  tokenizer as clip_tokenizer,
+)
+from dtm_jax.models.clip import (
+  weights as clip_weights,
+)
+from dtm_jax.models.files import weight_files
 
 CONFIG = clip.CLIPConfig(
   clip.ImageConfig(clip.Tower(32, 3, 4, 64), image_size=32, patch_size=8),

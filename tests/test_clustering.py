@@ -6,7 +6,7 @@ import numpy as np
 import oracle_clustering as oracle
 import pytest
 
-from dtm_jax import clustering
+from dtm_jax.morphers import _clustering as clustering
 from dtm_jax.morphers import superpixel
 from dtm_jax.morphers.kmeans import kmeans
 from dtm_jax.morphers.kmedoids import kmedoids

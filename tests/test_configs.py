@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dtm_jax import plugins
-from dtm_jax.models import clip, weight_files
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.files import weight_files
 from dtm_jax.tasks import Run
 from dtm_jax.teachers import clip as clip_teacher
 

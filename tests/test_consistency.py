@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import small_world
 
-from dtm_jax import consistency
-from dtm_jax import mesh as meshes
+from dtm_jax.evaluators import _token_measures as consistency
 from dtm_jax.evaluators.consistency import Evaluator, evenly
+from dtm_jax.training import mesh as meshes
 
 RNG = np.random.default_rng(0)
 

@@ -17,11 +17,13 @@ import small_world
 from PIL import Image
 
 from configs import consistency as study_config
-from dtm_jax import loop, prompts
+from dtm_jax import loop
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.datasets.cifar10 import CLASS_NAMES
-from dtm_jax.models import clip, clip_weights
-from dtm_jax.models.clip_tokenizer import special_ids, word_tokenizer
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import prompts
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.clip.tokenizer import special_ids, word_tokenizer
 from dtm_jax.normalizations import NORMALIZATIONS
 
 pytestmark = pytest.mark.slow

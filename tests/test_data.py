@@ -12,7 +12,8 @@ import scipy.stats
 import simplejpeg
 from PIL import Image
 
-from dtm_jax import data, image_decoding
+from dtm_jax import data
+from dtm_jax.data import image_decoding
 
 
 class Images:

@@ -11,14 +11,17 @@ import small_world
 from PIL import Image
 
 from configs import zeroshot_cifar10
-from dtm_jax import loop, plugins, prompts
-from dtm_jax import mesh as meshes
+from dtm_jax import loop, plugins
 from dtm_jax.datasets import cifar10
 from dtm_jax.errors import OptionError
 from dtm_jax.evaluators import best_head, choose, classification, knn, zeroshot
-from dtm_jax.models import clip, clip_tokenizer, clip_weights
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import prompts
+from dtm_jax.models.clip import tokenizer as clip_tokenizer
+from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, frozen_clip
+from dtm_jax.training import mesh as meshes
 
 RNG = np.random.default_rng(0)
 

@@ -10,9 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from dtm_jax import checkpoints
+from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import OptionError
-from dtm_jax.models import vit, vit_classifier, vit_config, vit_transfer, vit_weights
+from dtm_jax.models.vit import (
+  classifier as vit_classifier,
+)
+from dtm_jax.models.vit import (
+  config as vit_config,
+)
+from dtm_jax.models.vit import (
+  model as vit,
+)
+from dtm_jax.models.vit import (
+  transfer as vit_transfer,
+)
+from dtm_jax.models.vit import (
+  weights as vit_weights,
+)
 
 ROOT = Path(__file__).parents[1]
 MODEL = vit.VisionTransformer(patch_size=4, width=24, depth=2, num_heads=3, out_dim=10)

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import small_world
 
-from dtm_jax import checkpoints, loop, mixing, optim, rngs
+from dtm_jax import loop, mixing, rngs
 from dtm_jax.augment import augment, normalize, random_erase
-from dtm_jax.models import vit, vit_classifier, vit_weights
+from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.models.vit import classifier as vit_classifier
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, finetune
+from dtm_jax.training import optim
 
 NAMES = tuple("abcdefghij")
 TINY = dict(width=24, depth=2, num_heads=2)

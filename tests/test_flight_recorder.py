@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from dtm_jax import loop
 from dtm_jax.errors import NotThereError, UserError
-from dtm_jax.models import finiteness, vit
-from dtm_jax.training import flight_recorder
-from dtm_jax.training.flight_recorder import FlightRecorder, NonFiniteError
+from dtm_jax.models.vit import model as vit
+from dtm_jax.records import flight_recorder
+from dtm_jax.records.flight_recorder import FlightRecorder, NonFiniteError
+from dtm_jax.training import finiteness
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtm_jax import data, datasets, image_decoding
+from dtm_jax import data, datasets
+from dtm_jax.data import image_decoding
 from dtm_jax.datasets import _class_names, _image_files, _splits, folder, segmentation_folder
 from dtm_jax.errors import NotThereError, OptionError, UserError
 

@@ -9,8 +9,16 @@ import pytest
 from ml_collections import config_dict
 
 from dtm_jax.errors import NotThereError, OptionError
-from dtm_jax.models import frozen_vit, frozen_vit_authors, frozen_vit_weights
-from dtm_jax.models.file_checks import UnreadableFileError
+from dtm_jax.models.files.file_checks import UnreadableFileError
+from dtm_jax.models.frozen_vit import (
+  author_files as frozen_vit_authors,
+)
+from dtm_jax.models.frozen_vit import (
+  model as frozen_vit,
+)
+from dtm_jax.models.frozen_vit import (
+  weights as frozen_vit_weights,
+)
 from dtm_jax.tasks import build_teacher
 
 torch = pytest.importorskip("torch")

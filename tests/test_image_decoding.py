@@ -14,8 +14,10 @@ import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from configs import vitb16_released
-from dtm_jax import data, dataset_settings, image_decoding, label_maps, orientation, resampling
-from dtm_jax.image_decoding import CorruptImageError, EvalView, TrainView, decode
+from dtm_jax import data
+from dtm_jax.data import image_decoding, label_maps, orientation, resampling
+from dtm_jax.data import settings as dataset_settings
+from dtm_jax.data.image_decoding import CorruptImageError, EvalView, TrainView, decode
 
 RNG = np.random.default_rng(0)
 DEEP = np.linspace(0, 65535, 12 * 20).astype(np.uint16).reshape(12, 20)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax import consistency
-from dtm_jax import mesh as meshes
+from dtm_jax.evaluators import _token_measures as consistency
 from dtm_jax.evaluators import linear
+from dtm_jax.training import mesh as meshes
 
 SIZES = {"train": 60, "test": 37}
 

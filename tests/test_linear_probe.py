@@ -10,12 +10,13 @@ import pytest
 import small_world
 from safetensors.numpy import load_file, save_file
 
-from dtm_jax import checkpoints, loop, plugins
-from dtm_jax import mesh as meshes
+from dtm_jax import loop, plugins
+from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import best_head
 from dtm_jax.tasks import Run, linear_probe
 from dtm_jax.teachers import clip as clip_teacher
+from dtm_jax.training import mesh as meshes
 
 NAMES = tuple("abcdefghij")
 

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from dtm_jax.errors import UserError
-from dtm_jax.training import lock
+from dtm_jax.records import lock
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,13 @@ import portpicker
 import pytest
 import small_world
 
-from dtm_jax import checkpoints, loop
-from dtm_jax import mesh as meshes
+from dtm_jax import loop
+from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import knn
-from dtm_jax.models import vit_weights
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.training import evaluation
+from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
 

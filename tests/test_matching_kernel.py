@@ -9,7 +9,8 @@ import oracle_morphing as oracle
 import pytest
 from test_morphing import DECIDABLE, assert_canonical, clip_like_tokens
 
-from dtm_jax import matching_kernel, morphing
+from dtm_jax import morphing
+from dtm_jax.matching import tpu_kernel as matching_kernel
 from dtm_jax.morphers import bipartite
 
 interpreted = functools.partial(matching_kernel.kernel_rounds, interpret=True)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from dtm_jax import mesh as meshes
+from dtm_jax.training import mesh as meshes
 
 PARAMS = {
   "blocks": {

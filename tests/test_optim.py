@@ -8,9 +8,20 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
-from dtm_jax import mesh as meshes
-from dtm_jax import optim
-from dtm_jax.models import vit, vit_classifier, vit_config, vit_weights
+from dtm_jax.models.vit import (
+  classifier as vit_classifier,
+)
+from dtm_jax.models.vit import (
+  config as vit_config,
+)
+from dtm_jax.models.vit import (
+  model as vit,
+)
+from dtm_jax.models.vit import (
+  weights as vit_weights,
+)
+from dtm_jax.training import mesh as meshes
+from dtm_jax.training import optim
 
 PER_EPOCH = {"steps_per_epoch": 100, "batch_size": 32}
 

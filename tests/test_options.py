@@ -13,8 +13,11 @@ from ml_collections import ConfigDict, config_dict
 
 from dtm_jax import main, plugins
 from dtm_jax.errors import NotThereError, OptionError, concerning
-from dtm_jax.training import command_line, option_rules, startup, typed_options, validation
-from dtm_jax.training.typed_options import apply, get, load_config, split_arguments
+from dtm_jax.options import command_line, validation
+from dtm_jax.options import table as option_rules
+from dtm_jax.options import typed as typed_options
+from dtm_jax.options.typed import apply, get, load_config, split_arguments
+from dtm_jax.training import startup
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -373,11 +376,18 @@ def test_right_values_of_the_options_of_every_run(flag):
 
 
 def test_names_in_the_rules_are_those_of_the_code():
-  from dtm_jax import clustering, image_decoding, masking, mesh, morphing, normalizations, optim, prompts
-  from dtm_jax.models import layers, positions, segmenter, vit, vit_classifier, vit_transfer
+  from dtm_jax import masking, morphing, normalizations
+  from dtm_jax.data import image_decoding
+  from dtm_jax.models import layers, positions, segmenter
+  from dtm_jax.models.clip import prompts
+  from dtm_jax.models.vit import classifier as vit_classifier
+  from dtm_jax.models.vit import model as vit
+  from dtm_jax.models.vit import transfer as vit_transfer
+  from dtm_jax.morphers import _clustering as clustering
   from dtm_jax.morphers import bipartite
+  from dtm_jax.records import run_config as records
   from dtm_jax.teachers import clip
-  from dtm_jax.training import records
+  from dtm_jax.training import mesh, optim
 
   def allowed(rule):
     return {name for name in re.findall(r"[\w+-]+", rule.allowed.removeprefix("one of "))}

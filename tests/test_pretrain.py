@@ -10,7 +10,7 @@ import small_world
 
 from dtm_jax import masking, plugins, rngs
 from dtm_jax.augment import augment, normalize
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, pretrain
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dtm_jax import prompts
+from dtm_jax.models.clip import prompts
 
 WNIDS = [f"n{i:08d}" for i in range(1000)]
 

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 from timm_without_torchvision import import_timm
 
-from dtm_jax import data, rand_augment
-from dtm_jax.image_decoding import TrainView
-from dtm_jax.rand_augment import OPERATIONS, RandAugment
+from dtm_jax import data
+from dtm_jax.data import rand_augment
+from dtm_jax.data.image_decoding import TrainView
+from dtm_jax.data.rand_augment import OPERATIONS, RandAugment
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (24, 32, 3), np.uint8))

@@ -8,11 +8,13 @@ import pytest
 from etils import epath
 from ml_collections import config_dict
 
-from dtm_jax import data, optim
+from dtm_jax import data
 from dtm_jax.errors import OptionError, UserError
-from dtm_jax.training import changes, records
+from dtm_jax.records import changes
+from dtm_jax.records import run_config as records
+from dtm_jax.records.metrics import MetricsFile, rounded
+from dtm_jax.training import optim
 from dtm_jax.training.course import Course
-from dtm_jax.training.metrics import MetricsFile, rounded
 
 
 class Pictures:

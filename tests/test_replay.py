@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from small_world import write_clip
 
-from dtm_jax.models import vit, vit_config, vit_weights
+from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import weights as vit_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from dtm_jax import reporting
-from dtm_jax.training.metrics import Metrics
+from dtm_jax.records import reporting
+from dtm_jax.records.metrics import Metrics
 
 
 def test_a_window_averages_and_forgets():

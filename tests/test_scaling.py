@@ -8,8 +8,8 @@ import pytest
 import small_world
 
 from dtm_jax import loop, plugins
-from dtm_jax import mesh as meshes
 from dtm_jax.tasks import Run
+from dtm_jax.training import mesh as meshes
 
 STEPS, BATCH = 4, 16
 MESHES = {"data 2": (2, 1), "data 8": (8, 1), "fsdp 8": (1, 8)}

@@ -12,15 +12,20 @@ import pytest
 import small_world
 from test_loop import ROOT, environment
 
-from dtm_jax import checkpoints, data, loop, optim, rngs, segmentation
-from dtm_jax import mesh as meshes
+from dtm_jax import data, loop, rngs
 from dtm_jax.augment import normalize, to_float
+from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.datasets import shapes
+from dtm_jax.evaluators import _sliding_windows as segmentation
 from dtm_jax.evaluators import segmentation as evaluator
-from dtm_jax.label_maps import IGNORE
-from dtm_jax.models import segmenter, vit, vit_weights
+from dtm_jax.models import segmenter
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, segment
+from dtm_jax.training import mesh as meshes
+from dtm_jax.training import optim
 
 TINY = dict(width=16, depth=2, num_heads=2, channels=8, auxiliary_channels=4)
 

@@ -9,9 +9,10 @@ import pytest
 import tensorflow_datasets as tensorflow_tfds
 from PIL import Image
 
-from dtm_jax import data, label_maps
+from dtm_jax import data
+from dtm_jax.data import label_maps
+from dtm_jax.data.image_decoding import CorruptImageError, TrainView
 from dtm_jax.datasets import ade20k, segmentation_folder, shapes, tfds
-from dtm_jax.image_decoding import CorruptImageError, TrainView
 
 IGNORE = label_maps.IGNORE
 

@@ -14,14 +14,16 @@ import small_world
 from PIL import Image
 from test_teachers import WRITERS
 
-from dtm_jax import dataset_settings, loop, plugins
-from dtm_jax import mesh as meshes
+from dtm_jax import loop, plugins
+from dtm_jax.data import settings as dataset_settings
 from dtm_jax.datasets import imagenet
 from dtm_jax.errors import OptionError
-from dtm_jax.models import weight_files
+from dtm_jax.models.files import weight_files
+from dtm_jax.options import typed as typed_options
+from dtm_jax.options import validation
+from dtm_jax.options.typed import load_config, sections
 from dtm_jax.tasks import Run, build_teacher
-from dtm_jax.training import typed_options, validation
-from dtm_jax.training.typed_options import load_config, sections
+from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")

@@ -11,18 +11,25 @@ import small_world
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from dtm_jax import checkpoints, plugins
+from dtm_jax import plugins
+from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import OptionError, UserError
-from dtm_jax.models import (
-  clip,
-  clip_weights,
-  frozen_vit,
-  frozen_vit_weights,
-  vit,
-  vit_config,
-  vit_transfer,
-  vit_weights,
-  weight_names,
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.files import weight_names
+from dtm_jax.models.frozen_vit import model as frozen_vit
+from dtm_jax.models.frozen_vit import weights as frozen_vit_weights
+from dtm_jax.models.vit import (
+  config as vit_config,
+)
+from dtm_jax.models.vit import (
+  model as vit,
+)
+from dtm_jax.models.vit import (
+  transfer as vit_transfer,
+)
+from dtm_jax.models.vit import (
+  weights as vit_weights,
 )
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, pretrain

@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from dtm_jax.models import torch_files
-from dtm_jax.models.torch_files import UnreadableFileError, UnsafePickleError
+from dtm_jax.models.files import torch_files
+from dtm_jax.models.files.torch_files import UnreadableFileError, UnsafePickleError
 
 VALUES = np.arange(12, dtype="<f4")
 

@@ -9,7 +9,8 @@ import small_world
 import tensorflow_datasets
 from PIL import Image
 
-from dtm_jax import data, dataset_settings, datasets, loop, plugins
+from dtm_jax import data, datasets, loop, plugins
+from dtm_jax.data import settings as dataset_settings
 from dtm_jax.datasets import folder, tfds
 from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
 

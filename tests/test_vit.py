@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
-from dtm_jax.models import vit
+from dtm_jax.models.vit import model as vit
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "out_dim": 10}
 

@@ -8,7 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax.models import positions, vit, vit_classifier, vit_config, vit_transfer, vit_weights
+from dtm_jax.models import positions
+from dtm_jax.models.vit import (
+  classifier as vit_classifier,
+)
+from dtm_jax.models.vit import (
+  config as vit_config,
+)
+from dtm_jax.models.vit import (
+  model as vit,
+)
+from dtm_jax.models.vit import (
+  transfer as vit_transfer,
+)
+from dtm_jax.models.vit import (
+  weights as vit_weights,
+)
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3}
 

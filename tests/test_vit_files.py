@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_vit_weights import assert_same, random_params, student
 
-from dtm_jax.models import vit_weights
+from dtm_jax.models.vit import weights as vit_weights
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])

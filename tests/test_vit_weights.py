@@ -17,7 +17,21 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from timm_without_torchvision import import_timm
 
-from dtm_jax.models import vit, vit_classifier, vit_config, vit_transfer, vit_weights
+from dtm_jax.models.vit import (
+  classifier as vit_classifier,
+)
+from dtm_jax.models.vit import (
+  config as vit_config,
+)
+from dtm_jax.models.vit import (
+  model as vit,
+)
+from dtm_jax.models.vit import (
+  transfer as vit_transfer,
+)
+from dtm_jax.models.vit import (
+  weights as vit_weights,
+)
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
 SIDE = 20

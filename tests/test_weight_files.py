@@ -16,8 +16,10 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from dtm_jax.errors import NotThereError, OptionError, UserError
-from dtm_jax.models import checkpoint_contents, clip_weights, vit_weights, weight_files
-from dtm_jax.models.file_checks import UnreadableFileError
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.files import checkpoint_contents, weight_files
+from dtm_jax.models.files.file_checks import UnreadableFileError
+from dtm_jax.models.vit import weights as vit_weights
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny_clip_cifar10"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 598641023\n"

@@ -4,11 +4,11 @@ import dataclasses
 
 import tensorflow_datasets
 
-from dtm_jax import paths
 from dtm_jax.data import Dataset
+from dtm_jax.data.label_maps import MapCoding
 from dtm_jax.datasets import segmentation_folder, tfds
 from dtm_jax.errors import OptionError
-from dtm_jax.label_maps import MapCoding
+from dtm_jax.storage import paths
 
 NUM_CLASSES = 150
 FOLDER_SPLITS = {"train": "training", "val": "validation"}

@@ -21,7 +21,7 @@ from dtm_jax import progress
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import _splits, sliceable
 from dtm_jax.errors import NotThereError, OptionError, UserError
-from dtm_jax.paths import cache_folder
+from dtm_jax.storage.paths import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -8,11 +8,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dtm_jax import paths, progress
+from dtm_jax import progress
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import _class_names, _image_files, _splits, sliceable
 from dtm_jax.datasets._image_files import EXTENSIONS
 from dtm_jax.errors import NotThereError, OptionError
+from dtm_jax.storage import paths
 
 _BESIDE = re.compile(
   r"(label|mask|annot|annotation|seg|segmentation|box|boxe|bbox|bboxe|meta|metadata|doc|extra|unlabell?ed)s?",

@@ -4,11 +4,11 @@ import dataclasses
 
 import tensorflow_datasets
 
-from dtm_jax import paths
 from dtm_jax.data import Dataset
 from dtm_jax.datasets import _splits, folder, tfds
 from dtm_jax.errors import OptionError
 from dtm_jax.normalizations import NORMALIZATIONS
+from dtm_jax.storage import paths
 
 NUM_CLASSES = 1000
 TFDS_NAME = "imagenet2012"

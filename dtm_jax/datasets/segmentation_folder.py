@@ -9,12 +9,12 @@ import os
 from absl import logging
 from etils import epath
 
-from dtm_jax import paths
 from dtm_jax.data import Dataset, Example
+from dtm_jax.data.label_maps import MapCoding
 from dtm_jax.datasets import _image_files, _splits, sliceable
 from dtm_jax.datasets._image_files import EXTENSIONS
 from dtm_jax.errors import NotThereError, OptionError
-from dtm_jax.label_maps import MapCoding
+from dtm_jax.storage import paths
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 SHOWN = 5

@@ -10,9 +10,9 @@ import zlib
 import numpy as np
 
 from dtm_jax.data import Dataset, Example
+from dtm_jax.data.label_maps import IGNORE, MapCoding
 from dtm_jax.datasets import sliceable
 from dtm_jax.errors import OptionError
-from dtm_jax.label_maps import IGNORE, MapCoding
 
 CLASS_NAMES = ("background", "disc", "square", "triangle")
 NUM_EXAMPLES = {"train": 4096, "val": 256}

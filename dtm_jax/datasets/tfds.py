@@ -14,11 +14,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dtm_jax import object_stores, paths
 from dtm_jax.data import Dataset, Example
+from dtm_jax.data.label_maps import MapCoding
 from dtm_jax.datasets import _splits
 from dtm_jax.errors import OptionError
-from dtm_jax.label_maps import MapCoding
+from dtm_jax.storage import object_stores, paths
 
 
 def build(

@@ -15,9 +15,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dtm_jax import data, datasets, plugins
-from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, PyTree
 from dtm_jax.errors import OptionError
+from dtm_jax.training import mesh as meshes
 
 Predict = Mapping[str, Callable[[PyTree, Batch], Array]]
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dtm_jax import consistency, data, datasets, evaluators, morphing, plugins
-from dtm_jax import mesh as meshes
+from dtm_jax import data, datasets, evaluators, morphing, plugins
 from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, UInt8
 from dtm_jax.augment import to_float
 from dtm_jax.datasets import evenly
 from dtm_jax.errors import OptionError
+from dtm_jax.evaluators import _token_measures as consistency
 from dtm_jax.evaluators import zeroshot
+from dtm_jax.training import mesh as meshes
 
 AS_THEY_ARE = "tokens"
 

@@ -24,9 +24,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from dtm_jax import data, datasets, evaluators
-from dtm_jax import mesh as meshes
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, PyTree
 from dtm_jax.errors import OptionError
+from dtm_jax.training import mesh as meshes
 
 BLOCK = 16384
 NOBODY = np.iinfo(np.int32).max

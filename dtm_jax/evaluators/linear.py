@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators
 from dtm_jax.arrays import PyTree
-from dtm_jax.consistency import LeastSquares, classify
+from dtm_jax.evaluators._token_measures import LeastSquares, classify
 
 
 class Evaluator:

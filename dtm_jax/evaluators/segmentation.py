@@ -10,10 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators, plugins, segmentation
-from dtm_jax import mesh as meshes
+from dtm_jax import data, evaluators, plugins
 from dtm_jax.arrays import Int, PyTree
-from dtm_jax.resampling import Pixels
+from dtm_jax.data.resampling import Pixels
+from dtm_jax.evaluators import _sliding_windows as segmentation
+from dtm_jax.training import mesh as meshes
 
 
 class Evaluator:

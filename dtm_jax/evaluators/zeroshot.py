@@ -7,10 +7,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators
-from dtm_jax import mesh as meshes
-from dtm_jax import prompts as prompt_sets
 from dtm_jax.arrays import PyTree
 from dtm_jax.evaluators.classification import label_rank
+from dtm_jax.models.clip import prompts as prompt_sets
+from dtm_jax.training import mesh as meshes
 
 
 class Evaluator:

@@ -16,9 +16,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dtm_jax import clustering, morphing, rngs
+from dtm_jax import morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
+from dtm_jax.morphers import _clustering as clustering
 
 Assign = Callable[[Array, Array, Array], Array]
 

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from dtm_jax import matching_kernel, morphing, rngs
+from dtm_jax import morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
+from dtm_jax.matching import tpu_kernel as matching_kernel
 from dtm_jax.morphers import Assign
 
 SCHEDULES = ("paper", "released")

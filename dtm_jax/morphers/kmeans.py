@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from dtm_jax import clustering
 from dtm_jax.arrays import Array, Float, Int
 from dtm_jax.morphers import Assign, GroupCount, by_similarity
+from dtm_jax.morphers import _clustering as clustering
 
 
 def build(

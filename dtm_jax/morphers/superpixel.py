@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from dtm_jax import clustering, morphing
+from dtm_jax import morphing
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.morphers import Assign, GroupCount
+from dtm_jax.morphers import _clustering as clustering
 
 # Linear sRGB to XYZ, each row divided by the white point D65 (0.95047, 1, 1.08883): IEC 61966-2-1.
 RGB_TO_XYZ = (

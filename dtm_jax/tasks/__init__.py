@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 import optax
 from absl import logging
 
-from dtm_jax import optim, plugins
+from dtm_jax import plugins
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import normalize, resize_to
 from dtm_jax.errors import OptionError, concerning
-from dtm_jax.models import finiteness
 from dtm_jax.teachers import Teacher
+from dtm_jax.training import finiteness, optim
 
 State = dict[str, PyTree]
 """{"params": ..., "opt_state": ..., "step": int32 scalar}, and what else a task needs: all that a checkpoint

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dtm_jax import prompts, rngs
+from dtm_jax import rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
-from dtm_jax.models import clip
-from dtm_jax.models.clip_tokenizer import Tokenizer, special_ids, word_tokenizer
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import prompts
+from dtm_jax.models.clip.tokenizer import Tokenizer, special_ids, word_tokenizer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer
 

@@ -4,14 +4,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtm_jax import pretrained, rngs
+from dtm_jax import rngs
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, random_erase, to_float
 from dtm_jax.errors import OptionError
 from dtm_jax.mixing import mix
-from dtm_jax.models import vit, vit_classifier, vit_transfer
+from dtm_jax.models.vit import classifier as vit_classifier
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, count_classes
+from dtm_jax.training import pretrained
 
 
 def build(config, run: Run) -> Task:

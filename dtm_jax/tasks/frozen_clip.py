@@ -2,8 +2,11 @@
 
 from dtm_jax.arrays import Array, Batch, Float, PyTree
 from dtm_jax.augment import normalize, to_float
-from dtm_jax.models import clip, clip_tokenizer, clip_weights, weight_files
-from dtm_jax.models import clip_config as clip_configs
+from dtm_jax.models.clip import config as clip_configs
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import tokenizer as clip_tokenizer
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.files import weight_files
 from dtm_jax.tasks import Run, State, Task
 from dtm_jax.tasks.frozen import untrained
 from dtm_jax.teachers.clip import mean_and_std_of

@@ -4,15 +4,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtm_jax import masking, morphing, plugins, pretrained, rngs
+from dtm_jax import masking, morphing, plugins, rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.errors import OptionError
-from dtm_jax.models import vit, vit_transfer
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import mean_and_std
-from dtm_jax.online_probe import OnlineProbe
 from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, build_teacher, teacher_input
+from dtm_jax.tasks._online_probe import OnlineProbe
 from dtm_jax.teachers import Teacher
+from dtm_jax.training import pretrained
 
 
 def build(config, run: Run) -> Task:

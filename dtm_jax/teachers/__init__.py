@@ -8,17 +8,20 @@ import numpy as np
 
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import OptionError
-from dtm_jax.models import (
-  frozen_vit,
-  frozen_vit_authors,
-  frozen_vit_weights,
-  preprocessors,
-  vit,
-  vit_transfer,
-  weight_files,
+from dtm_jax.models.files import preprocessors, weight_files
+from dtm_jax.models.files.weight_files import Found
+from dtm_jax.models.frozen_vit import (
+  author_files as frozen_vit_authors,
+)
+from dtm_jax.models.frozen_vit import (
+  model as frozen_vit,
+)
+from dtm_jax.models.frozen_vit import (
+  weights as frozen_vit_weights,
 )
 from dtm_jax.models.layers import grid_of
-from dtm_jax.models.weight_files import Found
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import Triple, mean_and_std
 
 Normalization = str | Sequence[Sequence[float]]

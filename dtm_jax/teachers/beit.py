@@ -8,9 +8,11 @@ import numpy as np
 
 from dtm_jax.arrays import PyTree
 from dtm_jax.errors import OptionError
-from dtm_jax.models import vit_config, vit_weights, weight_files
-from dtm_jax.models.file_checks import UnreadableFileError
-from dtm_jax.models.weight_files import Found
+from dtm_jax.models.files import weight_files
+from dtm_jax.models.files.file_checks import UnreadableFileError
+from dtm_jax.models.files.weight_files import Found
+from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.teachers import Normalization, Teacher, mean_and_std_of, of_student
 
 PREFIXES = {"beit": "beit.", "data2vec-vision": "data2vec_vision."}

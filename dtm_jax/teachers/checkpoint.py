@@ -3,11 +3,12 @@
 import json
 import os
 
-from dtm_jax import checkpoints, paths
+from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import NotThereError, OptionError
-from dtm_jax.models import vit
 from dtm_jax.models.layers import grid_of
+from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import mean_and_std
+from dtm_jax.storage import paths
 from dtm_jax.teachers import Teacher, of_student
 
 

@@ -3,8 +3,11 @@
 from dtm_jax import teachers
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import OptionError
-from dtm_jax.models import clip, clip_config, clip_weights, weight_files
-from dtm_jax.models.weight_files import Found
+from dtm_jax.models.clip import config as clip_config
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
+from dtm_jax.models.files import weight_files
+from dtm_jax.models.files.weight_files import Found
 from dtm_jax.normalizations import Triple
 from dtm_jax.teachers import Normalization, Teacher, at_any_size
 

@@ -1,1 +1,1 @@
-"""What runs a training: records of a run, its lock, its recorder of the last good steps."""
+"""What runs a training: mesh, optimiser, durations, pre-trained parameters, start-up."""

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from dtm_jax import optim
+from dtm_jax.training import optim
 
 
 @dataclasses.dataclass(frozen=True)

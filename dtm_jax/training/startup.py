@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from absl import logging
 
-from dtm_jax import paths
 from dtm_jax.errors import OptionError
+from dtm_jax.storage import paths
 
 CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 

@@ -1,0 +1,1 @@
+"""How a run is kept: saved, verified and restored. Only this package imports Orbax."""

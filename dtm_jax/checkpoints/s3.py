@@ -1,0 +1,53 @@
+"""Orbax's checkpoints on `s3://`: Orbax knows `gs://` alone, but TensorStore, which it writes with, has S3.
+
+Three functions of Orbax decide which driver of TensorStore serves a path. They are replaced by ones that know
+both kinds of buckets; for local paths and `gs://` they return what Orbax's do.
+"""
+
+import functools
+import os
+from typing import Any
+
+from orbax.checkpoint import options as orbax_options
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from dtm_jax.storage import object_stores
+
+
+@functools.cache
+def install() -> None:
+  """Let Orbax, in this process, write and read its arrays on `s3://`."""
+  googles = gcs_utils.get_kvstore_for_gcs
+  normalize = tensorstore_utils._normalize_path
+  tensorstore_utils._use_gcs_driver = lambda path: path.startswith(("gs://", "s3://"))
+  tensorstore_utils._normalize_path = lambda path: normalize(path).replace("s3:/", "s3://")
+  gcs_utils.get_kvstore_for_gcs = lambda path: (
+    key_value_store(path) if path.startswith("s3://") else googles(path)
+  )
+
+
+def atomicity_of(folder: os.PathLike) -> orbax_options.AtomicityOptions | None:
+  """How a checkpoint in `folder` becomes whole; None leaves it to Orbax.
+
+  In a bucket, which cannot rename, a last file says that a checkpoint is whole. Orbax would try to rename on
+  `s3://`.
+  """
+  if not os.fspath(folder).startswith("s3://"):
+    return None
+  return orbax_options.AtomicityOptions(mode=orbax_options.AtomicityMode.COMMIT_FILE)
+
+
+def key_value_store(url: str) -> dict[str, Any]:
+  """TensorStore's specification of a place in a bucket of S3."""
+  bucket, _, path = url.removeprefix("s3://").partition("/")
+  spec = {"driver": "s3", "bucket": bucket, "path": path}
+  endpoint = object_stores.endpoint("s3")
+  if endpoint is not None:  # TensorStore does not read it from the environment
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    spec |= {"endpoint": endpoint, "aws_region": region}
+  if os.environ.get("AWS_ACCESS_KEY_ID"):
+    spec["aws_credentials"] = {"type": "environment"}  # without complaints about missing files
+  elif endpoint is not None and endpoint.startswith("http://") and not object_stores.has_aws_credentials():
+    spec["aws_credentials"] = {"type": "anonymous"}
+  return spec

@@ -1,0 +1,142 @@
+"""Reading one checkpoint: its metadata, its arrays, or its parameters alone.
+
+A checkpoint is a folder that is named by its step. It has Orbax's items `state` (the arrays) and `meta` (the
+caller's metadata, the step, and a table of the arrays with their checksums).
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from dtm_jax.arrays import PyTree
+from dtm_jax.checkpoints import (
+  evidence as checkpoint_evidence,
+)
+from dtm_jax.checkpoints import (
+  retries as checkpoint_retries,
+)
+from dtm_jax.checkpoints import (
+  s3 as s3_checkpoints,
+)
+from dtm_jax.checkpoints.array_checksums import describe, differing_checksums, differing_shapes, named, nest
+from dtm_jax.checkpoints.retries import CorruptCheckpointError
+from dtm_jax.errors import NotThereError, OptionError, UserError
+from dtm_jax.storage import paths
+
+s3_checkpoints.install()
+
+
+def _is_no_forgotten_task(record: logging.LogRecord) -> bool:
+  return not record.getMessage().startswith("Task exception was never retrieved")
+
+
+# Orbax reads arrays in parallel tasks and raises the first error. For each other error `asyncio` would log a
+# traceback, although the message that follows says the same.
+logging.getLogger("asyncio").addFilter(_is_no_forgotten_task)
+
+
+def make_contents(step: int, state: PyTree, meta: dict[str, Any]) -> dict[str, Any]:
+  """Return what a checkpoint stores beside its arrays, as it will be read. All processes call it together."""
+  contents = json.loads(json.dumps({"meta": meta, "arrays": describe(state), "step": step}))
+  return contents | {"crc32": checkpoint_evidence.crc32_of_json(contents)}
+
+
+def stages_of_reading(checkpoint: epath.Path, abstract_state: PyTree) -> list:
+  """Return the stages that read (state, meta) of a checkpoint, for `checkpoint_retries.read_or_prove`."""
+  return [lambda _: _read(checkpoint, abstract_state), functools.partial(_verify, checkpoint=checkpoint)]
+
+
+def load_params(
+  folder: str, *, step: int | None = None, retry_delays: Sequence[float] | None = None
+) -> PyTree:
+  """Return only the parameters of a run's newest (or the given) step, as numpy arrays.
+
+  Raises:
+    NotThereError: no such checkpoint; the message lists the steps that exist.
+    CorruptCheckpointError: its bytes are proven wrong.
+    UserError: it cannot be read for another reason, or its folder's name and its step differ.
+  """
+  path = paths.resolve(folder)
+  steps = sorted(int(child.name) for child in path.iterdir() if _is_whole(child)) if path.exists() else []
+  chosen = step if step is not None else max(steps, default=None)
+  if chosen not in steps:
+    raise NotThereError(f"No checkpoint {'' if step is None else f'{step} '}in {path}. Steps: {steps}.")
+  checkpoint = path / str(chosen)
+  delays = checkpoint_retries.RETRY_DELAYS if retry_delays is None else retry_delays
+  stages = [lambda _: _read_params(checkpoint), functools.partial(_verify, checkpoint=checkpoint)]
+  loaded, proof = checkpoint_retries.read_or_prove(checkpoint, stages, delays, alone=True)
+  if proof is not None:
+    raise CorruptCheckpointError(f"Cannot load {checkpoint} (steps: {steps}): {proof}")
+  return loaded[0]["params"]
+
+
+def _is_whole(checkpoint: epath.Path) -> bool:
+  """Whether this is the folder of a finished save. In a bucket, it then has Orbax's last file."""
+  if not checkpoint.name.isdigit():
+    return False
+  return not paths.is_remote(checkpoint) or (checkpoint / paths.COMMIT_FILE).exists()
+
+
+def _read(checkpoint: epath.Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+  """Return the arrays and the metadata. Waits for no other process."""
+  contents = _read_meta(checkpoint)
+  if differing := differing_shapes(abstract_state, contents["arrays"]):
+    raise OptionError(
+      f"The checkpoint {checkpoint} holds another state than this config makes:\n" + "\n".join(differing)
+    )
+  handler = ocp.StandardCheckpointHandler()
+  return handler.restore(checkpoint / "state", args=ocp.args.StandardRestore(abstract_state)), contents
+
+
+def _read_params(checkpoint: epath.Path) -> tuple[PyTree, dict[str, Any]]:
+  contents = _read_meta(checkpoint)
+  arrays = {n: e for n, e in contents["arrays"].items() if n.startswith("params/") or n == "step"}
+  abstract = nest({n: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for n, e in arrays.items()})
+  args = ocp.args.PyTreeRestore(
+    item=abstract,
+    restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), abstract),
+    partial_restore=True,
+  )
+  state = ocp.PyTreeCheckpointHandler().restore(checkpoint / "state", args=args)
+  return state, contents | {"arrays": arrays}
+
+
+def _read_meta(checkpoint: epath.Path) -> dict[str, Any]:
+  """Return the metadata, proven unchanged: a shape read wrong would accuse the config."""
+  path = checkpoint / "meta" / "metadata"
+  contents = json.loads(path.read_bytes())
+  if not isinstance(contents, dict) or "crc32" not in contents:
+    raise CorruptCheckpointError(f"{path} has no checksum")
+  saved = contents.pop("crc32")
+  found = checkpoint_evidence.crc32_of_json(contents)
+  if found != saved:
+    raise CorruptCheckpointError(f"the checksum of {path.parent} differs: {found}, saved {saved}")
+  _check_step(checkpoint, contents.get("step"))
+  return contents
+
+
+def _verify(read: tuple[PyTree, dict[str, Any]], *, checkpoint: epath.Path) -> tuple[PyTree, dict[str, Any]]:
+  """Return the state and the caller's meta if the checksums agree. All processes compute them together."""
+  state, contents = read
+  if difference := differing_checksums(state, contents["arrays"]):
+    raise CorruptCheckpointError(difference)
+  if "step" not in contents:  # saved by a version that stored no step in the metadata
+    inner = named(state).get("step")
+    _check_step(checkpoint, None if inner is None else int(inner))
+  return state, contents["meta"]
+
+
+def _check_step(checkpoint: epath.Path, inner: int | None) -> None:
+  if inner is not None and str(inner) != checkpoint.name:
+    raise UserError(
+      f"The checkpoint folder {checkpoint} is named {checkpoint.name} but holds step {inner}. Rename it to "
+      f"{inner} (if there is no {checkpoint.parent / str(inner)}) or move it away, then start the same "
+      "command again."
+    )

@@ -1,0 +1,88 @@
+"""What a config may leave to the data set: images' size, channels' mean and deviation."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+
+from dtm_jax import progress
+from dtm_jax.arrays import Float
+from dtm_jax.data import Dataset, Example, Stream
+from dtm_jax.data.image_decoding import MAX_PIXELS, CorruptImageError, decode
+from dtm_jax.errors import OptionError
+from dtm_jax.normalizations import Triple
+
+SAMPLE = 2000
+
+
+def resolve(config, dataset: Dataset) -> None:
+  """Fills in what `config` leaves to the training set `dataset`.
+
+  `data.image_size` of 0 or None becomes the side of the set's images, and `augment.normalization` of
+  "dataset" their channels' (mean, std): known constants, or else measured.
+
+  Raises:
+    OptionError: a size is wanted of a set whose images have several.
+  """
+  if not config.data.image_size:
+    if dataset.image_size is None:
+      raise OptionError(
+        f"data.image_size={config.data.image_size} leaves the size to data set {dataset.name!r}, whose "
+        "images have no single one. Set data.image_size."
+      )
+    config.data.image_size = dataset.image_size
+    logging.info("data.image_size=%d, as the images of %r.", dataset.image_size, dataset.name)
+  augment = config.get("augment", {})
+  if augment.get("normalization") == "dataset":
+    with augment.ignore_type():
+      augment.normalization = dataset.mean_and_std or measure(
+        dataset, max_pixels=config.data.get("view", {}).get("max_pixels", MAX_PIXELS)
+      )
+    logging.info("augment.normalization=%s, as the images of %r.", augment.normalization, dataset.name)
+
+
+def measure(dataset: Dataset, sample: int = SAMPLE, max_pixels: int = MAX_PIXELS) -> tuple[Triple, Triple]:
+  """Mean and standard deviation of the channels, values in [0, 1], to four decimals.
+
+  Of `sample` images (all, if there are fewer): evenly spaced ones, or of a `Stream` the first. They are the
+  same whatever the process, each counts the same whatever its size, and corrupt ones do not count, nor those
+  of more than `max_pixels`.
+
+  Raises:
+    OptionError: all of them are corrupt.
+  """
+  histogram = functools.partial(_histogram, max_pixels=max_pixels)
+  with ThreadPoolExecutor(16) as pool:
+    what, total = f"Measuring the channels of {dataset.name!r}", min(sample, dataset.num_examples)
+    found = progress.track(pool.map(histogram, _sample(dataset, sample)), what, total, "images")
+    histograms = [each for each in found if each is not None]
+  if not histograms:
+    raise OptionError(f"None of the first images of data set {dataset.name!r} can be read.")
+  share_3V, level_V = np.mean(histograms, axis=0), np.arange(256) / 255
+  mean_3 = share_3V @ level_V
+  std_3 = np.sqrt(share_3V @ level_V**2 - mean_3**2)
+  std_3 = np.maximum(std_3, 1 / 255)  # of images of one colour
+  return tuple(np.round(mean_3, 4).tolist()), tuple(np.round(std_3, 4).tolist())
+
+
+def _sample(dataset: Dataset, sample: int) -> Iterable[Callable[[], Example]]:
+  """What reads each example."""
+  if isinstance(dataset.source, Stream):
+    examples = itertools.islice(dataset.source.read(0, 1, None, 0), sample)
+    return (functools.partial(lambda example: example, example) for example in examples)
+  count = min(sample, dataset.num_examples)
+  places = (i * dataset.num_examples // count for i in range(count))
+  return (functools.partial(dataset.source.__getitem__, place) for place in places)
+
+
+def _histogram(read: Callable[[], Example], max_pixels: int) -> Float[np.ndarray, "3 256"] | None:
+  """The share of each level in each channel; None of an image that is corrupt or gone."""
+  try:
+    pixels = decode(read()["image"], max_pixels)
+  except (CorruptImageError, FileNotFoundError):
+    return None
+  counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]
+  return np.array(counts) / pixels[..., 0].size

@@ -1,0 +1,1 @@
+"""How the rounds of bipartite matching are computed."""

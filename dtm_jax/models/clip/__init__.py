@@ -1,0 +1,1 @@
+"""CLIP: both towers, tokenizer, prompts, config and weights."""

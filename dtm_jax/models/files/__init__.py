@@ -1,0 +1,1 @@
+"""Weight files: where they are, their formats, and the names in them."""

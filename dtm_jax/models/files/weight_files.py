@@ -1,0 +1,187 @@
+"""Where weights lie: a file, a folder or a repository of the hub, and the side files beside them.
+
+found = find("openai/clip-vit-base-patch16")
+tensors = read(found)                     # {name: array}, see `checkpoint_contents`
+config = found.json(CONFIG)               # {} where there is no such file
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from dtm_jax.errors import NotThereError
+from dtm_jax.models.files import weight_formats
+from dtm_jax.models.files.file_checks import read_json
+from dtm_jax.models.files.weight_formats import Tensors
+from dtm_jax.storage import paths
+
+CONFIG, OPEN_CLIP_CONFIG = CONFIGS = ("config.json", "open_clip_config.json")
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TOKENIZER = "tokenizer.json"
+SIDE_FILES = (*CONFIGS, PREPROCESSOR, PROCESSOR, TOKENIZER)
+NAMES = (
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "open_clip_model.safetensors",
+  "pytorch_model.bin",
+  "pytorch_model.bin.index.json",
+  "open_clip_pytorch_model.bin",
+  "flax_model.msgpack",
+)
+"""The files of weights that are looked for in a folder or repository, in this order."""
+
+
+class Found(NamedTuple):
+  """Weights that exist.
+
+  Attributes:
+    file: of the weights, or the index of its shards.
+    weights: the container of the model in the file, where it holds several (see `checkpoint_contents`).
+  """
+
+  file: Path
+  weights: str | None = None
+
+  @property
+  def folder(self) -> Path:
+    """Where the side files lie."""
+    return self.file.parent
+
+  def beside(self, name: str) -> Path | None:
+    """Return the side file of this name, or None where there is none."""
+    path = self.folder / name
+    return path if path.is_file() else None
+
+  def json(self, name: str) -> dict[str, Any]:
+    """Return the content of a side file; {} where there is none.
+
+    Raises:
+      UnreadableFileError: it is no JSON object.
+    """
+    path = self.beside(name)
+    return read_json(path) if path else {}
+
+
+def read(found: Found) -> Tensors:
+  """Return the named tensors of the model.
+
+  Raises:
+    UnreadableFileError: the file is damaged, cut short, unsafe, or no file of weights; names it.
+    OptionError: it holds several models, and `found.weights` does not name one.
+  """
+  return weight_formats.read(found.file, weights=found.weights)
+
+
+def find(
+  path_or_repo: str | Path | Found, *, revision: str | None = None, weights: str | None = None
+) -> Found:
+  """Return the weights in a file, a folder, or a repository in the hub's cache. What was found stays.
+
+  The hub is asked only for what its cache lacks, and never where HF_HUB_OFFLINE is set. A file or folder in a
+  bucket is copied into a cache first.
+
+  Raises:
+    NotThereError: the configuration or the weights are not there.
+    UnreadableFileError: a file of an unknown kind.
+  """
+  if isinstance(path_or_repo, Found):
+    return path_or_repo
+  if paths.is_remote(path_or_repo):
+    path = _copy_from_bucket(str(path_or_repo))
+  else:
+    path = Path(path_or_repo).expanduser()
+  if path.is_file():
+    weight_formats.check_known(path)
+    return Found(path, weights)
+  if path.is_dir():
+    if missing := _missing(path):
+      where = path_or_repo if paths.is_remote(path_or_repo) else path
+      raise NotThereError(
+        f"No {missing} in the folder {where}. {_others(path)}{_HOW_TO_GET.format(repo='OWNER/NAME')}"
+      )
+    return Found(_first(path), weights)
+  repo = str(path_or_repo)
+  if path.is_symlink():
+    raise NotThereError(f"{path} is a link to {path.readlink()}, which does not exist.")
+  if repo.startswith(("/", "~", ".")) or repo.count("/") != 1:
+    raise NotThereError(f"There is no folder {path}, no such file, and {repo!r} is no 'owner/name'.")
+  return Found(_first(_snapshot(repo, revision)), weights)
+
+
+def _copy_from_bucket(url: str) -> Path:
+  """Copy a file or folder of weights, the side files and all shards; return the local file or folder."""
+  place = paths.resolve(url)
+  is_file = place.name.endswith((*weight_formats.READERS, weight_formats.INDEX)) and not place.is_dir()
+  folder = place.parent if is_file else place
+  if is_file and not place.exists():
+    raise NotThereError(f"There is no file {url}.")
+  file = place if is_file else next((folder / name for name in NAMES if (folder / name).exists()), None)
+  wanted = [] if file is None else [file.name]
+  if file is not None and file.name.endswith(weight_formats.INDEX):
+    wanted += _shards_in(file)
+  local = paths.local_copy(folder, [*wanted, *SIDE_FILES])
+  return local / file.name if is_file else local
+
+
+def _shards_in(index: os.PathLike) -> list[str]:
+  """The files that an index names; none where it is damaged, which its reader will tell."""
+  try:
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return []
+
+
+def _first(folder: Path) -> Path:
+  return next(folder / name for name in NAMES if (folder / name).is_file())
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+  """The folder of a repository with the first of NAMES that it has; of the others nothing is fetched."""
+  fetches = [([*NAMES, *SIDE_FILES], True)]
+  if not constants.HF_HUB_OFFLINE:
+    shards = {"model.safetensors": "model-*.safetensors", "pytorch_model.bin": "pytorch_model-*.bin"}
+    fetches += [([name, *SIDE_FILES, *_shards_of(name, shards)], False) for name in NAMES]
+  missing, reason = f"{' or '.join(CONFIGS)} and no {' or '.join(NAMES)}", None
+  for files, local_files_only in fetches:
+    try:
+      options = {"revision": revision, "allow_patterns": files, "local_files_only": local_files_only}
+      folder = Path(snapshot_download(repo, **options))
+      missing = _missing(folder)
+      if not missing:
+        return folder
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+      reason = error
+      if not local_files_only:
+        break
+  looked = f"{repo!r} (revision {revision or 'main'}) in the hub's cache {constants.HF_HUB_CACHE}"
+  hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub did not give it"
+  raise NotThereError(f"No {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}") from reason
+
+
+def _shards_of(name: str, shards: dict[str, str]) -> list[str]:
+  return [shards[name.removesuffix(".index.json")]] if name.endswith(".index.json") else []
+
+
+_HOW_TO_GET = (
+  "On a machine with network, run `hf download {repo}` and copy the folder; or give the path of a file."
+)
+
+
+def _missing(folder: Path) -> str:
+  groups = (CONFIGS, NAMES)
+  return " and no ".join(
+    " or ".join(names) for names in groups if not any((folder / name).is_file() for name in names)
+  )
+
+
+def _others(folder: Path) -> str:
+  """A sentence about other files of weights in the folder, or nothing."""
+  others = [
+    path.name for path in sorted(folder.iterdir()) if path.name.endswith(tuple(weight_formats.READERS))
+  ]
+  others = [name for name in others if name not in NAMES]
+  return f"It has {', '.join(others[:5])}: give the path of one of these files. " if others else ""

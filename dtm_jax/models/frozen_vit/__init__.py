@@ -1,0 +1,1 @@
+"""Frozen vision transformers as teachers: DINOv2, MAE, SigLIP, BEiT."""

@@ -1,0 +1,160 @@
+"""DINOv2's and MAE's weights under their authors' names, which timm shares, without a configuration.
+
+    dinov2_vitb14_pretrain.pth, dinov2_vitg14_reg4_pretrain.pth, mae_pretrain_vit_base.pth, timm's folders
+
+The shapes tell all sizes but the heads. The models that were published have those of HEADS; for any other
+size they are asked for. LayerNorms have an epsilon of 1e-6 and the activation is the exact GELU, as in all
+published models. DINOv2's blocks may be numbered in chunks, `blocks.CHUNK.LAYER.`.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from dtm_jax.arrays import PyTree
+from dtm_jax.models.clip.layouts import fuse_qkv, split_qkv
+from dtm_jax.models.files import weight_names
+from dtm_jax.models.files.file_checks import UnreadableFileError
+from dtm_jax.models.files.weight_names import CONVOLUTION, LINEAR, NORM, SAME, Layout, Rules, layers
+from dtm_jax.models.frozen_vit.model import FrozenViTConfig
+from dtm_jax.models.layers import Tower
+
+TOKENS = Layout(lambda tensor: tensor[0], lambda tokens: tokens[None])
+
+HEADS = {
+  "dinov2": {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24},
+  "mae": {(768, 12): 12, (1024, 24): 16, (1280, 32): 16},
+}
+"""(width, depth) -> heads of the published models. MAE's ViT-H has heads of 80 channels, all others of 64."""
+
+ANCHOR = "patch_embed.proj.weight"
+EPS = 1e-6
+
+_MLP = {"mlp/fc1": ("mlp.fc1", LINEAR), "mlp/fc2": ("mlp.fc2", LINEAR)}
+_SWIGLU = {"mlp/fc1": ("mlp.w12", LINEAR), "mlp/fc2": ("mlp.w3", LINEAR)}
+_UNUSED = ("mask_token", "decoder", "head.", "head_drop")
+_CHUNKED = re.compile(r"^blocks\.\d+\.(\d+\.)")
+
+
+def rules(config: FrozenViTConfig, packed_swiglu: bool) -> Rules:
+  """Return the rules of names; `packed_swiglu` is timm's, with the names of a plain MLP."""
+  block = {
+    "ln1": ("norm1", NORM), "attn/qkv": ("attn.qkv", LINEAR), "attn/out": ("attn.proj", LINEAR),
+    "ln2": ("norm2", NORM), **(_SWIGLU if config.swiglu and not packed_swiglu else _MLP),
+  }  # fmt: skip
+  return {
+    "cls_token": ("cls_token", TOKENS),
+    "position_embedding": ("pos_embed", TOKENS),
+    "register_tokens": ("register_tokens", TOKENS),
+    "patch_embed/proj/kernel": (ANCHOR, CONVOLUTION),
+    "patch_embed/proj/bias": ("patch_embed.proj.bias", SAME),
+    "blocks/layer_scale1": ("blocks.{layer}.ls1.gamma", SAME),
+    "blocks/layer_scale2": ("blocks.{layer}.ls2.gamma", SAME),
+    **layers("blocks", "blocks.{layer}", block),
+    "norm/scale": ("norm.weight", SAME),
+    "norm/bias": ("norm.bias", SAME),
+  }
+
+
+def family_of(tensors: dict[str, np.ndarray]) -> str:
+  """Return "dinov2" for blocks with layer scales, "mae" for those without."""
+  return "dinov2" if any(name.endswith("ls1.gamma") for name in tensors) else "mae"
+
+
+def to_ours(
+  tensors: dict[str, np.ndarray], shapes_of, *, source: str, heads: int | None, content: dict[str, Any]
+) -> tuple[FrozenViTConfig, PyTree]:
+  """Return configuration and parameters. Where nothing tells the heads, the configuration has None.
+
+  Args:
+    shapes_of: a configuration -> the shapes of its parameters.
+    heads: None: those of HEADS, or of timm's configuration `content`.
+
+  Raises:
+    UnreadableFileError: lists every missing, unexpected and mis-shaped name.
+  """
+  tensors = _normalized(tensors, source)
+  family = family_of(tensors)
+  config, packed = _describe({name: tensor.shape for name, tensor in tensors.items()}, family, source)
+  size = config.tower.width, config.tower.depth
+  heads = heads or content.get("model_args", {}).get("num_heads") or HEADS[family].get(size)
+  config = _with_heads(config, heads)
+  fuse = lambda params: fuse_qkv({"image": params})["image"]
+  expected = jax.eval_shape(fuse, shapes_of(_with_heads(config, heads or 1)))  # heads change no shape
+  ours = weight_names.to_ours(tensors, expected, rules(config, packed), source=source)
+  return config, split_qkv({"image": ours})["image"]
+
+
+def _normalized(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+  """Blocks out of their chunks, timm's variants in the authors' form, and without what is not used."""
+  unused = sorted(name for name in tensors if name.startswith(_UNUSED))
+  if unused:
+    logging.info("Not used of %s: %s.", source, ", ".join(unused))
+  tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
+  chunked = any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors)
+  if chunked:
+    tensors = {_CHUNKED.sub(r"blocks.\1", name): tensor for name, tensor in tensors.items()}
+  if "reg_token" in tensors:
+    tensors["register_tokens"] = tensors.pop("reg_token")
+  table = tensors.get("pos_embed")
+  if table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
+    # timm's models with registers give CLS no position: zero adds nothing to it.
+    tensors["pos_embed"] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
+  return tensors
+
+
+def _describe(shapes: dict[str, tuple[int, ...]], family: str, source: str) -> tuple[FrozenViTConfig, bool]:
+  """The configuration, as yet without heads, and whether a gated MLP has the names of a plain one."""
+  gated = "blocks.0.mlp.w12.weight" in shapes
+  hidden = "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight"
+  output = "blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight"
+  telling = {ANCHOR: 4, "pos_embed": 3, hidden: 2, output: 2}
+  wrong = [
+    f"{name} {shapes.get(name, '')}" for name, rank in telling.items() if len(shapes.get(name, ())) != rank
+  ]
+  if wrong:
+    raise UnreadableFileError(
+      f"{source} does not tell its sizes. Missing or of a wrong rank: {', '.join(wrong)}. Read are the names "
+      "of DINOv2's and MAE's authors, of timm, and of transformers with a config.json beside them."
+    )
+  width, _, patch_size, _ = shapes[ANCHOR]
+  depth = 1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name))
+  mlp_width, packed = shapes[output][1], False
+  if not gated and shapes[hidden][0] == 2 * mlp_width:
+    gated = packed = True
+  registers = shapes["register_tokens"][1] if "register_tokens" in shapes else 0
+  config = FrozenViTConfig(
+    Tower(width, depth, None, mlp_width, "gelu", EPS),
+    math.isqrt(max(0, shapes["pos_embed"][1] - 1)) * patch_size,
+    patch_size,
+    resize="bicubic_antialias" if registers else "bicubic",
+    num_registers=registers,
+    layer_scale=family == "dinov2",
+    swiglu=gated,
+  )
+  return config, packed
+
+
+def what_is_missing(config: FrozenViTConfig, source: str) -> str | None:
+  """Return a message that asks for the heads if `config` has none, otherwise None."""
+  if config.tower.num_heads is not None:
+    return None
+  published = ", ".join(f"{width} in {depth} layers" for width, depth in HEADS[_family(config)])
+  return (
+    f"{source} does not tell the heads of its {config.tower.depth} layers of width {config.tower.width}: "
+    f"give --config.teacher.heads=NUMBER. (They are known of the published widths: {published}.) Or give the "
+    "model in transformers' form, a folder with model.safetensors and config.json."
+  )
+
+
+def _family(config: FrozenViTConfig) -> str:
+  return "dinov2" if config.layer_scale else "mae"
+
+
+def _with_heads(config: FrozenViTConfig, heads: int | None) -> FrozenViTConfig:
+  return dataclasses.replace(config, tower=dataclasses.replace(config.tower, num_heads=heads))

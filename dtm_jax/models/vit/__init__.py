@@ -1,0 +1,1 @@
+"""The vision transformer that is trained: model, config, weights."""

@@ -1,0 +1,1 @@
+"""The options of a config: their types, rules and meanings, and the command line."""
