@@ -4,7 +4,7 @@ A message names the culprit as the user typed it, its value, and the choices or 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 class UserError(Exception):
@@ -17,6 +17,12 @@ class OptionError(UserError, ValueError):
 
 class NotThereError(UserError, FileNotFoundError):
   """A file, folder or run that the user named does not exist."""
+
+
+def check_choice(option: str, value: object, choices: Collection[str]) -> None:
+  """Raise an OptionError that lists the choices, unless the value is one of them."""
+  if value not in choices:
+    raise OptionError(f"Unknown {option} {value!r}. Available: {', '.join(choices)}.")
 
 
 @contextlib.contextmanager
