@@ -378,10 +378,11 @@ def test_right_values_of_the_options_of_every_run(flag):
 def test_names_in_the_rules_are_those_of_the_code():
   from dtm_jax import masking, morphing, normalizations
   from dtm_jax.data import image_decoding
-  from dtm_jax.models import layers, positions, segmenter
+  from dtm_jax.models import layers, positions
   from dtm_jax.models.clip import prompts
   from dtm_jax.models.vit import classifier as vit_classifier
   from dtm_jax.models.vit import model as vit
+  from dtm_jax.models.vit import segmenter
   from dtm_jax.models.vit import transfer as vit_transfer
   from dtm_jax.morphers import _clustering as clustering
   from dtm_jax.morphers import bipartite

@@ -19,8 +19,8 @@ from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.datasets import shapes
 from dtm_jax.evaluators import _sliding_windows as segmentation
 from dtm_jax.evaluators import segmentation as evaluator
-from dtm_jax.models import segmenter
 from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import segmenter
 from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, segment

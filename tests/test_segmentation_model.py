@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax.models import segmenter, upernet
 from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import segmenter, upernet
 from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.training import mesh as meshes

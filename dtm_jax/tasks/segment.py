@@ -9,10 +9,10 @@ from dtm_jax.arrays import Array, Batch, Float, Key, PyTree, RandomKey, UInt8
 from dtm_jax.augment import augment, normalize, to_float
 from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.errors import OptionError
-from dtm_jax.models import segmenter
-from dtm_jax.models.upernet import upsample
 from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import segmenter
 from dtm_jax.models.vit import transfer as vit_transfer
+from dtm_jax.models.vit.upernet import upsample
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer
 from dtm_jax.training import pretrained

@@ -15,9 +15,9 @@ from einops import rearrange
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import OptionError
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of
-from dtm_jax.models.upernet import FCNHead, Pyramid, UPerHead, batch_norm, classify
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit.classifier import Classifier, normal, uniform
+from dtm_jax.models.vit.upernet import FCNHead, Pyramid, UPerHead, batch_norm, classify
 
 HEADS = ("linear", "upernet")
 
