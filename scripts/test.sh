@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The tests, from a clean clone: environment, ruff, pytest on two processes. Arguments go to pytest.
+# The tests, from a clean clone: environment, ruff, mypy, pytest on two processes. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-test.txt requirements-test-no-deps.txt
 ruff check .
 ruff format --check .
+mypy
 python -m pytest -n 2 --dist worksteal "$@"
