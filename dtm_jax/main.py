@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
       loop.replay(config)
     else:
       loop.train(config, workdir)
+    startup.leave_distributed()
   except UserError as error:
     place = startup.process_place(os.environ)
     command_line.end_with(error, f"Process {place}: " if place else "")

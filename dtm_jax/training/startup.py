@@ -5,6 +5,7 @@ import logging as python_logging
 import os
 import pathlib
 import platform
+import time
 from collections.abc import Mapping
 
 from absl import logging
@@ -13,6 +14,9 @@ from dtm_jax.errors import OptionError
 from dtm_jax.storage import paths
 
 CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+SECONDS_TO_DISCONNECT = 3.0
+"""How long process 0 keeps the service of the cluster alive for processes that leave later."""
 
 
 def quiet_orbax() -> None:
@@ -93,6 +97,22 @@ def start_distributed() -> None:
   except ValueError as error:  # no cluster was detected
     logging.debug("jax.distributed: %s", error)
     logging.info("One process: the environment names no cluster, and none was detected.")
+
+
+def leave_distributed() -> None:
+  """Leave the cluster after a run that ended well. Process 0 stops its service some seconds later.
+
+  Another process may still be disconnecting when process 0 has left. If the service stopped then, JAX would
+  abort that process (exit code -6), although its run was complete.
+  """
+  import jax
+  from jax._src import distributed  # the service has no public name
+
+  service, distributed.global_state.service = distributed.global_state.service, None
+  jax.distributed.shutdown()
+  if service is not None:
+    time.sleep(SECONDS_TO_DISCONNECT)
+    service.shutdown()
 
 
 def keep_compiled_programs() -> None:
