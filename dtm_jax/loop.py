@@ -21,8 +21,8 @@ from dtm_jax.arrays import Batch, PyTree, RandomKey
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data import settings as dataset_settings
 from dtm_jax.errors import concerning
+from dtm_jax.evaluators import Context, Evaluators
 from dtm_jax.options import validation
-from dtm_jax.options.table import SCHEDULE
 from dtm_jax.progress import Progress
 from dtm_jax.records import flight_recorder, lock, reporting
 from dtm_jax.records import replay as replaying
@@ -35,7 +35,6 @@ from dtm_jax.storage import paths
 from dtm_jax.tasks import Run, State, Task
 from dtm_jax.training import mesh as meshes
 from dtm_jax.training.course import Course
-from dtm_jax.training.evaluation import Evaluators
 
 
 def train(config, workdir: str) -> State:
@@ -117,8 +116,11 @@ def prepare(config, workdir: epath.Path, stack: contextlib.ExitStack) -> Setup:
   if course.changed:  # the schedules go on at another place
     task = build_task(config, course, dataset)
   frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
-  made = make_evaluators(config.evals, task, frozen, mesh, dataset)
-  evaluators = Evaluators(made, config.evals, course.steps)
+  context = Context.bind(
+    task.predict, frozen, mesh,
+    tokenize=task.tokenize, training=dataset, image_size=config.data.image_size,
+  )  # fmt: skip
+  evaluators = Evaluators(config.evals, context, course.steps, course.total_steps(config))
   metrics = Metrics(workdir)
   stack.callback(metrics.close)
   return Setup(
@@ -132,11 +134,8 @@ def begin(setup: Setup) -> bool:
   A finished run whose numbers are all there is left untouched.
   """
   records, metrics, start, finished = setup.records, setup.metrics, setup.course.step, setup.finished
-  due = setup.evaluators.due(start, last=finished)
-  if start and setup.total_steps:  # resumed: those whose numbers a kill or a change has taken
-    done = metrics.evaluated(start)
-    stale = lambda name: finished and (records.forced or records.changed(f"evals.{name}"))
-    due = [name for name in due if name not in done or stale(name)]
+  changed = lambda name: records.forced or records.changed(f"evals.{name}")
+  due = setup.evaluators.due_at_start(start, metrics.evaluated, changed)
   records.log_changes(finished=finished and start > 0)
   if finished and not due:
     logging.info("Nothing is left to do: the run has %d steps. Its numbers: %s", start, metrics.path)
@@ -191,7 +190,7 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
       if stop:
         logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
         return
-      if due := setup.evaluators.due(step, last=last):
+      if due := setup.evaluators.due(step):
         with window.apart():
           setup.evaluate(due, step)
 
@@ -307,24 +306,3 @@ def device_batches(
   while True:
     batch, ahead = ahead, meshes.to_device(next(batches), mesh)
     yield batch
-
-
-def make_evaluators(
-  options, task: Task, frozen: PyTree, mesh: Mesh, training: data.Dataset | None = None
-) -> dict:
-  """The evaluators of `config.evals` by name; they share the compiled functions of the task.
-
-  `training` is the data set of the run, whose classes theirs are compared with.
-  """
-
-  def bind(function):
-    jitted = jax.jit(function, out_shardings=meshes.replicated(mesh))
-    return lambda state, batch: jitted(state, frozen, batch)
-
-  def make(name: str, section):
-    keywords = {key: value for key, value in section.items() if key not in ("name", *SCHEDULE)}
-    module = plugins.load("evaluators", section.get("name", name))
-    return module.Evaluator(predict, mesh, tokenize=task.tokenize, training=training, **keywords)
-
-  predict = {name: bind(function) for name, function in task.predict.items()}
-  return {name: make(name, section) for name, section in options.items()}

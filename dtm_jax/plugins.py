@@ -22,7 +22,7 @@ PACKAGE = pathlib.Path(__file__).parent
 
 GIVEN = {
   "datasets": ("split",),
-  "evaluators": ("self", "predict", "mesh", "tokenize", "training"),
+  "evaluators": ("self", "context"),
 }
 """Parameters that the caller passes, so that they are not options of the config."""
 

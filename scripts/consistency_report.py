@@ -25,7 +25,8 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_dict
 
-from dtm_jax import loop, plugins
+from dtm_jax import evaluators, plugins
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators.consistency import AS_THEY_ARE, Evaluator
 from dtm_jax.models.clip import prompts
 from dtm_jax.storage import paths
@@ -90,8 +91,8 @@ class Study:
     run = Run(0, dataset.num_examples / config.batch_size, config.batch_size, dataset.class_names)
     task = plugins.load("tasks", config.task).build(config, run)
     frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
-    evaluator = loop.make_evaluators({"consistency": self.options}, task, frozen, mesh)["consistency"]
-    return evaluator, task.init(jax.random.key(0))
+    context = Context.bind(task.predict, frozen, mesh, tokenize=task.tokenize)
+    return evaluators.make("consistency", self.options, context), task.init(jax.random.key(0))
 
 
 def main(_) -> None:

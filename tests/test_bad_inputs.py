@@ -9,7 +9,7 @@ from PIL import Image
 
 from dtm_jax import loop
 from dtm_jax.errors import UserError
-from dtm_jax.evaluators import best_head, classification, knn, zeroshot
+from dtm_jax.evaluators import Context, best_head, classification, knn, zeroshot
 from dtm_jax.tasks import Run, finetune, frozen, linear_probe
 from dtm_jax.training import mesh as meshes
 
@@ -52,9 +52,8 @@ def evaluator(name, dataset, num_scores=10):
   predict |= {"rates": lambda state, batch: np.ones(3)} if "rates" in predict else {}
   tokenize = lambda captions: np.zeros((len(captions), 1), np.int32)
   mesh = meshes.make_mesh(8, 1)
-  return module.Evaluator(
-    predict, mesh, tokenize=tokenize, dataset=dataset, image_size=32, batch_size=16, **options
-  )
+  context = Context(predict, mesh, tokenize=tokenize)
+  return module.Evaluator(context, dataset=dataset, image_size=32, batch_size=16, **options)
 
 
 @pytest.mark.parametrize("name", EVALUATORS)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax.evaluators import classification
+from dtm_jax.evaluators import Context, classification
 from dtm_jax.training import mesh as meshes
 
 RNG = np.random.default_rng(0)
@@ -30,9 +30,8 @@ def scores(state, batch):
 
 def evaluate(folder, mesh, **options):
   dataset = {"name": "cifar10", "data_dir": str(folder)}
-  evaluator = classification.Evaluator(
-    {"logits": scores, "logits_ema": scores}, mesh, dataset=dataset, image_size=32, crop_pct=1.0, **options
-  )
+  context = Context({"logits": scores, "logits_ema": scores}, mesh)
+  evaluator = classification.Evaluator(context, dataset=dataset, image_size=32, crop_pct=1.0, **options)
   return dict(evaluator.run({}))
 
 
@@ -83,8 +82,7 @@ def test_ranks():
   ("image_size", "crop_pct", "resize"), [(224, None, 256), (384, None, 384), (32, 1.0, 32)]
 )
 def test_the_size_before_the_crop(images, image_size, crop_pct, resize):
-  evaluator = classification.Evaluator(
-    {"logits": scores}, meshes.make_mesh(8, 1), dataset={"name": "cifar10", "data_dir": str(images[0])},
-    image_size=image_size, crop_pct=crop_pct,
-  )  # fmt: skip
+  context = Context({"logits": scores}, meshes.make_mesh(8, 1))
+  dataset = {"name": "cifar10", "data_dir": str(images[0])}
+  evaluator = classification.Evaluator(context, dataset=dataset, image_size=image_size, crop_pct=crop_pct)
   assert evaluator._options["resize"] == resize

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_world
 
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators import _token_measures as consistency
 from dtm_jax.evaluators.consistency import Evaluator, evenly
 from dtm_jax.training import mesh as meshes
@@ -64,7 +65,7 @@ def world(tmp_path_factory):
   return folder
 
 
-def evaluator(world, mesh, **options):
+def evaluator(world, mesh, has_text=True, **options):
   """Tokens are the means of 8x8 blocks of pixels; the texts are ten fixed vectors."""
 
   @jax.jit
@@ -81,14 +82,15 @@ def evaluator(world, mesh, **options):
   }
   names = iter(range(10))  # one class after the other is tokenized
   keywords = dict(
-    tokenize=lambda captions: np.full((len(captions), 1), next(names)),
     dataset={"name": "cifar10", "data_dir": str(world)},
     morphers=MORPHERS,
     prompts="cifar10",
     image_size=32,
     batch_size=24,
   )
-  return Evaluator(predict, mesh, **keywords | options), texts
+  tokenize = lambda captions: np.full((len(captions), 1), next(names))
+  context = Context(predict, mesh, tokenize=tokenize if has_text else None)
+  return Evaluator(context, **keywords | options), texts
 
 
 def test_numbers_are_those_of_plain_loops(world):
@@ -121,12 +123,12 @@ def test_devices_do_not_change_a_digit(world):
 
 
 def test_only_so_many_images_and_no_texts(world):
-  made, _ = evaluator(world, meshes.make_mesh(8, 1), prompts=None, tokenize=None, max_images=5, max_fit=30)
+  made, _ = evaluator(world, meshes.make_mesh(8, 1), has_text=False, prompts=None, max_images=5, max_fit=30)
   result = dict(made.run({}))
   assert not [name for name in result if "zeroshot" in name]
   assert (5 * 16 * result["tokens_linear"]) % 1 == pytest.approx(0, abs=1e-9)
   with pytest.raises(ValueError, match="prompts='cifar10' need a text tower"):
-    evaluator(world, meshes.make_mesh(8, 1), tokenize=None)
+    evaluator(world, meshes.make_mesh(8, 1), has_text=False)
 
 
 def test_the_meter_runs_beside_pre_training(world, tmp_path):

@@ -14,7 +14,7 @@ from configs import zeroshot_cifar10
 from dtm_jax import loop, plugins
 from dtm_jax.datasets import cifar10
 from dtm_jax.errors import OptionError
-from dtm_jax.evaluators import best_head, choose, classification, knn, zeroshot
+from dtm_jax.evaluators import Context, best_head, classification, knn, zeroshot
 from dtm_jax.models.clip import model as clip
 from dtm_jax.models.clip import prompts
 from dtm_jax.models.clip import tokenizer as clip_tokenizer
@@ -59,7 +59,7 @@ def test_knn_needs_k_examples():
 
 def test_an_unknown_predict_function_names_the_choices():
   with pytest.raises(ValueError, match=r"'studnt'.*student, teacher"):
-    choose({"teacher": mean_colour, "student": mean_colour}, "studnt")
+    Context({"teacher": mean_colour, "student": mean_colour}, meshes.make_mesh(8, 1)).function("studnt")
 
 
 @pytest.fixture
@@ -84,9 +84,8 @@ def mean_colour(state, batch):
 @pytest.mark.parametrize("batch_size", [8, 16, 56])
 def test_knn_counts_every_query_once(colours, batch_size):
   mesh = meshes.make_mesh(8, 1)
-  evaluator = knn.Evaluator(
-    {"student": mean_colour}, mesh, dataset=colours, k=3, image_size=32, batch_size=batch_size
-  )
+  context = Context({"student": mean_colour}, mesh)
+  evaluator = knn.Evaluator(context, dataset=colours, k=3, image_size=32, batch_size=batch_size)
   assert dict(evaluator.run({})) == {"student_accuracy": pytest.approx(40 / 50, abs=1e-9)}
 
 
@@ -101,10 +100,10 @@ def test_zeroshot_counts_every_image_once(colours, batch_size):
     "image": mean_colour,
     "text": lambda state, batch: jnp.eye(4, 3)[batch["tokens"][:, 0]] + jnp.array([[0.0, 0.0, 1e-3]]),
   }
+  context = Context(predict, meshes.make_mesh(8, 1), tokenize=tokenize)
   evaluator = zeroshot.Evaluator(
-    predict, meshes.make_mesh(8, 1), tokenize=tokenize, dataset=colours, prompts="cifar10",
-    image_size=32, batch_size=batch_size,
-  )  # fmt: skip
+    context, dataset=colours, prompts="cifar10", image_size=32, batch_size=batch_size
+  )
   # Of the ten wrong labels three say 0 of a blue image, to which classes 2 to 9 are all nearer.
   assert dict(evaluator.run({})) == {"accuracy": 40 / 50, "top5": 47 / 50}
 
@@ -113,7 +112,7 @@ def test_the_same_accuracy_on_one_device_and_on_eight(colours):
   one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
   options = dict(dataset=colours, k=3, image_size=32, batch_size=8)
   results = [
-    dict(knn.Evaluator({"student": mean_colour}, mesh, **options).run({}))
+    dict(knn.Evaluator(Context({"student": mean_colour}, mesh), **options).run({}))
     for mesh in (one, meshes.make_mesh(8, 1))
   ]
   assert results[0] == results[1]
@@ -207,7 +206,8 @@ def test_several_k_in_one_pass_are_each_k_alone(colours):
     angle = 1.7 * batch["index"].astype(jnp.float32)
     return mean_colour(state, batch) + jnp.stack([jnp.sin(angle), jnp.cos(angle), jnp.sin(3 * angle)], axis=1)
 
-  make = lambda k: knn.Evaluator({"student": noisy}, meshes.make_mesh(8, 1), k=k, **options)
+  context = Context({"student": noisy}, meshes.make_mesh(8, 1))
+  make = lambda k: knn.Evaluator(context, k=k, **options)
   together = dict(make((40, 1, 7)).run({}))
   assert together == {f"student_accuracy_k{k}": dict(make(k).run({}))["student_accuracy"] for k in (1, 7, 40)}
   assert len(set(together.values())) > 1
@@ -215,7 +215,8 @@ def test_several_k_in_one_pass_are_each_k_alone(colours):
 
 def test_limits_count_examples_and_a_short_bank_is_named(colours):
   options = dict(dataset=colours, image_size=32, batch_size=16)
-  make = lambda **more: knn.Evaluator({"student": mean_colour}, meshes.make_mesh(8, 1), **options, **more)
+  context = Context({"student": mean_colour}, meshes.make_mesh(8, 1))
+  make = lambda **more: knn.Evaluator(context, **options, **more)
   # Of the first 11 queries numbers 0, 5 and 10 are labelled wrongly.
   assert dict(make(k=3, max_bank=21, max_queries=11).run({})) == {"student_accuracy": 8 / 11}
   with pytest.raises(ValueError, match=r"k = 20 .* data set 'cifar10', which has 19"):
@@ -237,7 +238,8 @@ def write_colours(root, splits=("train", "val"), classes=("a", "b", "c", "d"), c
 
 def make_knn(dataset, **options):
   options = dict(k=1, image_size=8, batch_size=8) | options
-  return knn.Evaluator({"student": mean_colour}, meshes.make_mesh(8, 1), dataset=dataset, **options)
+  context = Context({"student": mean_colour}, meshes.make_mesh(8, 1))
+  return knn.Evaluator(context, dataset=dataset, **options)
 
 
 def test_a_quick_look_at_a_folder_sees_all_classes(tmp_path):
@@ -300,10 +302,9 @@ class TestClassesOfTwoSplits:
       name
     ]
     predict = {key: mean_colour for key in ("logits", "rates")}
-    make = lambda dataset: module.Evaluator(
-      predict, meshes.make_mesh(8, 1), dataset=dataset, image_size=8, batch_size=8, training=training, **more
-    )
     training = plugins.build("datasets", write_colours(tmp_path / "train"), split="train")
+    context = Context(predict, meshes.make_mesh(8, 1), training=training)
+    make = lambda dataset: module.Evaluator(context, dataset=dataset, image_size=8, batch_size=8, **more)
     make(write_colours(tmp_path / "same", splits=("val",)))
     make(write_colours(tmp_path / "numbers", splits=("val",), classes=("0", "1", "2", "3")))
     with pytest.raises(
@@ -329,10 +330,9 @@ def test_captions_are_embedded_in_batches_of_one_shape(colours):
 
   names = cifar10.CLASS_NAMES
   tokenize = lambda captions: np.array([[names.index(text.split()[-1][:-1])] for text in captions])
-  make = lambda size: zeroshot.ClassEmbeddings(
-    {"text": text}, tokenize, plugins.build("datasets", colours, split="test"), "cifar10",
-    mesh=meshes.make_mesh(8, 1), batch_size=size,
-  )  # fmt: skip
+  context = Context({"text": text}, meshes.make_mesh(8, 1), tokenize=tokenize)
+  dataset = plugins.build("datasets", colours, split="test")
+  make = lambda size: zeroshot.ClassEmbeddings(context, dataset, "cifar10", batch_size=size)
   np.testing.assert_array_equal(make(15)({}), np.eye(10))
   assert shapes == [(16, 1)] * 12
   np.testing.assert_array_equal(make(1000)({}), np.eye(10))

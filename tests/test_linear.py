@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dtm_jax.evaluators import Context, linear
 from dtm_jax.evaluators import _token_measures as consistency
-from dtm_jax.evaluators import linear
 from dtm_jax.training import mesh as meshes
 
 SIZES = {"train": 60, "test": 37}
@@ -37,7 +37,8 @@ def run(world, mesh=None, **options):
     dataset={"name": "cifar10", "data_dir": str(world)}, fit="train[:48]", held_out="train[48:]",
     image_size=32, batch_size=16,
   )  # fmt: skip
-  made = linear.Evaluator({"student": colour}, mesh or meshes.make_mesh(8, 1), **keywords | options)
+  context = Context({"student": colour}, mesh or meshes.make_mesh(8, 1))
+  made = linear.Evaluator(context, **keywords | options)
   return dict(made.run({}))
 
 

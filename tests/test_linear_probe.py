@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import UserError
-from dtm_jax.evaluators import best_head
+from dtm_jax.evaluators import Context, best_head
 from dtm_jax.tasks import Run, linear_probe
 from dtm_jax.teachers import clip as clip_teacher
 from dtm_jax.training import mesh as meshes
@@ -162,7 +162,7 @@ def test_the_test_set_has_no_part_in_the_choice(world):
   }
   options = dict(held_out="train[90%:]", image_size=32, crop_pct=1.0, batch_size=16)
   dataset = {"name": "cifar10", "data_dir": str(world)}
-  evaluator = best_head.Evaluator(predict, meshes.make_mesh(8, 1), dataset=dataset, **options)
+  evaluator = best_head.Evaluator(Context(predict, meshes.make_mesh(8, 1)), dataset=dataset, **options)
   part = plugins.build("datasets", dataset, split="train[90%:]").source
   counts = np.bincount([part[i]["label"] for i in range(len(part))], minlength=10)[:3]
   results = dict(evaluator.run({}))

@@ -17,9 +17,8 @@ import small_world
 from dtm_jax import loop
 from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.errors import UserError
-from dtm_jax.evaluators import knn
+from dtm_jax.evaluators import Evaluators, knn
 from dtm_jax.models.vit import weights as vit_weights
-from dtm_jax.training import evaluation
 from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +237,7 @@ def test_a_kill_at_any_moment_loses_no_number(world, tmp_path, monkeypatch, eval
   owner, name = {
     "evaluation": (knn.Evaluator, "run"),
     "before the save": (checkpoints.Checkpoints, "save"),
-    "after the save": (evaluation.Evaluators, "due"),
+    "after the save": (Evaluators, "due"),
   }[moment]
   original = getattr(owner, name)
 

@@ -17,6 +17,7 @@ from dtm_jax.augment import normalize, to_float
 from dtm_jax.checkpoints import manager as checkpoints
 from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.datasets import shapes
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators import _sliding_windows as segmentation
 from dtm_jax.evaluators import segmentation as evaluator
 from dtm_jax.models.vit import model as vit
@@ -208,9 +209,8 @@ def test_every_labelled_pixel_counts_once(devices, windows):
     np.add.at(expected, (example["map"][valid], scores.argmax(2)[valid]), 1)
   own = lambda state, batch: red_and_green(state, batch)  # a cache of compilations of its own
   jitted = jax.jit(own, out_shardings=meshes.replicated(mesh))
-  each = evaluator.Evaluator(
-    {"logits": jitted}, mesh, dataset=options, image_size=24, stride=10, windows=windows
-  )  # fmt: skip
+  context = Context({"logits": jitted}, mesh)
+  each = evaluator.Evaluator(context, dataset=options, image_size=24, stride=10, windows=windows)
   each._sliding = OwnSize(shorter=24, crop=24, stride=10)
   scores = dict(each.run({}))
   assert scores == segmentation.scores(expected)
@@ -228,9 +228,8 @@ class OwnSize(segmentation.Sliding):
 
 def test_a_model_with_other_classes_names_both_numbers():
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
-  each = evaluator.Evaluator(
-    {"logits": lambda state, batch: jnp.zeros((1, 2, 2, 7))}, mesh, dataset=dict(name="shapes"), image_size=32
-  )
+  context = Context({"logits": lambda state, batch: jnp.zeros((1, 2, 2, 7))}, mesh)
+  each = evaluator.Evaluator(context, dataset=dict(name="shapes"), image_size=32)
   with pytest.raises(ValueError, match=r"scores 7 classes, data set 'shapes/val' has 4"):
     dict(each.run({}))
 
@@ -306,10 +305,9 @@ class TestStart:
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     small_world.write_cifar10(tmp_path)
     photos = dict(name="cifar10", data_dir=str(tmp_path))
+    context = Context({"logits": lambda state, batch: None}, mesh)
     with pytest.raises(ValueError, match="'cifar10' has no label maps"):
-      evaluator.Evaluator(
-        {"logits": lambda state, batch: None}, mesh, dataset=photos, split="test", image_size=32
-      )
+      evaluator.Evaluator(context, dataset=photos, split="test", image_size=32)
 
 
 @pytest.mark.slow

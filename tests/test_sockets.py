@@ -14,10 +14,11 @@ import small_world
 from PIL import Image
 from test_teachers import WRITERS
 
-from dtm_jax import loop, plugins
+from dtm_jax import evaluators, loop, plugins
 from dtm_jax.data import settings as dataset_settings
 from dtm_jax.datasets import imagenet
 from dtm_jax.errors import OptionError
+from dtm_jax.evaluators import Context
 from dtm_jax.models.files import weight_files
 from dtm_jax.options import typed as typed_options
 from dtm_jax.options import validation
@@ -317,4 +318,5 @@ def test_another_evaluator(world, name, path, choice):
 
 
 def make_evaluator(task, choice, section):
-  loop.make_evaluators({choice: section}, task, task.frozen, meshes.make_mesh(-1, 1))
+  mesh = meshes.make_mesh(-1, 1)
+  evaluators.make(choice, section, Context.bind(task.predict, task.frozen, mesh, tokenize=task.tokenize))

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators
 from dtm_jax.arrays import PyTree
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators.classification import label_rank
 
 
@@ -14,7 +14,7 @@ class Evaluator:
   """The test set has no part in the choice: its labels are compared with the chosen head's answers only.
 
   Args:
-    predict: needs "logits" [B, R, G] of R heads, and their learning "rates" [R].
+    context: needs the predict functions "logits" [B, R, G] of R heads, and their learning "rates" [R].
     dataset: options of the data set, `name` among them; it must know its classes.
     held_out: the split that chooses; the part of the training split that training does not see.
     split: the split to report on; None: val or test, by any of their names, whichever there is first.
@@ -23,8 +23,7 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
     dataset,
     held_out: str,
@@ -32,15 +31,13 @@ class Evaluator:
     image_size: int,
     crop_pct: float = 0.875,
     batch_size: int = 512,
-    tokenize=None,
-    training: data.Dataset | None = None,
   ):
-    self._logits = evaluators.choose(predict, "logits")
-    self._rates = evaluators.choose(predict, "rates")
-    self._mesh = mesh
-    self._held_out, self._test = (evaluators.dataset(dataset, name) for name in (held_out, split))
+    self._logits = context.function("logits")
+    self._rates = context.function("rates")
+    self._mesh = context.mesh
+    self._held_out, self._test = (evaluators.open_dataset(dataset, name) for name in (held_out, split))
     for each in (self._held_out, self._test):
-      evaluators.require_same_classes(each, training)
+      evaluators.require_same_classes(each, context.training)
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
@@ -58,7 +55,7 @@ class Evaluator:
   def _accuracy(self, state: PyTree, dataset: data.Dataset) -> np.ndarray:
     """[R], counted in integers."""
     count, right_R = 0, 0
-    batches = evaluators.each_labelled(self._logits, state, dataset, self._mesh, **self._options)
+    batches = evaluators.labelled_outputs(self._logits, state, dataset, self._mesh, **self._options)
     for logits, label in batches:
       evaluators.require_classes(logits.shape[-1], dataset)
       count += len(label)

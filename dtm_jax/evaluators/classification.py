@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jax.sharding import Mesh
 
-from dtm_jax import data, evaluators
+from dtm_jax import evaluators
 from dtm_jax.arrays import Float, Int, PyTree
+from dtm_jax.evaluators import Context
 
 OUTPUTS = ("logits", "logits_ema")
 
@@ -15,7 +15,7 @@ class Evaluator:
   """Right answers are counted in integers and losses added in float64: no batching changes the result.
 
   Args:
-    predict: the task's functions.
+    context: what the run gives.
     outputs: names of those that give logits [B, G]; None: all of "logits" and "logits_ema" that there are.
     dataset: options of the data set, `name` among them; it must know its classes.
     split: None: val or test, by any of their names, whichever there is first.
@@ -25,8 +25,7 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
     dataset,
     outputs: tuple[str, ...] | None = OUTPUTS[:1],
@@ -34,14 +33,12 @@ class Evaluator:
     image_size: int,
     crop_pct: float | None = None,
     batch_size: int = 512,
-    tokenize=None,
-    training: data.Dataset | None = None,
   ):
-    outputs = outputs or tuple(name for name in OUTPUTS if name in predict) or OUTPUTS[:1]
-    self._predict = {name: evaluators.choose(predict, name) for name in outputs}
-    self._mesh = mesh
-    self._dataset = evaluators.dataset(dataset, split)
-    evaluators.require_same_classes(self._dataset, training)
+    outputs = outputs or tuple(name for name in OUTPUTS if name in context.predict) or OUTPUTS[:1]
+    self._predict = {name: context.function(name) for name in outputs}
+    self._mesh = context.mesh
+    self._dataset = evaluators.open_dataset(dataset, split)
+    evaluators.require_same_classes(self._dataset, context.training)
     crop_pct = crop_pct or (0.875 if image_size < 384 else 1.0)
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
 
@@ -53,7 +50,7 @@ class Evaluator:
     """
     for name, predict in self._predict.items():
       count, right1, right5, loss = 0, 0, 0, 0.0
-      batches = evaluators.each_labelled(predict, state, self._dataset, self._mesh, **self._options)
+      batches = evaluators.labelled_outputs(predict, state, self._dataset, self._mesh, **self._options)
       for logits, label in batches:
         evaluators.require_classes(logits.shape[-1], self._dataset)
         rank = label_rank(logits, label)

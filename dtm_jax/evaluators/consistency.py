@@ -20,8 +20,8 @@ from dtm_jax.arrays import Array, Batch, Float, Int, PyTree, UInt8
 from dtm_jax.augment import to_float
 from dtm_jax.datasets import evenly
 from dtm_jax.errors import OptionError
+from dtm_jax.evaluators import Context, zeroshot
 from dtm_jax.evaluators import _token_measures as consistency
-from dtm_jax.evaluators import zeroshot
 from dtm_jax.training import mesh as meshes
 
 AS_THEY_ARE = "tokens"
@@ -46,7 +46,7 @@ class Evaluator:
   largest array there is [B, N, G]. To the host come classes and counts, and for the linear probe tokens.
 
   Args:
-    predict: `tokens` names the function that gives [B, N, C]; with "text", of one space with the tokens,
+    context: `tokens` names the function that gives [B, N, C]; with "text", of one space with the tokens,
       there are zero-shot numbers too.
     dataset: options of the data set, `name` among them; it must know its classes.
     morphers: options of each, `name` among them, by the name to report it under.
@@ -63,10 +63,8 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
-    tokenize,
     dataset,
     morphers,
     tokens: str = "patches",
@@ -80,7 +78,6 @@ class Evaluator:
     resize: int | None = None,
     batch_size: int = 250,
     seed: int = 0,
-    training: data.Dataset | None = None,
   ):
     self.names = (AS_THEY_ARE, *morphers)
     test, fit = (plugins.build("datasets", dataset, split=each) for each in (split, fit))
@@ -89,13 +86,13 @@ class Evaluator:
     self._fit = evenly(fit, max_fit) if fit_evenly and max_fit is not None else datasets.spread(fit, max_fit)
     self._limits = {id(self._fit): max_fit, id(self.test): max_images}
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
-    self._mesh, self._predict = mesh, predict
+    self._context, mesh = context, context.mesh
     self._class_embeddings = None
     if prompts is not None:
-      if tokenize is None:
+      if context.tokenize is None:
         raise OptionError(f"prompts={prompts!r} need a text tower, and this task has none; set prompts=None.")
-      self._class_embeddings = zeroshot.ClassEmbeddings(predict, tokenize, self.test, prompts, mesh=mesh)
-    tokens_of = evaluators.choose(predict, tokens)
+      self._class_embeddings = zeroshot.ClassEmbeddings(context, self.test, prompts)
+    tokens_of = context.function(tokens)
     assigns = [plugins.build("morphers", options) for options in morphers.values()]
     self._morph = _on_tokens(tokens_of, functools.partial(_morph, assigns, mesh, seed), mesh)
     self._measure = _on_tokens(tokens_of, functools.partial(_measure, assigns, mesh, seed), mesh)
@@ -130,7 +127,7 @@ class Evaluator:
     weights = self._zeroshot_weights(state)
     if not weights:
       raise OptionError("Examples are shown with their zero-shot classes; set prompts to a set of templates.")
-    num_classes, image_of = len(self.test.class_names), evaluators.choose(self._predict, "image")
+    num_classes, image_of = len(self.test.class_names), self._context.function("image")
 
     def see(state: PyTree, batch: Batch) -> tuple:
       return batch["image"], batch["index"], image_of(state, batch), *self._see(state, batch, weights)
@@ -172,7 +169,7 @@ class Evaluator:
     enough = -(-left // self._options["batch_size"])
     batches = data.eval_batches(dataset, max_batches=enough, **self._options)
     batches = (data.require_labels(batch, dataset) for batch in batches)
-    for outputs, label in evaluators.each_batch(function, state, batches, self._mesh):
+    for outputs, label in evaluators.batch_outputs(function, state, batches, self._context.mesh):
       yield jax.tree.map(lambda x, left=left: x[:left], outputs), label[:left]
       left -= len(label)
 

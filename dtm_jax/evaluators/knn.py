@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from dtm_jax import data, datasets, evaluators
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, PyTree
 from dtm_jax.errors import OptionError
+from dtm_jax.evaluators import Context
 from dtm_jax.training import mesh as meshes
 
 BLOCK = 16384
@@ -36,7 +37,7 @@ class Evaluator:
   """Classifies every query by its k nearest examples of the bank (Wu et al., arXiv 1805.01978).
 
   Args:
-    predict: the task's functions; `features` names those to compare, one accuracy each.
+    context: what the run gives; `features` names those to compare, one accuracy each.
     dataset: options of the data set, `name` among them; `bank` and `queries` are its splits. It must know its
       classes. `queries` of None: val or test, by any of their names, whichever there is first.
     k, temperature: neighbours that vote, and how sharply their votes fall with the distance. Several k, as
@@ -47,8 +48,7 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
     dataset,
     features: tuple[str, ...] = ("student",),
@@ -61,12 +61,10 @@ class Evaluator:
     batch_size: int = 512,
     max_bank: int | None = None,
     max_queries: int | None = None,
-    tokenize=None,
-    training: data.Dataset | None = None,
   ):
-    self._predict = {name: evaluators.choose(predict, name) for name in features}
-    self._mesh = mesh
-    bank, queries = (evaluators.dataset(dataset, split) for split in (bank, queries))
+    self._predict = {name: context.function(name) for name in features}
+    self._mesh = context.mesh
+    bank, queries = (evaluators.open_dataset(dataset, split) for split in (bank, queries))
     evaluators.require_same_classes(queries, bank)
     self._bank, self._queries = datasets.spread(bank, max_bank), datasets.spread(queries, max_queries)
     self._limits = {"bank": max_bank, "queries": max_queries}

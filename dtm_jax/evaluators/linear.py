@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators
 from dtm_jax.arrays import PyTree
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators._token_measures import LeastSquares, classify
 
 
@@ -17,7 +17,7 @@ class Evaluator:
   many runs. The task `linear_probe` trains softmax heads on augmented images instead.
 
   Args:
-    predict: the task's functions; `features` names those to probe, one accuracy each.
+    context: what the run gives; `features` names those to probe, one accuracy each.
     dataset: options of the data set, `name` among them; it must know its classes.
     fit, held_out, split: the splits that fit, choose and are reported on; parts such as "train[:90%]". A
       `split` of None: val or test, by any of their names, whichever there is first.
@@ -26,8 +26,7 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
     dataset,
     features: tuple[str, ...] = ("student",),
@@ -38,13 +37,11 @@ class Evaluator:
     image_size: int,
     resize: int | None = None,
     batch_size: int = 512,
-    tokenize=None,
-    training: data.Dataset | None = None,
   ):
-    self._predict = {name: evaluators.choose(predict, name) for name in features}
-    self._mesh, self._ridges = mesh, ridges
+    self._predict = {name: context.function(name) for name in features}
+    self._mesh, self._ridges = context.mesh, ridges
     self._fit, self._held_out, self._test = (
-      evaluators.dataset(dataset, name) for name in (fit, held_out, split)
+      evaluators.open_dataset(dataset, name) for name in (fit, held_out, split)
     )
     for each in (self._held_out, self._test):
       evaluators.require_same_classes(each, self._fit)
@@ -79,4 +76,4 @@ class Evaluator:
     return (right / count).tolist()
 
   def _batches(self, predict, state: PyTree, dataset: data.Dataset):
-    return evaluators.each_labelled(predict, state, dataset, self._mesh, **self._options)
+    return evaluators.labelled_outputs(predict, state, dataset, self._mesh, **self._options)

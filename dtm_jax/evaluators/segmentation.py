@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators, plugins
 from dtm_jax.arrays import Int, PyTree
 from dtm_jax.data.resampling import Pixels
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators import _sliding_windows as segmentation
 from dtm_jax.training import mesh as meshes
 
@@ -24,7 +24,7 @@ class Evaluator:
   of them at a time whatever the number of devices, so that it computes the same numbers.
 
   Args:
-    predict: the task's functions; `output` names the one that gives logits [B, h, w, G].
+    context: what the run gives; `output` names the one that gives logits [B, h, w, G].
     dataset: options of the data set, `name` among them; it must have label maps.
     image_size, longer: sides that images are resized to, see `segmentation.Sliding`.
     crop: side of a window, which the model must take; default image_size.
@@ -34,8 +34,7 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
     dataset,
     output: str = "logits",
@@ -46,17 +45,15 @@ class Evaluator:
     stride: int | None = None,
     windows: int = 1,
     num_threads: int = 16,
-    tokenize=None,
-    training: data.Dataset | None = None,
   ):
-    self._predict = evaluators.choose(predict, output)
-    self._mesh = mesh
+    self._predict = context.function(output)
+    self._mesh = context.mesh
     self._dataset = plugins.build("datasets", dataset, split=split)
-    evaluators.require_same_classes(self._dataset, training)
+    evaluators.require_same_classes(self._dataset, context.training)
     self._num_classes = data.require_maps(self._dataset).num_classes
     crop = crop or image_size
     self._sliding = segmentation.Sliding(image_size, crop, stride or 2 * crop // 3, longer)
-    self._batch_size = windows * len(mesh.local_devices)
+    self._batch_size = windows * len(context.mesh.local_devices)
     self._num_threads = num_threads
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:

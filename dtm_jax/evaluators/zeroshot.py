@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jax.sharding import Mesh
 
 from dtm_jax import data, evaluators
 from dtm_jax.arrays import PyTree
+from dtm_jax.evaluators import Context
 from dtm_jax.evaluators.classification import label_rank
 from dtm_jax.models.clip import prompts as prompt_sets
 from dtm_jax.training import mesh as meshes
@@ -17,7 +17,7 @@ class Evaluator:
   """Prompt ensembling as in CLIP (arXiv 2103.00020): a class is the mean of its prompts' unit embeddings.
 
   Args:
-    predict: needs "image" and "text" embeddings of one space.
+    context: needs the predict functions "image" and "text" embeddings of one space.
     tokenize: captions -> int32 [n, T].
     dataset: options of the data set, `name` among them; it must know its classes.
     prompts: the name of a set of templates, or a file of them (see `prompts`).
@@ -28,10 +28,8 @@ class Evaluator:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    mesh: Mesh,
+    context: Context,
     *,
-    tokenize,
     dataset,
     prompts: str,
     class_names: str | None = None,
@@ -40,15 +38,13 @@ class Evaluator:
     resize: int | None = None,
     batch_size: int = 512,
     text_batch_size: int = 512,
-    training: data.Dataset | None = None,
   ):
-    self._image = evaluators.choose(predict, "image")
-    self._mesh = mesh
-    self._dataset = evaluators.dataset(dataset, split)
+    self._image = context.function("image")
+    self._mesh = context.mesh
+    self._dataset = evaluators.open_dataset(dataset, split)
     self._class_embeddings = ClassEmbeddings(
-      predict, tokenize, self._dataset, prompts,
-      class_names=class_names, mesh=mesh, batch_size=text_batch_size,
-    )  # fmt: skip
+      context, self._dataset, prompts, class_names=class_names, batch_size=text_batch_size
+    )
     self._options = dict(batch_size=batch_size, image_size=image_size, resize=resize)
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
@@ -59,7 +55,7 @@ class Evaluator:
     """
     class_GE = self._class_embeddings(state)
     count, right1, right5 = 0, 0, 0
-    batches = evaluators.each_labelled(self._image, state, self._dataset, self._mesh, **self._options)
+    batches = evaluators.labelled_outputs(self._image, state, self._dataset, self._mesh, **self._options)
     for image_BE, label_B in batches:
       rank_B = label_rank(image_BE @ class_GE.T, label_B)
       count += len(label_B)
@@ -72,8 +68,8 @@ class Evaluator:
 class ClassEmbeddings:
   """The classes of a data set in the space of a text tower: [G, E], of unit length.
 
-  All captions go through the tower in batches of one shape, so it compiles once. With a `mesh` its devices
-  share each batch; without, each embeds all of it.
+  All captions go through the tower in batches of one shape, so it compiles once. The devices of the mesh
+  share each batch.
 
   Raises:
     ValueError: the captions cannot be made (see `prompts.captions`), or the task has no text tower.
@@ -81,26 +77,24 @@ class ClassEmbeddings:
 
   def __init__(
     self,
-    predict: evaluators.Predict,
-    tokenize,
+    context: Context,
     dataset: data.Dataset,
     prompts: str,
     *,
     class_names: str | None = None,
-    mesh: Mesh | None = None,
     batch_size: int = 512,
   ):
-    self._text = evaluators.choose(predict, "text")
+    self._text = context.function("text")
     captions_GP = prompt_sets.captions(
       dataset.class_names, prompts, names_file=class_names, dataset=f"data set {dataset.name!r}"
     )
-    self._tokens_GPT = np.stack([tokenize(captions_P) for captions_P in captions_GP])
-    self._mesh, self._batch_size = mesh, batch_size
+    self._tokens_GPT = np.stack([context.tokenize(captions_P) for captions_P in captions_GP])
+    self._mesh, self._batch_size = context.mesh, batch_size
 
   def __call__(self, state: PyTree) -> np.ndarray:
     num_classes, num_prompts, length = self._tokens_GPT.shape
     tokens_BT = self._tokens_GPT.reshape(-1, length)
-    devices = self._mesh.size if self._mesh else 1
+    devices = self._mesh.size
     size = math.ceil(min(self._batch_size, len(tokens_BT)) / devices) * devices
     padded_BT = np.pad(tokens_BT, ((0, -len(tokens_BT) % size), (0, 0)), mode="edge")
     text_BE = np.concatenate([self._embed(state, rows) for rows in padded_BT.reshape(-1, size, length)])
@@ -108,9 +102,7 @@ class ClassEmbeddings:
     return _unit(_unit(text_GPE).mean(axis=1))
 
   def _embed(self, state: PyTree, tokens_BT: np.ndarray) -> np.ndarray:
-    batch = {"tokens": tokens_BT}
-    if self._mesh is not None:
-      batch = meshes.place(batch, {"tokens": meshes.batch_sharding(self._mesh)})
+    batch = meshes.place({"tokens": tokens_BT}, {"tokens": meshes.batch_sharding(self._mesh)})
     return np.asarray(self._text(state, batch))
 
 
