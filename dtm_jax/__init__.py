@@ -1,3 +1,71 @@
-"""Dynamic Token Morphing: pre-training of vision transformers with frozen teachers, in JAX."""
+"""Dynamic Token Morphing: pre-training of vision transformers with frozen teachers, in JAX.
+
+    import dtm_jax
+
+    teacher = dtm_jax.load_teacher("clip", "openai/clip-vit-base-patch16")
+    target_BNC = teacher.tokens(teacher.params, image_BHW3)
+    label_BN = dtm_jax.bipartite_match(target_BNC, merges_K)
+    loss = dtm_jax.dtm_loss(student_BNC, target_BNC, label_BN[None])
+
+`import dtm_jax` is fast: it imports JAX only when one of these names is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from dtm_jax.morphing import (
+    bipartite_match,
+    dtm_loss,
+    morph,
+    paper_merges,
+    paper_schedule,
+    released_merges,
+    released_schedule,
+  )
+  from dtm_jax.teachers import Teacher
 
 __version__ = "0.1.0"
+
+__all__ = [
+  "Teacher",
+  "__version__",
+  "bipartite_match",
+  "dtm_loss",
+  "load_teacher",
+  "morph",
+  "paper_merges",
+  "paper_schedule",
+  "released_merges",
+  "released_schedule",
+]
+
+
+def load_teacher(name: str, path: str | None = None, **options: Any) -> "Teacher":
+  """Return a frozen teacher, such as `load_teacher("clip", "openai/clip-vit-base-patch16")`.
+
+  Args:
+    name: a module of `dtm_jax.teachers`: beit, checkpoint, clip, dinov2, mae or siglip.
+    path: a file, a folder or a repository of the hub. By default the teacher's own choice, if it has one.
+    options: further arguments of the `build` function of that module.
+
+  Raises:
+    OptionError: there is no such teacher, or an option has a value that is not allowed.
+    NotThereError: there are no such weights.
+  """
+  from dtm_jax import plugins
+
+  return plugins.build("teachers", {"name": name, "path": path, **options})
+
+
+def __getattr__(name: str) -> Any:
+  """Import the module that defines `name` when the name is first used (PEP 562)."""
+  if name not in __all__:
+    raise AttributeError(f"module 'dtm_jax' has no attribute {name!r}")
+  module = importlib.import_module("dtm_jax.teachers" if name == "Teacher" else "dtm_jax.morphing")
+  globals()[name] = getattr(module, name)
+  return globals()[name]
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

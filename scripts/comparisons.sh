@@ -6,7 +6,7 @@
 # studies share the run "DTM". Results in results/cifar10_<letter>.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh requirements.txt
+source scripts/environment.sh requirements.txt requirements-studies.txt
 # Short runs: less optimisation takes a third off the compilation and, here, nothing off the steps' speed. Two
 # runs at a time with a thread each waste less than one with two.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"

@@ -116,7 +116,7 @@ install_requirements() {
   fi
   if ! package_installed "$venv"; then
     # setuptools comes with the requirements. Without a new one, pip fetches it for this installation alone.
-    "$venv/bin/python" -c 'import setuptools as s; assert int(s.__version__.split(".")[0]) >= 75' 2>/dev/null &&
+    "$venv/bin/python" -c 'import setuptools as s; assert int(s.__version__.split(".")[0]) >= 77' 2>/dev/null &&
       isolation=(--no-build-isolation)
     "${pip[@]}" --no-deps ${isolation[@]+"${isolation[@]}"} --editable . || return 1
   fi

@@ -2,7 +2,7 @@
 # The tests, from a clean clone: environment, ruff, mypy, pytest on two processes. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh requirements.txt requirements-test.txt requirements-test-no-deps.txt
+source scripts/environment.sh requirements.txt requirements-studies.txt requirements-test.txt requirements-test-no-deps.txt
 ruff check .
 ruff format --check .
 mypy
