@@ -18,8 +18,11 @@ from ml_collections import ConfigDict
 
 from dtm_jax.errors import UserError
 from dtm_jax.options import command_line, validation
-from dtm_jax.options import typed as typed_options
+from dtm_jax.options.arguments import split_arguments
 from dtm_jax.options.command_line import USER_ERROR
+from dtm_jax.options.config_file import load_config
+from dtm_jax.options.known_options import known_keys, rule_of
+from dtm_jax.options.sections import get
 from dtm_jax.training import startup
 
 _WORKDIR = flags.DEFINE_string(
@@ -75,7 +78,7 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
   Raises:
     UserError: a flag, an option, a file, or a variable of the cluster is wrong.
   """
-  arguments = typed_options.split_arguments(argv)
+  arguments = split_arguments(argv)
   if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & {*arguments.rest}:
     print(_help(arguments.config))
     sys.exit(0)
@@ -95,9 +98,9 @@ def _help(path: str | None) -> str:
   lines = [__doc__.strip(), "", f"  --workdir={'DIR':<38}{flags.FLAGS['workdir'].help}"]
   if not path:
     return "\n".join([*lines, f"  --config={'FILE':<39}What to run: a file of configs/."])
-  config = typed_options.load_config(path)
-  for key in typed_options.known_keys(config):
-    rule, value = typed_options.rule_of(config, key), typed_options.get(config, key, "(its default)")
+  config = load_config(path)
+  for key in known_keys(config):
+    rule, value = rule_of(config, key), get(config, key, "(its default)")
     if rule is not None:
       about = f"{rule.about}: {rule.allowed}" if rule.about else rule.allowed
       lines += [f"  --config.{key}={value}", f"      {about}"]

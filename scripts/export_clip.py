@@ -12,7 +12,7 @@ import itertools
 from absl import flags
 
 from dtm_jax import plugins
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.models.clip import prompts
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.tokenizer import word_tokenizer
@@ -31,7 +31,7 @@ def main(config) -> None:
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   captions_GP = prompts.captions(dataset.class_names, config.text.prompts)
   tokenizer = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
-  params = checkpoints.load_params(str(workdir / "checkpoints"))
+  params = load_params(str(workdir / "checkpoints"))
   mean, std = mean_and_std(config.augment.normalization)
   with paths.local_folder_for(_TO.value) as folder:
     clip_weights.save(

@@ -17,7 +17,8 @@ import safetensors.numpy
 import small_world
 
 from dtm_jax import loop, plugins
-from dtm_jax.checkpoints.manager import Checkpoints, load_params
+from dtm_jax.checkpoints.contents import load_params
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.models.clip import prompts
 from dtm_jax.models.clip import weights as clip_weights
@@ -332,15 +333,16 @@ def run_processes(command: list[str], processes: int, code: int = 0) -> list[str
 
 KILLED = """
 import os, signal
-from dtm_jax import checkpoints, main
+from dtm_jax import main
+from dtm_jax.checkpoints.manager import Checkpoints
 from absl import app
-restored = checkpoints.Checkpoints.reached_preemption
+restored = Checkpoints.reached_preemption
 def reached_preemption(self, step):
   if step == 5:
     self.wait()
     os.kill(os.getpid(), signal.SIGKILL)
   return restored(self, step)
-checkpoints.Checkpoints.reached_preemption = reached_preemption
+Checkpoints.reached_preemption = reached_preemption
 app.run(main.main, flags_parser=main.parse_flags)
 """
 

@@ -16,18 +16,12 @@ import small_world
 from test_checkpoints import abstract, assert_same, corrupt_names, make_state, mesh, save_steps, sharded_state
 
 from dtm_jax import loop
-from dtm_jax.checkpoints import (
-  evidence as checkpoint_evidence,
-)
-from dtm_jax.checkpoints import (
-  manager as checkpoints,
-)
-from dtm_jax.checkpoints import (
-  stored as stored_checkpoints,
-)
+from dtm_jax.checkpoints import contents, evidence, retries, saving
+from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.checkpoints.manager import Checkpoints
+from dtm_jax.checkpoints.retries import CorruptCheckpointError
 from dtm_jax.errors import UserError
-from dtm_jax.storage import faults as storage_faults
+from dtm_jax.storage import faults, paths
 
 __all__ = ["mesh"]  # a fixture
 
@@ -77,10 +71,10 @@ class Failing:
 
 def break_reading(monkeypatch, part, error, times=10**6):
   owner, name = {
-    "meta": (stored_checkpoints, "_read_meta"),
-    "arrays": (stored_checkpoints.ocp.StandardCheckpointHandler, "restore"),
-    "checksums": (stored_checkpoints, "differing_checksums"),
-    "listing": (checkpoints.ocp.CheckpointManager, "reload"),
+    "meta": (contents, "_read_meta"),
+    "arrays": (contents.ocp.StandardCheckpointHandler, "restore"),
+    "checksums": (contents, "differing_checksums"),
+    "listing": (saving.ocp.CheckpointManager, "reload"),
   }[part]
   failing = Failing(getattr(owner, name), error, times)
   monkeypatch.setattr(owner, name, lambda *args, **kwargs: failing(*args, **kwargs))
@@ -110,7 +104,7 @@ def folder(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
-def contents(folder):
+def files_of(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -120,7 +114,7 @@ def contents(folder):
 @pytest.mark.parametrize("part", ["meta", "arrays", "checksums", "listing"])
 @pytest.mark.parametrize("kind", TRANSIENT)
 def test_a_transient_error_stops_the_run_and_touches_nothing(folder, mesh, monkeypatch, caplog, kind, part):
-  before = contents(folder)
+  before = files_of(folder)
   with monkeypatch.context() as broken:
     failing = break_reading(broken, part, TRANSIENT[kind])
     with pytest.raises(UserError) as raised:
@@ -133,7 +127,7 @@ def test_a_transient_error_stops_the_run_and_touches_nothing(folder, mesh, monke
   assert ("untouched" if part != "listing" else "No checkpoint was touched") in message
   if part != "listing":
     assert f"{folder}/2" in message
-  assert contents(folder) == before
+  assert files_of(folder) == before
   assert restore(folder, mesh)[2] == 2
 
 
@@ -146,7 +140,7 @@ def test_an_error_that_passes_does_not_stop_the_run(folder, mesh, monkeypatch, p
 
 
 def test_one_wrong_reading_of_sound_bytes_is_read_again(folder, mesh, monkeypatch):
-  error = checkpoints.CorruptCheckpointError("the checksum differs for params/half")
+  error = CorruptCheckpointError("the checksum differs for params/half")
   break_reading(monkeypatch, "checksums", error, times=1)
   assert restore(folder, mesh, delays=(0.0,))[2] == 2
   assert not (folder / "corrupt").exists()
@@ -154,7 +148,7 @@ def test_one_wrong_reading_of_sound_bytes_is_read_again(folder, mesh, monkeypatc
 
 def test_the_tries_wait_longer_each_time(folder, mesh, monkeypatch):
   waits = []
-  monkeypatch.setattr("dtm_jax.checkpoints.manager.retries.time.sleep", waits.append)
+  monkeypatch.setattr(retries.time, "sleep", waits.append)
   break_reading(monkeypatch, "meta", TimeoutError())
   with pytest.raises(UserError, match="in 6 tries, last with TimeoutError"):
     restore(folder, mesh, delays=None)
@@ -163,12 +157,12 @@ def test_the_tries_wait_longer_each_time(folder, mesh, monkeypatch):
 
 def test_load_params_tries_again_too(folder, monkeypatch):
   break_reading(monkeypatch, "meta", TimeoutError(), times=2)
-  params = checkpoints.load_params(str(folder), retry_delays=(0.0, 0.0))
+  params = load_params(str(folder), retry_delays=(0.0, 0.0))
   assert_same(params, make_state(2)["params"])
   break_reading(monkeypatch, "meta", TimeoutError())
   with pytest.raises(UserError, match="stays untouched") as raised:
-    checkpoints.load_params(str(folder), retry_delays=(0.0,))
-  assert not isinstance(raised.value, checkpoints.CorruptCheckpointError)
+    load_params(str(folder), retry_delays=(0.0,))
+  assert not isinstance(raised.value, CorruptCheckpointError)
 
 
 # Damage.
@@ -203,9 +197,9 @@ def test_damage_of_any_file_falls_back_unless_it_means_nothing(saved, tmp_path, 
   for number, name in enumerate(names):
     folder = shutil.copytree(saved, tmp_path / str(number))
     if age == "old":
-      if name.name == checkpoint_evidence.TABLE:
+      if name.name == evidence.TABLE:
         continue
-      for table in folder.glob(f"*/{checkpoint_evidence.TABLE}"):
+      for table in folder.glob(f"*/{evidence.TABLE}"):
         table.unlink()
     if age == "old" and how.startswith("flip") and name.name in ("_METADATA", "process_0"):
       continue  # a flipped bit may leave JSON that Orbax cannot use; nothing in the bytes proves it
@@ -218,18 +212,18 @@ def test_damage_of_any_file_falls_back_unless_it_means_nothing(saved, tmp_path, 
 
 def test_only_a_second_look_makes_damage(folder, monkeypatch):
   path = folder / "2"
-  real = checkpoint_evidence._size_and_crc32
+  real = evidence._size_and_crc32
   calls = []
 
   def flaky(name):
     calls.append(name)
     return [0, 0] if len(calls) == 1 else real(name)
 
-  monkeypatch.setattr(checkpoint_evidence, "_size_and_crc32", flaky)
-  assert checkpoint_evidence.find_damage(checkpoints.paths.resolve(path)) is None
+  monkeypatch.setattr(evidence, "_size_and_crc32", flaky)
+  assert evidence.find_damage(paths.resolve(path)) is None
   data = path / "state" / "manifest.ocdbt"
   data.write_bytes(data.read_bytes() + b"x")
-  assert "saved were" in checkpoint_evidence.find_damage(checkpoints.paths.resolve(path))
+  assert "saved were" in evidence.find_damage(paths.resolve(path))
 
 
 # Names.
@@ -240,8 +234,8 @@ def without_step(checkpoint):
   path = checkpoint / "meta" / "metadata"
   table = json.loads(path.read_text())
   del table["crc32"], table["step"]
-  path.write_text(json.dumps(table | {"crc32": checkpoint_evidence.crc32_of_json(table)}))
-  (checkpoint / checkpoint_evidence.TABLE).unlink()
+  path.write_text(json.dumps(table | {"crc32": evidence.crc32_of_json(table)}))
+  (checkpoint / evidence.TABLE).unlink()
 
 
 @pytest.mark.parametrize("age", ["new", "old"])
@@ -250,12 +244,12 @@ def test_a_folder_with_another_name_than_its_step_is_refused(folder, mesh, age):
     without_step(folder / "2")
     assert restore(folder, mesh)[2] == 2
   shutil.copytree(folder / "2", folder / "40")
-  before = contents(folder)
-  for load in (lambda: restore(folder, mesh), lambda: checkpoints.load_params(str(folder))):
+  before = files_of(folder)
+  for load in (lambda: restore(folder, mesh), lambda: load_params(str(folder))):
     with pytest.raises(UserError, match=r"/40 is named 40 but holds step 2\. Rename it to 2"):
       load()
-  assert contents(folder) == before
-  assert_same(checkpoints.load_params(str(folder), step=1), make_state(1)["params"])
+  assert files_of(folder) == before
+  assert_same(load_params(str(folder), step=1), make_state(1)["params"])
 
 
 # Faults while saving.
@@ -272,7 +266,7 @@ NO_SPACE = {
 @pytest.mark.parametrize("kind", NO_SPACE)
 @pytest.mark.parametrize("when", ["at once", "in the background"])
 def test_no_room_to_save_is_one_message(folder, mesh, monkeypatch, kind, when):
-  before = contents(folder)
+  before = files_of(folder)
   manager = Checkpoints(str(folder), retry_delays=(0.0,))
   with monkeypatch.context() as broken:
     break_saving(broken, when, NO_SPACE[kind])
@@ -281,7 +275,7 @@ def test_no_room_to_save_is_one_message(folder, mesh, monkeypatch, kind, when):
   message = str(raised.value)
   assert ("/disk/x" if kind == "disk full" else str(folder / "3")) in message
   assert any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
-  assert contents(folder) == before  # nothing half is left
+  assert files_of(folder) == before  # nothing half is left
   assert restore(folder, mesh)[2] == 2
   save_steps(folder, mesh, [3])
   assert restore(folder, mesh)[2] == 3
@@ -294,8 +288,8 @@ def save_and_close(manager, step, state):
 
 def break_saving(monkeypatch, when, error, times=10**6):
   owner, name = {
-    "at once": (checkpoints.ocp.CheckpointManager, "save"),
-    "in the background": (checkpoint_evidence, "write_table"),
+    "at once": (saving.ocp.CheckpointManager, "save"),
+    "in the background": (evidence, "write_table"),
   }[when]
   failing = Failing(getattr(owner, name), error, times)
   monkeypatch.setattr(owner, name, lambda *args, **kwargs: failing(*args, **kwargs))
@@ -403,12 +397,12 @@ def test_a_run_on_a_full_disk_stops_with_one_message_and_resumes(small_disk, tmp
 
 
 def test_a_fault_of_storage_is_explained_anywhere(tmp_path):
-  @storage_faults.explained(tmp_path)
+  @faults.explained(tmp_path)
   def write(error):
     raise error
 
   for error in NO_SPACE.values():
-    with pytest.raises(storage_faults.StorageError, match="Cannot write"):
+    with pytest.raises(faults.StorageError, match="Cannot write"):
       write(error)
   for error in (ValueError("wrong"), OSError(errno.EIO, "Input/output error")):
     with pytest.raises(type(error)):

@@ -14,8 +14,9 @@ import os, shutil, sys
 import jax, jax.numpy as jnp
 from dtm_jax.training import startup
 startup.start_distributed()
-import dtm_jax.stored_checkpoints as stored
-from dtm_jax import checkpoints, errors, processes
+from dtm_jax import errors, processes
+from dtm_jax.checkpoints import contents, saving
+from dtm_jax.checkpoints.manager import Checkpoints
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from unittest import mock
 
@@ -25,9 +26,9 @@ state_of = lambda step: {"params": {"w": jnp.full((256, 8), step, jnp.float32)}}
 make = jax.jit(state_of, out_shardings=sharding)
 abstract = {"params": {"w": jax.ShapeDtypeStruct((256, 8), jnp.float32, sharding=sharding)}}
 value = lambda state: float(state["params"]["w"].addressable_data(0)[0, 0])
-handler = checkpoints.ocp.StandardCheckpointHandler
-restore, differing = handler.restore, stored.differing_checksums
-list_steps = checkpoints.Checkpoints._list_steps
+handler = contents.ocp.StandardCheckpointHandler
+restore, differing = handler.restore, contents.differing_checksums
+list_steps = Checkpoints._list_steps
 disk_full = OSError(28, "No space left on device")
 
 def only_first_step(self):
@@ -39,11 +40,11 @@ def wrong_in_step_2(state, arrays):
 
 patches = {
   "arrays": lambda: mock.patch.object(handler, "restore", side_effect=TimeoutError("timed out")),
-  "meta": lambda: mock.patch.object(stored, "_read_meta", side_effect=OSError(116, "Stale file handle")),
+  "meta": lambda: mock.patch.object(contents, "_read_meta", side_effect=OSError(116, "Stale file handle")),
   "hiccup": lambda: mock.patch.object(handler, "restore", hiccup()),
-  "checksum": lambda: mock.patch.object(stored, "differing_checksums", wrong_in_step_2),
-  "list": lambda: mock.patch.object(checkpoints.Checkpoints, "_list_steps", only_first_step),
-  "unsaved": lambda: mock.patch.object(checkpoints.ocp.CheckpointManager, "save", side_effect=disk_full),
+  "checksum": lambda: mock.patch.object(contents, "differing_checksums", wrong_in_step_2),
+  "list": lambda: mock.patch.object(Checkpoints, "_list_steps", only_first_step),
+  "unsaved": lambda: mock.patch.object(saving.ocp.CheckpointManager, "save", side_effect=disk_full),
 }
 
 def hiccup():
@@ -65,7 +66,7 @@ def try_it(what, where):
     os.kill(os.getpid(), 9)
   with patches[what]() if here else mock.MagicMock():
     try:
-      manager = checkpoints.Checkpoints(copy, retry_delays=(0.1, 0.1))
+      manager = Checkpoints(copy, retry_delays=(0.1, 0.1))
       if what == "unsaved":
         manager.save(3, make(3), {})
       state, _, step = manager.restore(abstract)
@@ -76,7 +77,7 @@ def try_it(what, where):
       if what == "unsaved":
         sys.exit(1)
 
-manager = checkpoints.Checkpoints(folder, keep=10)
+manager = Checkpoints(folder, keep=10)
 for step in (1, 2):
   manager.save(step, make(step), {})
 manager.close()

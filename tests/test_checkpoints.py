@@ -17,8 +17,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.array_checksums import checksums
+from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.checkpoints.manager import Checkpoints
+from dtm_jax.checkpoints.retries import CorruptCheckpointError
 from dtm_jax.errors import UserError
 from dtm_jax.training import mesh as meshes
 
@@ -130,7 +132,7 @@ def test_a_step_that_is_there_is_left_as_it_is(tmp_path, mesh):
   assert manager.save(5, sharded_state(mesh, 9), {}) is False
   assert manager.save(6, sharded_state(mesh, 6), {}) is True
   manager.close()
-  assert_same(checkpoints.load_params(str(tmp_path), step=5), make_state(5)["params"])
+  assert_same(load_params(str(tmp_path), step=5), make_state(5)["params"])
 
 
 def test_keeps_the_newest_and_the_milestones(tmp_path, mesh):
@@ -141,13 +143,13 @@ def test_keeps_the_newest_and_the_milestones(tmp_path, mesh):
 def test_load_params_alone(tmp_path, mesh):
   save_steps(tmp_path, mesh, [1, 2])
   for step, wanted in ((None, 2), (1, 1)):
-    params = checkpoints.load_params(str(tmp_path), step=step)
+    params = load_params(str(tmp_path), step=step)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
     assert_same(params, make_state(wanted)["params"])
   with pytest.raises(FileNotFoundError, match=r"No checkpoint 7 in .* Steps: \[1, 2\]"):
-    checkpoints.load_params(str(tmp_path), step=7)
+    load_params(str(tmp_path), step=7)
   with pytest.raises(FileNotFoundError, match=r"Steps: \[\]"):
-    checkpoints.load_params(str(tmp_path / "nowhere"))
+    load_params(str(tmp_path / "nowhere"))
 
 
 # Damage.
@@ -234,8 +236,8 @@ def test_load_params_refuses_a_flipped_bit(tmp_path, mesh):
   meta = tmp_path / "1" / "meta" / "metadata"
   meta.write_text(meta.read_text().replace('"images_seen": 10', '"images_seen": 11'))
   assert "11" in meta.read_text()
-  with pytest.raises(checkpoints.CorruptCheckpointError, match="meta differs"):
-    checkpoints.load_params(str(tmp_path))
+  with pytest.raises(CorruptCheckpointError, match="meta differs"):
+    load_params(str(tmp_path))
 
 
 def test_another_state_is_an_error_not_corruption(tmp_path, mesh):
@@ -271,7 +273,7 @@ def test_checksum_sees_every_bit(dtype):
     flipped = raw.copy().reshape(-1)
     flipped[bit // 8] ^= 1 << (bit % 8)
     damaged.append(jnp.asarray(flipped.view(array.dtype).reshape(3, 5)))
-  found = np.asarray(checkpoints.checksums([jnp.asarray(array), *damaged]))
+  found = np.asarray(checksums([jnp.asarray(array), *damaged]))
   assert np.all(found[1:] != found[0])
 
 
@@ -281,16 +283,16 @@ def test_checksum_is_the_same_on_every_mesh_and_in_numpy(mesh):
   expected = np.sum(np.asarray(array).view(np.uint32).reshape(-1) * weight, dtype=np.uint32)
   for spec in (P(), P("data"), P(None, "data")):
     placed = jax.device_put(array, jax.NamedSharding(mesh, spec))
-    assert checkpoints.checksums([placed])[0] == expected
+    assert checksums([placed])[0] == expected
   key = jax.random.key(3)
-  assert checkpoints.checksums([key])[0] == checkpoints.checksums([jax.random.key_data(key)])[0]
+  assert checksums([key])[0] == checksums([jax.random.key_data(key)])[0]
 
 
 # Death.
 
 CHILD = """
 import sys, jax, jax.numpy as jnp
-from dtm_jax.checkpoints import Checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 manager = Checkpoints(sys.argv[1])
 state = lambda step: {"params": {"w": jnp.full((2**22,), step, jnp.float32)}}
 manager.save(1, state(1), {})

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError
 from dtm_jax.models.vit import (
   classifier as vit_classifier,
@@ -50,7 +50,7 @@ def workdir(tmp_path_factory):
   student = {"variant": "Ti", "width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
   config = {"augment": {"normalization": "clip"}, "student": student}
   (folder / "config.json").write_text(json.dumps(config))
-  saved = checkpoints.Checkpoints(str(folder / "checkpoints"))
+  saved = Checkpoints(str(folder / "checkpoints"))
   for step in (1, 2):
     saved.save(step, {"params": random_params(step), "step": np.int32(step)}, {})
   saved.wait()
@@ -91,7 +91,7 @@ def test_the_heads_of_a_run_without_tables_are_the_configs(export, tmp_path):
   model = MODEL.clone(rel_pos_bias=False, shared_rel_pos_bias=False, abs_pos_emb=True)
   config = {"augment": {"normalization": "imagenet"}, "student": {"variant": "Ti", "width": 24}}
   (tmp_path / "config.json").write_text(json.dumps(config))
-  saved = checkpoints.Checkpoints(str(tmp_path / "checkpoints"))
+  saved = Checkpoints(str(tmp_path / "checkpoints"))
   saved.save(1, {"params": random_params(0, model)}, {})
   saved.close()
   export(str(tmp_path), "timm", tmp_path / "out")
@@ -126,7 +126,7 @@ def test_the_classes_of_a_run_are_named_in_every_format(export, tmp_path):
     rel_pos_bias=True,
   )
   run = tmp_path / "run"
-  saved = checkpoints.Checkpoints(str(run / "checkpoints"))
+  saved = Checkpoints(str(run / "checkpoints"))
   saved.save(1, {"params": random_params(0, classifier), "step": np.int32(1)}, {})
   saved.close()
   config = {"augment": {"normalization": "clip"}, "class_names": names}

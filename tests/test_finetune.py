@@ -10,7 +10,7 @@ import small_world
 
 from dtm_jax import loop, mixing, rngs
 from dtm_jax.augment import augment, normalize, random_erase
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.models.vit import classifier as vit_classifier
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import weights as vit_weights
@@ -142,7 +142,7 @@ def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, mo
   config.init_from.path = str(student_weights)
   config.mesh.update(data=4, fsdp=2)
   uninterrupted = loop.train(config, str(tmp_path / "whole"))
-  monkeypatch.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 3)
+  monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
   assert int(loop.train(config, str(tmp_path / "parts"))["step"]) == 3
   monkeypatch.undo()
   resumed = loop.train(config, str(tmp_path / "parts"))

@@ -11,7 +11,7 @@ import small_world
 from safetensors.numpy import load_file, save_file
 
 from dtm_jax import loop, plugins
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import Context, best_head
 from dtm_jax.tasks import Run, linear_probe
@@ -189,7 +189,7 @@ def test_the_test_set_has_no_part_in_the_choice(world):
 def test_a_run_stops_and_resumes_to_the_bit(world, tmp_path, monkeypatch):
   config = probe_config(world)
   whole = loop.train(config, str(tmp_path / "whole"))
-  monkeypatch.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 3)
+  monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
   loop.train(config, str(tmp_path / "stopped"))
   monkeypatch.undo()
   resumed = loop.train(config, str(tmp_path / "stopped"))

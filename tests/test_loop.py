@@ -15,7 +15,7 @@ import pytest
 import small_world
 
 from dtm_jax import loop
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import Evaluators, knn
 from dtm_jax.models.vit import weights as vit_weights
@@ -64,7 +64,7 @@ def test_hooks_at_different_periods(world, tmp_path):
 
 def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
   config = small_world.debug_config(world, total_steps=7)
-  monkeypatch.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 4)
+  monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 4)
   assert int(loop.train(config, str(tmp_path))["step"]) == 4
   monkeypatch.undo()
   state = loop.train(config, str(tmp_path))
@@ -236,7 +236,7 @@ def snapshot(workdir):
 def test_a_kill_at_any_moment_loses_no_number(world, tmp_path, monkeypatch, evaluated, moment, step):
   owner, name = {
     "evaluation": (knn.Evaluator, "run"),
-    "before the save": (checkpoints.Checkpoints, "save"),
+    "before the save": (Checkpoints, "save"),
     "after the save": (Evaluators, "due"),
   }[moment]
   original = getattr(owner, name)
@@ -286,7 +286,7 @@ def test_another_batch_size_sees_every_example_once_and_ends_at_the_same_number(
   config = small_world.debug_config(world, total_steps=None, evals={}, log__log_steps=1)
   config.total_epochs = 2.0
   with monkeypatch.context() as context:
-    context.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 2)
+    context.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 2)
     loop.train(config, str(tmp_path))
   first = np.concatenate(seen[:2])
   seen.clear()

@@ -13,10 +13,15 @@ from ml_collections import ConfigDict, config_dict
 
 from dtm_jax import main, plugins
 from dtm_jax.errors import NotThereError, OptionError, concerning
-from dtm_jax.options import command_line, validation
-from dtm_jax.options import table as option_rules
-from dtm_jax.options import typed as typed_options
-from dtm_jax.options.typed import apply, get, load_config, split_arguments
+from dtm_jax.options import command_line, run_options, validation
+from dtm_jax.options.arguments import split_arguments
+from dtm_jax.options.config_file import load_config
+from dtm_jax.options.overrides import apply, parse_literal
+from dtm_jax.options.run_options import RUN_OPTIONS
+from dtm_jax.options.sections import get
+from dtm_jax.options.socket_options import SOCKET_OPTIONS
+from dtm_jax.options.task_options import TASK_OPTIONS, TRUNK_SIZES
+from dtm_jax.options.value_rules import UNITS
 from dtm_jax.training import startup
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +197,7 @@ def test_a_wrong_value_is_named(name, flag):
   )
   if f"--config.{key}={value}" in text or not value:
     return
-  assert str(typed_options._literal(value)) in text or f"--config.{key}" not in text
+  assert str(parse_literal(value)) in text or f"--config.{key}" not in text
 
 
 def test_all_problems_come_in_one_message():
@@ -253,8 +258,8 @@ def test_every_config_takes_every_spelling_of_a_duration(name):
       assert section.get_type(f"{prefix.rpartition('.')[2]}_{unit}") is kind
       changed, problems = read(name, f"--config.{prefix}_{unit}=2")
       assert not problems
-      values = {each: get(changed, f"{prefix}_{each}") for each in typed_options.UNITS}
-      assert values == dict.fromkeys(typed_options.UNITS) | {unit: 2}
+      values = {each: get(changed, f"{prefix}_{each}") for each in UNITS}
+      assert values == dict.fromkeys(UNITS) | {unit: 2}
 
 
 def test_the_duration_typed_last_wins():
@@ -350,7 +355,7 @@ def test_a_placeholder_leaves_an_option_to_the_choice():
 
 @pytest.mark.parametrize("socket", [each for each in plugins.SOCKETS if each != "tasks"])
 def test_every_option_of_every_choice_has_a_rule_and_a_meaning(socket):
-  rules = option_rules.SOCKET_RULES[socket]
+  rules = SOCKET_OPTIONS[socket]
   for name in plugins.available(socket):
     options = plugins.options_of(socket, name)
     module = plugins.load(socket, name)
@@ -393,8 +398,8 @@ def test_names_in_the_rules_are_those_of_the_code():
   def allowed(rule):
     return {name for name in re.findall(r"[\w+-]+", rule.allowed.removeprefix("one of "))}
 
-  pretrain, segment = (option_rules.TASK_RULES[task] for task in ("pretrain", "segment"))
-  finetune, morphers = option_rules.TASK_RULES["finetune"], option_rules.SOCKET_RULES["morphers"]
+  pretrain, segment = (TASK_OPTIONS[task] for task in ("pretrain", "segment"))
+  finetune, morphers = TASK_OPTIONS["finetune"], SOCKET_OPTIONS["morphers"]
   for rule, names in (
     (pretrain["mask.kind"], masking.MASKS), (pretrain["optim.name"], optim.OPTIMIZERS),
     (pretrain["optim.decay"], optim.DECAYS), (pretrain["optim.lr_scaling"], optim.LR_SCALINGS),
@@ -407,18 +412,18 @@ def test_names_in_the_rules_are_those_of_the_code():
     (morphers["merged_feature"], morphing.MERGED_FEATURES), (morphers["schedule"], bipartite.SCHEDULES),
     (morphers["bipartite/drawn_per"], bipartite.DRAWN_PER), (morphers["init"], clustering.INITS),
     (morphers["implementation"], bipartite.IMPLEMENTATIONS),
-    (option_rules.INTERPOLATION, image_decoding.CV2_FILTERS),
-    (option_rules.COMMON["data.view.crop"], (*image_decoding.CROPS, "joint")),
-    (option_rules.SOCKET_RULES["teachers"]["tokens"], clip.OUTPUTS),
-    (option_rules.TASK_RULES["contrastive"]["clip.image.activation"], layers.ACTIVATIONS),
+    (run_options.INTERPOLATION, image_decoding.CV2_FILTERS),
+    (RUN_OPTIONS["data.view.crop"], (*image_decoding.CROPS, "joint")),
+    (SOCKET_OPTIONS["teachers"]["tokens"], clip.OUTPUTS),
+    (TASK_OPTIONS["contrastive"]["clip.image.activation"], layers.ACTIVATIONS),
   ):  # fmt: skip
     assert allowed(rule) == set(names), rule
-  assert set(option_rules.NORMALIZATIONS) == set(normalizations.NORMALIZATIONS)
-  assert allowed(option_rules.COMMON["resume"]) == set(records.RESUME)
-  assert option_rules.TACTICS == mesh.TACTICS
-  assert list(option_rules.TASKS) == plugins.available("tasks")
-  assert {n: (v["width"], v["num_heads"]) for n, v in vit.VARIANTS.items()} == option_rules.TRUNK_SIZES
-  assert all(name in option_rules.TASK_RULES["contrastive"]["text.prompts"].about for name in prompts.SETS)
+  assert set(run_options.NORMALIZATIONS) == set(normalizations.NORMALIZATIONS)
+  assert allowed(RUN_OPTIONS["resume"]) == set(records.RESUME)
+  assert run_options.TACTICS == mesh.TACTICS
+  assert sorted(TASK_OPTIONS) == plugins.available("tasks")
+  assert {n: (v["width"], v["num_heads"]) for n, v in vit.VARIANTS.items()} == TRUNK_SIZES
+  assert all(name in TASK_OPTIONS["contrastive"]["text.prompts"].about for name in prompts.SETS)
   trunk = {name for name in vit.Trunk.__dataclass_fields__ if name not in ("parent", "name")}
   assert {key.removeprefix("student.") for key in pretrain if key.startswith("student.")} == trunk | {
     "variant"
@@ -457,7 +462,7 @@ def test_a_broken_config_file(tmp_path, content, hints):
   with pytest.raises(OptionError) as caught:
     load_config(str(file))
   assert all(hint in str(caught.value) for hint in hints)
-  assert "typed_options.py" not in str(caught.value)
+  assert "config_file.py" not in str(caught.value)
 
 
 def test_a_missing_config_file_names_near_ones():

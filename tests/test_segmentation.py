@@ -14,7 +14,7 @@ from test_loop import ROOT, environment
 
 from dtm_jax import data, loop, rngs
 from dtm_jax.augment import normalize, to_float
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.datasets import shapes
 from dtm_jax.evaluators import Context
@@ -246,7 +246,7 @@ def test_counts_beyond_32_bits_survive_the_way_between_processes(monkeypatch):
 def test_a_run_stops_and_resumes_to_the_bit(tmp_path, monkeypatch):
   config = tiny_config(mesh=dict(data=4, fsdp=2))
   uninterrupted = loop.train(config, str(tmp_path / "whole"))
-  monkeypatch.setattr(checkpoints.Checkpoints, "reached_preemption", lambda self, step: step == 3)
+  monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
   assert int(loop.train(config, str(tmp_path / "parts"))["step"]) == 3
   monkeypatch.undo()
   resumed = loop.train(config, str(tmp_path / "parts"))

@@ -20,9 +20,11 @@ from dtm_jax.datasets import imagenet
 from dtm_jax.errors import OptionError
 from dtm_jax.evaluators import Context
 from dtm_jax.models.files import weight_files
-from dtm_jax.options import typed as typed_options
-from dtm_jax.options import validation
-from dtm_jax.options.typed import load_config, sections
+from dtm_jax.options import overrides, validation
+from dtm_jax.options.arguments import split_arguments
+from dtm_jax.options.config_file import load_config
+from dtm_jax.options.cross_checks import num_tokens
+from dtm_jax.options.sections import get, sections
 from dtm_jax.tasks import Run, build_teacher
 from dtm_jax.training import mesh as meshes
 
@@ -157,7 +159,7 @@ def typed(world, name, options):
   if config.task == "frozen_clip":
     config.clip.path = "assets/tiny_clip_cifar10"  # for its tokenizer
   flags = [f"--config.{key}={value}" for key, value in options.items()]
-  problems = typed_options.apply(config, typed_options.split_arguments(["main", *flags]).typed)
+  problems = overrides.apply(config, split_arguments(["main", *flags]).typed)
   validation.check(config, problems)
   return config
 
@@ -168,7 +170,7 @@ def choose(world, socket, name, path, choice, **more):
   variant = options.pop("variant", None)
   options = {"name": f"{choice}/{variant}" if variant else choice, **options}
   config = typed(world, name, {f"{path}.{key}": text for key, text in options.items()})
-  left = {*typed_options.get(config, path)} - {*options} - KEPT[socket]
+  left = {*get(config, path)} - {*options} - KEPT[socket]
   assert not left, f"--config.{path}.name={choice} keeps {left}"
   return config
 
@@ -213,7 +215,7 @@ def trace_step(config, functions=False):
 )  # fmt: skip
 def test_options_of_the_first_choice_that_stay_are_seen(world, monkeypatch, socket, name, path, choice):
   """These tests fail if a choice receives options of another."""
-  monkeypatch.setattr(typed_options, "_drop", lambda *_: None)
+  monkeypatch.setattr(overrides, "_drop", lambda *_: None)
   with pytest.raises((OptionError, AssertionError), match=r"has no option|keeps"):
     choose(world, socket, name, path, choice)
 
@@ -248,8 +250,8 @@ def trace_teacher(config, patch_size):
 @every("morphers")
 def test_another_morpher(world, name, path, choice):
   config = choose(world, "morphers", name, path, choice)
-  section = {key: value for key, value in typed_options.get(config, path).items() if key != "weight"}
-  tokens = validation.num_tokens(config) or 64
+  section = {key: value for key, value in get(config, path).items() if key != "weight"}
+  tokens = num_tokens(config) or 64
   size = config.data.image_size
   once(("morpher", section, tokens, size), lambda: trace_morpher(section, tokens, size))
   if config.task == "pretrain":
@@ -270,7 +272,7 @@ def trace_morpher(section, tokens, size):
 def test_another_data_set(world, name, path, choice):
   """It opens, and gives a batch of what the task reads; a set without that is refused by name."""
   config = choose(world, "datasets", name, path, choice)
-  section = typed_options.get(config, path)
+  section = get(config, path)
   opens = lambda: plugins.build("datasets", section, split="train")
   if choice == "tfds":
     with pytest.raises(OptionError, match=f"'mnist' is not prepared in {world}"):
@@ -311,7 +313,7 @@ def test_another_evaluator(world, name, path, choice):
       choose(world, "evaluators", name, path, choice)
     return
   config = choose(world, "evaluators", name, path, choice, **EVALUATES[task, choice])
-  section = typed_options.get(config, path).copy_and_resolve_references()
+  section = get(config, path).copy_and_resolve_references()
   section.dataset = {"name": "folder", "data_dir": str(world / "folder")}
   key = ("evaluator", task, choice, section.to_dict())
   once(key, lambda: make_evaluator(once(("functions", task), lambda: task_of(config)), choice, section))

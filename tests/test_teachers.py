@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from dtm_jax import plugins
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError, UserError
 from dtm_jax.models.clip import model as clip
 from dtm_jax.models.clip import weights as clip_weights
@@ -148,7 +148,7 @@ def write_run(folder):
     "student": {"variant": "Ti", "width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "drop_path": 0.1},
   }
   (folder / "config.json").write_text(json.dumps(config))
-  saved = checkpoints.Checkpoints(str(folder / "checkpoints"))
+  saved = Checkpoints(str(folder / "checkpoints"))
   for step in (1, 2):
     saved.save(step, {"params": random_like(vit_config.param_shapes(STUDENT, (4, 4)), step)}, {})
   saved.close()
@@ -463,7 +463,7 @@ def test_a_student_teaches_at_another_size_as_it_would_go_on_there(tmp_path, nam
       "student": {"variant": "Ti", "width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, **options},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    saved = checkpoints.Checkpoints(str(tmp_path / "checkpoints"))
+    saved = Checkpoints(str(tmp_path / "checkpoints"))
     saved.save(1, {"params": params}, {})
     saved.close()
   for size, grid in ((48, (6, 6)), (24, (3, 3))):

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where the arrays are, and the table of a state's arrays."""
+"""Compute checksums of arrays on their devices, and the table of all arrays of a state."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 @jax.jit
 def checksums(arrays: list[Shaped[Array, "..."]]) -> list[Shaped[Array, ""]]:
-  """Return one uint32 for each array: Σ_i bits_i · (2i+1) modulo 2^32, i the place in row-major order.
+  """Return one uint32 for each array: Σ_i bits_i · (2i+1) modulo 2^32. i is the place in row-major order.
 
-  Flipping bit b of element i changes the sum by ±2^b·(2i+1). An odd factor cannot make a multiple of 2^32
-  of 2^b, b < 32, so every single flip is seen. Most other damage is seen too, since moved elements meet other
-  weights. Integer sums modulo 2^32 do not depend on the order of addition: the number is the same on one
-  device or on many hosts, and nothing is gathered.
+  A flip of bit b in element i changes the sum by ±2^b·(2i+1). This is no multiple of 2^32, because b < 32 and
+  the second factor is odd. So every single flip changes the checksum. Most other damage does too, because a
+  moved element gets another weight. The order of the additions does not matter, so the checksum is the same
+  on one device and on many hosts, and nothing is gathered.
   """
   return [_checksum(array) for array in arrays]
 
@@ -31,7 +31,7 @@ def _checksum(array: Shaped[Array, "..."]) -> Shaped[Array, ""]:
   # Eight bytes become two words in a new last axis.
   bits = jax.lax.bitcast_convert_type(array, _UNSIGNED[array.dtype.itemsize]).astype(jnp.uint32)
   place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-  for axis in reversed(range(bits.ndim)):  # by axis: a reshape would gather a sharded array
+  for axis in reversed(range(bits.ndim)):  # axis by axis, because a reshape would gather a sharded array
     iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     place += iota * np.uint32(stride % 2**32)
     stride *= bits.shape[axis]
@@ -39,14 +39,14 @@ def _checksum(array: Shaped[Array, "..."]) -> Shaped[Array, ""]:
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-  """Return the leaves by their "/"-joined paths."""
+  """Return a dict from the "/"-joined path of each leaf to the leaf."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def nest(leaves: dict[str, Any]) -> PyTree:
-  """Return nested dicts from leaves by their "/"-joined paths."""
-  tree = {}
+  """Return the nested dicts of which `named` makes this dict."""
+  tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
     *parents, last = name.split("/")
     node = tree
@@ -57,7 +57,7 @@ def nest(leaves: dict[str, Any]) -> PyTree:
 
 
 def describe(state: PyTree) -> dict[str, dict[str, Any]]:
-  """Return shape, dtype and checksum of every array, by name. All processes must call it together."""
+  """Return shape, dtype and checksum of every array by name. All processes must call this together."""
   leaves = named(state)
   sums = jax.device_get(checksums(list(leaves.values())))
   return {
@@ -67,9 +67,13 @@ def describe(state: PyTree) -> dict[str, dict[str, Any]]:
 
 
 def differing_checksums(state: PyTree, arrays: dict[str, dict[str, Any]]) -> str | None:
-  """Return what differs between the state and its table, or None. All processes must call it together."""
+  """Return which checksums differ from the table, or None. All processes must call this together."""
   found = describe(state)
-  bad = [f"{n} ({found[n]['checksum']}, saved {e['checksum']})" for n, e in arrays.items() if found[n] != e]
+  bad = [
+    f"{name} ({found[name]['checksum']}, saved {entry['checksum']})"
+    for name, entry in arrays.items()
+    if found[name] != entry
+  ]
   return f"the checksum differs for {', '.join(bad)}" if bad else None
 
 

@@ -1,17 +1,17 @@
 """The evidence that a checkpoint is corrupt: bytes that differ from what was saved.
 
-An error while reading is no evidence, because a sound file also fails to read when a network or a disk has
-a hiccup. Every save therefore ends with a table of its files (name, size, crc32), and `find_damage` compares
-the files with it. Whatever differs is read a second time before it is believed.
+An error while reading is no evidence, because reading a sound file also fails if a network or a disk has a
+short fault. Every save therefore ends with a table of its files (name, size, crc32), and `find_damage`
+compares the files with it. A difference counts only if a second reading finds it again.
 
 Checkpoints of older versions have no such table. Their evidence is a missing file, a JSON file that does not
-parse, and what TensorStore says of its own checksums.
+parse, or an error of TensorStore that reports wrong bytes.
 """
 
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -35,7 +35,7 @@ def crc32_of_json(contents: Any) -> int:
 
 
 def write_table(checkpoint: epath.Path) -> None:
-  """Write the table of the checkpoint's files into it. One process does this after all saved."""
+  """Write the table of files into the checkpoint. One process does this after all have saved."""
   files = {name: _size_and_crc32(checkpoint / name) for name in _list_files(checkpoint)}
   (checkpoint / TABLE).write_text(json.dumps({"files": files, "crc32": crc32_of_json(files)}))
 
@@ -45,7 +45,7 @@ def find_damage(checkpoint: epath.Path, error: BaseException | None = None) -> s
 
   Args:
     checkpoint: the folder of one step.
-    error: what reading it raised. It counts only where the checkpoint has no table of its files.
+    error: the error of reading it. It counts only if the checkpoint has no table of its files.
 
   Raises:
     OSError: a file cannot be read now, so nothing is proven.
@@ -60,7 +60,7 @@ def find_damage(checkpoint: epath.Path, error: BaseException | None = None) -> s
 
 
 def says_data_loss(error: BaseException) -> bool:
-  """Return whether a library reports wrong bytes, in the error itself or in one that it wraps."""
+  """Return whether the error, or one that it wraps, is a library's report of wrong bytes."""
   return any(_DATA_LOSS.search(str(cause)) for cause in chain(error) if not isinstance(cause, OSError))
 
 
@@ -70,7 +70,7 @@ def has_table(checkpoint: epath.Path) -> bool:
 
 
 def _read_table(checkpoint: epath.Path) -> dict[str, list[int]] | None:
-  """Return the table, or None where there is none or it is itself damaged."""
+  """Return the table, or None if there is none or the table itself is damaged."""
   if not (checkpoint / TABLE).exists():
     return None
   try:
@@ -102,7 +102,9 @@ def _list_files(checkpoint: epath.Path) -> list[str]:
   return sorted(names)
 
 
-def _missing(checkpoint: epath.Path, names: list[str] | dict[str, Any]) -> str | None:
+def _missing(checkpoint: epath.Path, names: Iterable[str]) -> str | None:
+  """Return which of these files or folders do not exist."""
+
   def find() -> str | None:
     there = set(_list_files(checkpoint))
     folders = {name[: place.start()] for name in there for place in re.finditer("/", name)}
@@ -116,14 +118,14 @@ def _differing(path: epath.Path, saved: list[int]) -> str | None:
   found = _size_and_crc32(path)
   if found == list(saved):
     return None
-  return f"{path} has {found[0]} bytes with crc32 {found[1]}, saved were {saved[0]} with {saved[1]}"
+  return f"{path} has {found[0]} bytes with crc32 {found[1]}, saved were {saved[0]} bytes with {saved[1]}"
 
 
 def _unparsable(path: epath.Path) -> str | None:
   try:
     json.loads(path.read_bytes())
   except ValueError as error:
-    return f"{path} is no JSON: {error}"
+    return f"{path} is not JSON: {error}"
   return None
 
 
@@ -136,7 +138,7 @@ def _size_and_crc32(path: epath.Path) -> list[int]:
 
 
 def _confirmed(find: Callable[[], str | None]) -> str | None:
-  """Return what `find` finds, if it finds the same twice."""
+  """Return the result of `find` if a second call returns the same."""
   first = find()
   return first if first is not None and find() == first else None
 

@@ -1,7 +1,7 @@
-"""Read a checkpoint until it is read, or proven corrupt, or given up. All processes come to the same end.
+"""Repeat a read until it succeeds, or the bytes are proven wrong, or it is given up.
 
-After each stage of a try the processes tell each other how it went. So a process that fails never leaves the
-others in a collective computation that cannot end.
+All processes come to the same end. After each stage of a try they tell each other how it went. So a process
+that fails never leaves the others in a collective computation that cannot end.
 """
 
 import time
@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 
 from dtm_jax import processes
-from dtm_jax.checkpoints import evidence as checkpoint_evidence
+from dtm_jax.checkpoints import evidence
 from dtm_jax.errors import UserError
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -24,9 +24,12 @@ class CorruptCheckpointError(UserError):
 
 
 class Failure(NamedTuple):
-  """How the first process failed that did.
+  """The failure of the first process that failed.
 
-  kind: "refused" when a user must act, "doubt" when the bytes seem wrong, "failed" for everything else.
+  Attributes:
+    kind: "refused" if a user must act, "doubt" if the bytes seem wrong, "failed" for everything else.
+    text: the message, with the number of the process if there are several.
+    error: what this process raised; None if it succeeded.
   """
 
   kind: str
@@ -35,30 +38,22 @@ class Failure(NamedTuple):
 
 
 def attempt(action: Callable[[], Any], *, alone: bool = False) -> tuple[Any, Failure | None]:
-  """Run `action` and return its result, and how it failed on any process.
+  """Run `action` and return its result, and the failure if it failed on any process.
 
   Args:
     action: must not wait for other processes before something in it can fail.
-    alone: whether only this process is concerned. Otherwise every process must call this together.
+    alone: whether only this process takes part. Otherwise every process must call this together.
 
   Raises:
-    UserError: a process refused; all raise.
+    UserError: a process refused; then all processes raise.
   """
-  result, error, kind = None, None, "done"
+  result, error = None, None
   try:
     result = action()
-  except Exception as caught:  # libraries fail in many ways; which one it is shall not matter
+  except Exception as caught:  # libraries fail in many ways, and all are treated alike
     error = caught
-    kind = "doubt" if isinstance(caught, CorruptCheckpointError) else "failed"
-    kind = "refused" if isinstance(caught, UserError) and kind == "failed" else kind
-  text = (
-    ""
-    if error is None
-    else str(error)
-    if isinstance(error, UserError)
-    else f"{type(error).__name__}: {error}"
-  )
-  answers = [(kind, text)] if alone else processes.gather((kind, text))
+  answer = _describe(error)
+  answers = [answer] if alone else processes.gather(answer)
   for worst in ("refused", "doubt", "failed"):
     for index, (kind, text) in enumerate(answers):
       if kind != worst:
@@ -69,8 +64,23 @@ def attempt(action: Callable[[], Any], *, alone: bool = False) -> tuple[Any, Fai
   return result, None
 
 
+def _describe(error: Exception | None) -> tuple[str, str]:
+  """Return the kind of an outcome, "done" or a kind of `Failure`, and its text."""
+  if error is None:
+    return "done", ""
+  if isinstance(error, CorruptCheckpointError):
+    return "doubt", str(error)
+  if isinstance(error, UserError):
+    return "refused", str(error)
+  return "failed", f"{type(error).__name__}: {error}"
+
+
 def retry(what: str, action: Callable[[], Any], delays: Sequence[float], *, way_out: str) -> Any:
-  """Return the result of `action`, tried again after each delay; every process must call this together.
+  """Return the result of `action`, tried again after each delay. Every process must call this together.
+
+  Args:
+    what: names the action, as the start of a sentence.
+    way_out: the last sentence of the error: what the user can do.
 
   Raises:
     UserError: all tries failed, or a process refused.
@@ -93,25 +103,21 @@ def read_or_prove(
   *,
   alone: bool = False,
 ) -> tuple[Any, str | None]:
-  """Return what the stages read and None, or None and the proof that the checkpoint is corrupt.
+  """Read a checkpoint. Return (result, None), or (None, proof) if the checkpoint is proven corrupt.
 
   Args:
     checkpoint: the folder of one step.
-    stages: functions that get the result of the one before. A `CorruptCheckpointError` counts as a proof when
+    stages: functions; each gets the result of the one before. A `CorruptCheckpointError` counts as a proof if
       two tries in a row raise it.
     delays: seconds between the tries.
     alone: whether only this process reads. Otherwise every process must call this together.
 
   Raises:
-    UserError: it could not be read, and nothing proves that it is corrupt; or a stage refused.
+    UserError: the checkpoint cannot be read, and nothing proves that it is corrupt; or a stage refused.
   """
   doubts = 0
   for number, delay in enumerate((*delays, None), 1):
-    result, failure = None, None
-    for stage in stages:
-      result, failure = attempt(_stage(stage, result, checkpoint), alone=alone)
-      if failure:
-        break
+    result, failure = _run_stages(checkpoint, stages, alone)
     if failure is None:
       return result, None
     doubts = doubts + 1 if failure.kind == "doubt" else 0
@@ -131,15 +137,29 @@ def read_or_prove(
   raise AssertionError
 
 
+def _run_stages(
+  checkpoint: epath.Path, stages: Sequence[Callable[[Any], Any]], alone: bool
+) -> tuple[Any, Failure | None]:
+  """Return the result of the last stage, or the failure of the first stage that fails."""
+  result: Any = None
+  for stage in stages:
+    result, failure = attempt(_stage(stage, result, checkpoint), alone=alone)
+    if failure:
+      return None, failure
+  return result, None
+
+
 def _stage(stage: Callable[[Any], Any], previous: Any, checkpoint: epath.Path) -> Callable[[], Any]:
-  def action():
+  """Return the action of a stage. It turns a library's report of wrong bytes into a doubt."""
+
+  def action() -> Any:
     try:
       return stage(previous)
     except UserError:
       raise
     except Exception as error:
-      # A checkpoint without a table of its files leaves only the library's word.
-      if checkpoint_evidence.says_data_loss(error) and not checkpoint_evidence.has_table(checkpoint):
+      # Without a table of files, the library's report is the only evidence.
+      if evidence.says_data_loss(error) and not evidence.has_table(checkpoint):
         raise CorruptCheckpointError(f"{type(error).__name__}: {error}") from error
       raise
 
@@ -147,11 +167,11 @@ def _stage(stage: Callable[[Any], Any], previous: Any, checkpoint: epath.Path) -
 
 
 def _find_proof(checkpoint: epath.Path, error: Exception | None, alone: bool) -> str | None:
-  """Return the proof that process 0 (or this one, if `alone`) finds in the files."""
+  """Return the proof that process 0 finds in the files; with `alone`, this process looks for it."""
   proof = None
   if alone or processes.is_first():
     try:
-      proof = checkpoint_evidence.find_damage(checkpoint, error)
+      proof = evidence.find_damage(checkpoint, error)
     except Exception as unreadable:  # then nothing is proven
       logging.warning("The files of %s cannot be compared now: %s", checkpoint, unreadable)
   return proof if alone else processes.gather(proof)[0]

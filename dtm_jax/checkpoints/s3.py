@@ -1,7 +1,8 @@
-"""Orbax's checkpoints on `s3://`: Orbax knows `gs://` alone, but TensorStore, which it writes with, has S3.
+"""Let Orbax save and restore checkpoints on `s3://`.
 
-Three functions of Orbax decide which driver of TensorStore serves a path. They are replaced by ones that know
-both kinds of buckets; for local paths and `gs://` they return what Orbax's do.
+Orbax supports only `gs://`, but it writes with TensorStore, which supports S3. Three functions of Orbax
+choose TensorStore's driver for a path. `install` replaces them by functions that know both kinds of buckets.
+For local paths and `gs://` these return the same as Orbax's.
 """
 
 import functools
@@ -17,7 +18,7 @@ from dtm_jax.storage import object_stores
 
 @functools.cache
 def install() -> None:
-  """Let Orbax, in this process, write and read its arrays on `s3://`."""
+  """Let Orbax write and read arrays on `s3://` in this process."""
   googles = gcs_utils.get_kvstore_for_gcs
   normalize = tensorstore_utils._normalize_path
   tensorstore_utils._use_gcs_driver = lambda path: path.startswith(("gs://", "s3://"))
@@ -28,10 +29,10 @@ def install() -> None:
 
 
 def atomicity_of(folder: os.PathLike) -> orbax_options.AtomicityOptions | None:
-  """How a checkpoint in `folder` becomes whole; None leaves it to Orbax.
+  """Return how Orbax marks a checkpoint in `folder` as whole; None leaves the choice to Orbax.
 
-  In a bucket, which cannot rename, a last file says that a checkpoint is whole. Orbax would try to rename on
-  `s3://`.
+  A bucket cannot rename a folder, so a last file marks the checkpoint as whole. On `s3://`, Orbax alone
+  would try to rename.
   """
   if not os.fspath(folder).startswith("s3://"):
     return None
@@ -39,9 +40,9 @@ def atomicity_of(folder: os.PathLike) -> orbax_options.AtomicityOptions | None:
 
 
 def key_value_store(url: str) -> dict[str, Any]:
-  """TensorStore's specification of a place in a bucket of S3."""
+  """Return TensorStore's specification of a place in a bucket of S3."""
   bucket, _, path = url.removeprefix("s3://").partition("/")
-  spec = {"driver": "s3", "bucket": bucket, "path": path}
+  spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
   endpoint = object_stores.endpoint("s3")
   if endpoint is not None:  # TensorStore does not read it from the environment
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

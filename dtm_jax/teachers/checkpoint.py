@@ -3,7 +3,7 @@
 import json
 import os
 
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models.layers import grid_of
 from dtm_jax.models.vit import model as vit
@@ -34,7 +34,7 @@ def build(
   if not config_file.exists():
     raise NotThereError(f"No config.json in {path}: it is not the workdir of a run.")
   config = json.loads(config_file.read_text())
-  params = checkpoints.load_params(os.fspath(config_file.parent / "checkpoints"), step=step)
+  params = load_params(os.fspath(config_file.parent / "checkpoints"), step=step)
   if "mask_token" not in params:
     raise OptionError(f"The run {path} trained no student: its parameters are {', '.join(sorted(params))}.")
   params = {name: part for name, part in params.items() if name != "head"}

@@ -4,7 +4,7 @@ import json
 import os
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.checkpoints import manager as checkpoints
+from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.storage import paths
@@ -32,7 +32,7 @@ def load(
     UnreadableFileError: names or shapes do not match; lists all of them.
   """
   if run_config(source) is not None:
-    return checkpoints.load_params(os.fspath(paths.resolve(source) / "checkpoints"), step=step)
+    return load_params(os.fspath(paths.resolve(source) / "checkpoints"), step=step)
   return vit_weights.load(source, revision=revision, num_heads=num_heads, weights=weights)
 
 

@@ -1,13 +1,13 @@
-"""Reading one checkpoint: its metadata, its arrays, or its parameters alone.
+"""What one checkpoint holds, and how its metadata, its arrays, or its parameters alone are read.
 
-A checkpoint is a folder that is named by its step. It has Orbax's items `state` (the arrays) and `meta` (the
-caller's metadata, the step, and a table of the arrays with their checksums).
+A checkpoint is a folder with its step as the name. It has two of Orbax's items: `state` holds the arrays, and
+`meta` holds the caller's metadata, the step, and a table of the arrays with their checksums.
 """
 
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,52 +16,49 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.checkpoints import (
-  evidence as checkpoint_evidence,
-)
-from dtm_jax.checkpoints import (
-  retries as checkpoint_retries,
-)
-from dtm_jax.checkpoints import (
-  s3 as s3_checkpoints,
-)
+from dtm_jax.checkpoints import evidence, retries, s3
 from dtm_jax.checkpoints.array_checksums import describe, differing_checksums, differing_shapes, named, nest
 from dtm_jax.checkpoints.retries import CorruptCheckpointError
 from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.storage import paths
 
-s3_checkpoints.install()
+s3.install()
 
 
 def _is_no_forgotten_task(record: logging.LogRecord) -> bool:
   return not record.getMessage().startswith("Task exception was never retrieved")
 
 
-# Orbax reads arrays in parallel tasks and raises the first error. For each other error `asyncio` would log a
-# traceback, although the message that follows says the same.
+# Orbax reads arrays in parallel tasks and raises the first error. `asyncio` would log a traceback for every
+# other error, although our message says the same.
 logging.getLogger("asyncio").addFilter(_is_no_forgotten_task)
 
 
-def make_contents(step: int, state: PyTree, meta: dict[str, Any]) -> dict[str, Any]:
-  """Return what a checkpoint stores beside its arrays, as it will be read. All processes call it together."""
-  contents = json.loads(json.dumps({"meta": meta, "arrays": describe(state), "step": step}))
-  return contents | {"crc32": checkpoint_evidence.crc32_of_json(contents)}
+def describe_checkpoint(step: int, state: PyTree, meta: dict[str, Any]) -> dict[str, Any]:
+  """Return the metadata that a checkpoint stores beside its arrays. All processes must call it together."""
+  table = json.loads(json.dumps({"meta": meta, "arrays": describe(state), "step": step}))
+  return table | {"crc32": evidence.crc32_of_json(table)}
 
 
-def stages_of_reading(checkpoint: epath.Path, abstract_state: PyTree) -> list:
-  """Return the stages that read (state, meta) of a checkpoint, for `checkpoint_retries.read_or_prove`."""
+def stages_of_reading(checkpoint: epath.Path, abstract_state: PyTree) -> list[Callable[[Any], Any]]:
+  """Return the stages in which `retries.read_or_prove` reads (state, meta) of a checkpoint."""
   return [lambda _: _read(checkpoint, abstract_state), functools.partial(_verify, checkpoint=checkpoint)]
 
 
 def load_params(
   folder: str, *, step: int | None = None, retry_delays: Sequence[float] | None = None
 ) -> PyTree:
-  """Return only the parameters of a run's newest (or the given) step, as numpy arrays.
+  """Return the parameters of one checkpoint as NumPy arrays. Nothing else of the state is read.
+
+  Args:
+    folder: the folder `checkpoints` of a run, local or in a bucket.
+    step: which checkpoint; None reads the newest.
+    retry_delays: seconds between the tries of a read that fails. Default: `retries.RETRY_DELAYS`.
 
   Raises:
-    NotThereError: no such checkpoint; the message lists the steps that exist.
+    NotThereError: there is no such checkpoint; the message lists the steps that exist.
     CorruptCheckpointError: its bytes are proven wrong.
-    UserError: it cannot be read for another reason, or its folder's name and its step differ.
+    UserError: it cannot be read for another reason, or the name of its folder and its step differ.
   """
   path = paths.resolve(folder)
   steps = sorted(int(child.name) for child in path.iterdir() if _is_whole(child)) if path.exists() else []
@@ -69,23 +66,23 @@ def load_params(
   if chosen not in steps:
     raise NotThereError(f"No checkpoint {'' if step is None else f'{step} '}in {path}. Steps: {steps}.")
   checkpoint = path / str(chosen)
-  delays = checkpoint_retries.RETRY_DELAYS if retry_delays is None else retry_delays
+  delays = retries.RETRY_DELAYS if retry_delays is None else retry_delays
   stages = [lambda _: _read_params(checkpoint), functools.partial(_verify, checkpoint=checkpoint)]
-  loaded, proof = checkpoint_retries.read_or_prove(checkpoint, stages, delays, alone=True)
+  loaded, proof = retries.read_or_prove(checkpoint, stages, delays, alone=True)
   if proof is not None:
     raise CorruptCheckpointError(f"Cannot load {checkpoint} (steps: {steps}): {proof}")
   return loaded[0]["params"]
 
 
 def _is_whole(checkpoint: epath.Path) -> bool:
-  """Whether this is the folder of a finished save. In a bucket, it then has Orbax's last file."""
+  """Return whether this is the folder of a finished save. In a bucket, Orbax writes a last file to say so."""
   if not checkpoint.name.isdigit():
     return False
   return not paths.is_remote(checkpoint) or (checkpoint / paths.COMMIT_FILE).exists()
 
 
 def _read(checkpoint: epath.Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
-  """Return the arrays and the metadata. Waits for no other process."""
+  """Return the arrays and the metadata. This waits for no other process."""
   contents = _read_meta(checkpoint)
   if differing := differing_shapes(abstract_state, contents["arrays"]):
     raise OptionError(
@@ -96,6 +93,7 @@ def _read(checkpoint: epath.Path, abstract_state: PyTree) -> tuple[PyTree, dict[
 
 
 def _read_params(checkpoint: epath.Path) -> tuple[PyTree, dict[str, Any]]:
+  """Return the parameters and the step, and the metadata cut down to them."""
   contents = _read_meta(checkpoint)
   arrays = {n: e for n, e in contents["arrays"].items() if n.startswith("params/") or n == "step"}
   abstract = nest({n: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for n, e in arrays.items()})
@@ -109,13 +107,13 @@ def _read_params(checkpoint: epath.Path) -> tuple[PyTree, dict[str, Any]]:
 
 
 def _read_meta(checkpoint: epath.Path) -> dict[str, Any]:
-  """Return the metadata, proven unchanged: a shape read wrong would accuse the config."""
+  """Return the metadata if its checksum agrees. Otherwise a wrong shape would be blamed on the config."""
   path = checkpoint / "meta" / "metadata"
   contents = json.loads(path.read_bytes())
   if not isinstance(contents, dict) or "crc32" not in contents:
     raise CorruptCheckpointError(f"{path} has no checksum")
   saved = contents.pop("crc32")
-  found = checkpoint_evidence.crc32_of_json(contents)
+  found = evidence.crc32_of_json(contents)
   if found != saved:
     raise CorruptCheckpointError(f"the checksum of {path.parent} differs: {found}, saved {saved}")
   _check_step(checkpoint, contents.get("step"))
@@ -134,6 +132,7 @@ def _verify(read: tuple[PyTree, dict[str, Any]], *, checkpoint: epath.Path) -> t
 
 
 def _check_step(checkpoint: epath.Path, inner: int | None) -> None:
+  """Raise UserError if the folder is not named by the step that it holds."""
   if inner is not None and str(inner) != checkpoint.name:
     raise UserError(
       f"The checkpoint folder {checkpoint} is named {checkpoint.name} but holds step {inner}. Rename it to "

@@ -1,4 +1,4 @@
-"""Rules: what a value may be, in words and as a function.
+"""Kinds of rules for the value of an option. A rule says in words what is allowed, and tests a value.
 
 number(0, 1).problem(1.5)     # "must be a number of at least 0 and at most 1"
 """
@@ -9,17 +9,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+UNITS = ("steps", "examples", "epochs")
+"""The units of a duration: `total_steps`, `total_examples`, `total_epochs`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What one option may be.
+  """What the value of one option may be.
 
   Attributes:
-    kind: the Python type; `object` for several.
-    allowed: what is allowed, in words that follow "must be".
-    accepts: whether a value of that type is allowed.
-    about: what the option means.
-    optional: whether None is allowed, which leaves the option out or to its default.
+    kind: the Python type; `object` if there are several.
+    allowed: the allowed values, in words that follow "must be".
+    accepts: returns whether a value of that type is allowed.
+    about: the meaning of the option.
+    optional: whether None is allowed. None switches the option off or leaves it at its default.
   """
 
   kind: type
@@ -28,38 +31,42 @@ class Rule:
   about: str = ""
   optional: bool = False
 
+  @property
+  def expected(self) -> str:
+    """What is allowed, as "must be ..."."""
+    return f"must be {self.allowed}" + (", or None" if self.optional else "")
+
   def problem(self, value: Any) -> str | None:
-    """Return what is wrong with the value, as "must be ...", or None if it is allowed."""
+    """Return `expected` if the value is not allowed, and None if it is."""
     if value is None and self.optional:
       return None
     try:
-      right = _is_of(self.kind, value) and self.accepts(value)
+      right = _has_type(value, self.kind) and self.accepts(value)
     except (TypeError, ValueError, AttributeError, re.error):
       right = False
-    return None if right else f"must be {self.allowed}" + (", or None" if self.optional else "")
+    return None if right else self.expected
 
   def or_none(self, about: str = "") -> "Rule":
-    """The same rule, which also allows None."""
+    """Return the same rule, which also allows None."""
     return dataclasses.replace(self, optional=True, about=about or self.about)
 
 
-def _is_of(kind: type, value: Any) -> bool:
-  """Whether the value has the type; a boolean is not a number, and a number must be finite."""
+def _has_type(value: Any, kind: type) -> bool:
+  """Return whether the value has the type. A boolean is not a number, and a number must be finite."""
   if isinstance(value, bool):
     return kind in (bool, object)
-  if isinstance(value, (int, float)) and not math.isfinite(value):
+  if isinstance(value, int | float) and not math.isfinite(value):
     return False
   if kind is float:
-    return isinstance(value, (int, float))
+    return isinstance(value, int | float)
   return isinstance(value, (tuple, list) if kind is tuple else kind)
 
 
 def whole(
   low: int | None = 0, about: str = "", *, also: tuple[int, ...] = (), high: int | None = None
 ) -> Rule:
-  """A whole number from `low` to `high`, or one of `also`."""
-  words = _range("a whole number", low, high)
-  words = " or ".join([words, *map(str, also)])
+  """Allow whole numbers from `low` to `high`, and those in `also`."""
+  words = " or ".join([_range("a whole number", low, high), *map(str, also)])
   inside = lambda value: (low is None or value >= low) and (high is None or value <= high)
   return Rule(int, words, lambda value: inside(value) or value in also, about)
 
@@ -72,7 +79,7 @@ def number(
   above: bool = False,
   below: bool = False,
 ) -> Rule:
-  """A finite number from `low` (not included if `above`) to `high` (not included if `below`)."""
+  """Allow finite numbers from `low` to `high`. `above` excludes `low` itself, and `below` excludes `high`."""
 
   def accepts(value: int | float) -> bool:
     enough = low is None or (value > low if above else value >= low)
@@ -81,41 +88,42 @@ def number(
   return Rule(float, _range("a number", low, high, above, below), accepts, about)
 
 
-def _range(what: str, low, high, above: bool = False, below: bool = False) -> str:
+def _range(
+  what: str, low: int | float | None, high: int | float | None, above: bool = False, below: bool = False
+) -> str:
   lower = "" if low is None else f"above {low}" if above else f"of at least {low}"
   upper = "" if high is None else f"below {high}" if below else f"at most {high}"
   return f"{what} {' and '.join(filter(None, (lower, upper)))}".strip()
 
 
 def choice(*names: str, about: str = "") -> Rule:
-  """One of the names."""
+  """Allow these names."""
   return Rule(str, f"one of {', '.join(names)}", names.__contains__, about)
 
 
 def flag(about: str = "") -> Rule:
-  """True or False."""
+  """Allow True and False."""
   return Rule(bool, "True or False", lambda value: True, about)
 
 
 def text(about: str = "", *, empty: bool = False) -> Rule:
-  """Any string; an empty one only where `empty` says so."""
-  return Rule(
-    str, "a text" if empty else "a text that is not empty", lambda x: empty or bool(x.strip()), about
-  )
+  """Allow any string. `empty` also allows the empty string."""
+  words = "a text" if empty else "a text that is not empty"
+  return Rule(str, words, lambda value: empty or bool(value.strip()), about)
 
 
 def several(
   each: Rule, about: str = "", *, lengths: tuple[int, ...] | None = None, empty: bool = False
 ) -> Rule:
-  """A tuple whose every element follows `each`."""
+  """Allow tuples in which every element follows `each`."""
   counts = " or ".join(map(str, lengths)) if lengths else "any number" if empty else "one or more"
-  right = lambda n: n in lengths if lengths else empty or n > 0
+  right = lambda length: length in lengths if lengths else empty or length > 0
   accepts = lambda value: right(len(value)) and all(each.problem(x) is None for x in value)
   return Rule(tuple, f"a tuple of {counts}, each {each.allowed}", accepts, about)
 
 
 def interval(low: int | float, high: int | float | None, about: str = "") -> Rule:
-  """A pair (from, to), both above `low` and at most `high`, in ascending order."""
+  """Allow pairs (from, to) in ascending order, both above `low` and at most `high`."""
   each = number(low, high, above=True)
   words = f"a pair (from, to) of numbers above {low}" + ("" if high is None else f" and at most {high}")
   accepts = lambda pair: len(pair) == 2 and all(each.problem(x) is None for x in pair) and pair[0] <= pair[1]
@@ -123,26 +131,54 @@ def interval(low: int | float, high: int | float | None, about: str = "") -> Rul
 
 
 def any_of(*rules: Rule, about: str = "") -> Rule:
-  """What any of the rules allows."""
+  """Allow everything that one of the rules allows."""
   accepts = lambda value: any(rule.problem(value) is None for rule in rules)
   return Rule(object, ", or ".join(rule.allowed for rule in rules), accepts, about)
 
 
 def anything(about: str = "") -> Rule:
-  """No rule is known."""
+  """Allow every value, because no rule is known."""
   return Rule(object, "anything", lambda value: True, about, optional=True)
 
 
 def regex(about: str = "") -> Rule:
-  """A regular expression that is not empty."""
+  """Allow regular expressions that are not empty."""
   return Rule(str, "a regular expression", lambda value: bool(re.compile(value)) and bool(value), about)
 
 
-def durations(name: str, about: str, *, low: int | float = 0, above: bool = False) -> dict[str, Rule]:
-  """The rules of `{name}_steps`, `{name}_examples` and `{name}_epochs`."""
-  least = whole(int(low) + above, about).or_none()
+def durations(name: str, about: str, *, low: int = 0, above: bool = False) -> dict[str, Rule]:
+  """Return the rules of `{name}_steps`, `{name}_examples` and `{name}_epochs`."""
+  least = whole(low + above, about).or_none()
   return {
     f"{name}_steps": least,
     f"{name}_examples": least,
     f"{name}_epochs": number(low, None, about, above=above).or_none(),
   }
+
+
+def below(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
+  """Return the rules with a prefix before each key: "lr" becomes "optim.lr"."""
+  return {f"{prefix}.{key}": rule for key, rule in rules.items()}
+
+
+def of_annotation(annotation: str, special: dict[str, Rule]) -> Rule:
+  """Return the rule that a type annotation means, such as "int | None".
+
+  Args:
+    annotation: as written in the code.
+    special: rules of types that are not Python's.
+  """
+  kinds = {
+    "int": whole(None),
+    "float": number(None),
+    "bool": flag(),
+    "str": text(),
+    "tuple": Rule(tuple, "a tuple", lambda value: True),
+    **special,
+  }
+  names = [part.strip().partition("[")[0] for part in annotation.split("|")]
+  rules = [kinds[name] for name in names if name in kinds]
+  if not rules or {*names} - {*kinds, "None"}:
+    return anything()
+  rule = rules[0] if len(rules) == 1 else any_of(*rules)
+  return rule.or_none() if "None" in names else rule
