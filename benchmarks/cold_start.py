@@ -171,7 +171,7 @@ def main_arguments(args, overrides, folder: Path) -> list[str]:
     workload.photos(photos, max(64, args.batch))
     argv += ["--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={photos}"]
   elif config.data.dataset.name == "cifar10" and config.data.dataset.get("data_dir") is None:
-    from dtm_jax.storage.paths import cache_folder
+    from dtm_jax.storage.local_copies import cache_folder
 
     argv += [f"--config.data.dataset.data_dir={cache_folder()}"]
     argv += [f"--config.evals.{name}.dataset.data_dir={cache_folder()}" for name in config.evals]

@@ -24,12 +24,15 @@ from dtm_jax.errors import concerning
 from dtm_jax.evaluators import Context, Evaluators
 from dtm_jax.options import validation
 from dtm_jax.progress import Progress
-from dtm_jax.records import flight_recorder, lock, reporting
+from dtm_jax.records import lock, reporting
+from dtm_jax.records import recording as recordings
 from dtm_jax.records import replay as replaying
+from dtm_jax.records.compilations import CompilationCounter, warn_of_recompilation
 from dtm_jax.records.flight_recorder import FlightRecorder
 from dtm_jax.records.metrics import Metrics
 from dtm_jax.records.replay import Finding
 from dtm_jax.records.run_config import Records
+from dtm_jax.records.step_window import StepWindow, device_memory
 from dtm_jax.storage import faults as storage_faults
 from dtm_jax.storage import paths
 from dtm_jax.tasks import Run, State, Task
@@ -141,7 +144,7 @@ def begin(setup: Setup) -> bool:
     logging.info("Nothing is left to do: the run has %d steps. Its numbers: %s", start, metrics.path)
     return False
   records.write(start, setup.course.examples)
-  metrics.go_on_from(start if start or finished else -1, forget_evaluations=records.forced)
+  metrics.go_on_from(start if start or finished else -1, again=due, forget_evaluations=records.forced)
   setup.evaluate(due, start)
   return not finished
 
@@ -157,12 +160,12 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
   reporting.log_parameters(setup.state["params"])
   progress = Progress("Training", total_steps, "steps", done=course.step, every=60.0)
   profile = reporting.make_profile(setup.workdir, config.log.profile_step)
-  window = reporting.Window(config.batch_size)
+  window = StepWindow(config.batch_size)
   recorder = FlightRecorder(setup.workdir, config, may_diverge=setup.task.may_diverge)
   recorder.keep(setup.state, course.meta_at(course.step))
   batches = device_batches(config, setup.dataset, setup.mesh, course.examples, setup.task.needs_labels)
 
-  with contextlib.closing(reporting.CompilationCounter()) as compilations:
+  with contextlib.closing(CompilationCounter()) as compilations:
     for step in range(course.step + 1, total_steps + 1):
       held.require()
       with window.waiting():
@@ -175,23 +178,24 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
       progress(step)
       profile(step)
       if compilations.grew() and not first:
-        reporting.warn_of_recompilation(step, compilations.count)
+        warn_of_recompilation(step, compilations.count)
 
       stop, last = checkpoints.reached_preemption(step), step == total_steps
       save = stop or last or step % save_every == 0
       if save or step % log_every == 0:
-        scalars = window.summary() | reporting.device_memory()
+        scalars = window.summary() | device_memory()
         counts = {"compilations": compilations.count, "corrupt_images": data.corrupt_count()}
         setup.metrics.write(step, scalars | {"epoch": course.epoch_at(step)} | counts)
         recorder.close_window(setup.state, course.meta_at(step))  # before it is saved
         window.reset()
       if save:
+        setup.metrics.flush()
         checkpoints.save(step, setup.state, {"seed": config.seed} | course.meta_at(step))
       if stop:
         logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
         return
       if due := setup.evaluators.due(step):
-        with window.apart():
+        with window.excluded():
           setup.evaluate(due, step)
 
 
@@ -201,11 +205,11 @@ def replay(config) -> Finding | None:
   Raises:
     UserError: there is no recording, or it is of another data set or batch size.
   """
-  recording = flight_recorder.read(paths.resolve(config.replay))
+  recording = recordings.read(paths.resolve(config.replay))
   mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   dataset_settings.resolve(config, dataset)
-  flight_recorder.log_changes(recording, config)
+  recordings.log_changes(recording, config)
   course = Course.fresh(config.batch_size, dataset.num_examples)
   task = build_task(config, course, dataset)
   with contextlib.closing(Checkpoints(str(recording.folder / "state"))) as checkpoints:

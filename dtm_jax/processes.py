@@ -1,11 +1,12 @@
-"""Small messages between the processes of a run, with a time limit.
+"""Exchange small messages between the processes of a run, with a time limit.
 
-Collectives of devices have no time limit: when one process fails before it reaches one, the others wait for
-ever. These messages go through the key-value store of `jax.distributed` instead.
+Collectives of devices have no time limit: if one process fails before it reaches a collective, the others
+wait for ever. These messages use the key-value store of `jax.distributed` instead.
 """
 
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,19 +16,24 @@ from dtm_jax.errors import UserError
 
 TIME_LIMITS = {
   "heartbeat_timeout_seconds": 40,  # a process without a sign of life for so long is dead; the others stop
-  "shutdown_timeout_seconds": 15,  # a process that leaves stops those that have not left so much later
+  "shutdown_timeout_seconds": 15,  # when one process leaves, it stops the others after so many seconds
 }
-"""Arguments of `jax.distributed.initialize` with which one process's end ends all within a minute."""
+"""Arguments of `jax.distributed.initialize`. If one process ends, all end within a minute."""
 
 _messages = itertools.count()
 
 
-def gather(value: Any, *, timeout_seconds: float = 1800) -> list[Any]:
-  """Return the values of all processes, in the order of their indices. Every process must call it.
+def is_first() -> bool:
+  """Return whether this is process 0, which writes for all."""
+  return jax.process_index() == 0
+
+
+def gather(value: Any, *, timeout_seconds: float = 1800.0) -> list[Any]:
+  """Return the values of all processes, in the order of their indices. Every process must call this.
 
   Args:
-    value: anything that JSON can hold.
-    timeout_seconds: how long to wait for the slowest process. JAX notices a process that died earlier.
+    value: anything that JSON can hold. A tuple becomes a list.
+    timeout_seconds: how long to wait for the slowest process. JAX notices earlier that a process died.
 
   Raises:
     UserError: a process did not answer in time.
@@ -36,6 +42,8 @@ def gather(value: Any, *, timeout_seconds: float = 1800) -> list[Any]:
   if jax.process_count() == 1:
     return [value]
   client, folder = distributed.global_state.client, f"dtm_jax/gather/{next(_messages)}"
+  if client is None:
+    raise AssertionError("several processes without jax.distributed")
   client.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(value))
   try:
     client.wait_at_barrier(folder, int(timeout_seconds * 1000))
@@ -45,6 +53,34 @@ def gather(value: Any, *, timeout_seconds: float = 1800) -> list[Any]:
   return [values[index] for index in range(jax.process_count())]
 
 
-def is_first() -> bool:
-  """Return whether this process writes for all."""
-  return jax.process_index() == 0
+def from_first_process(function: Callable[[], Any]) -> Any:
+  """Run `function` on process 0 and return its result on every process. Every process must call this.
+
+  Args:
+    function: returns anything that JSON can hold. A tuple becomes a list.
+
+  Raises:
+    UserError: process 0 raised one; all processes raise it with the same message and notes.
+    RuntimeError: process 0 failed in another way; process 0 itself raises the original error.
+  """
+  if jax.process_count() == 1:
+    return json.loads(json.dumps(function()))
+  failure, outcome = None, {}
+  if is_first():
+    try:
+      outcome = {"value": function()}
+    except UserError as error:
+      failure, outcome = error, {"user_error": str(error), "notes": getattr(error, "__notes__", [])}
+    except Exception as error:
+      failure, outcome = error, {"error": f"{type(error).__name__}: {error}"}
+  outcome = gather(outcome)[0]
+  if failure is not None:
+    raise failure
+  if "user_error" in outcome:
+    told = UserError(outcome["user_error"])
+    for note in outcome["notes"]:
+      told.add_note(note)
+    raise told
+  if "error" in outcome:
+    raise RuntimeError(f"Process 0 failed: {outcome['error']}")
+  return outcome["value"]

@@ -15,7 +15,7 @@ from dtm_jax.models.clip import config as clip_config
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 from dtm_jax.models.layers import ACTIVATIONS
-from dtm_jax.storage import paths
+from dtm_jax.storage import writing
 from dtm_jax.teachers.clip import mean_and_std_of
 
 OPTIONS = {"heads": "--heads IMAGE TEXT", "activation": "--activation NAME"}
@@ -40,7 +40,7 @@ def convert(
   config, params = clip_weights.load(found, heads=heads, activation=activation)
   clip_config.check_known(config, str(found.file), text=True, options=OPTIONS)
   mean, std = mean_and_std_of("clip", found)
-  with paths.local_folder_for(folder) as local:
+  with writing.local_folder_for(folder) as local:
     clip_weights.save(local, config, params, dtype=dtype, mean=mean, std=std)
     if tokenizer := found.beside(weight_files.TOKENIZER):
       shutil.copy(tokenizer, local / weight_files.TOKENIZER)

@@ -16,7 +16,7 @@ from absl import app, flags
 from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS, mean_and_std
 from dtm_jax.records import run_config as records
-from dtm_jax.storage import paths
+from dtm_jax.storage import writing
 from dtm_jax.training import pretrained
 
 _SOURCE = flags.DEFINE_string(
@@ -53,7 +53,7 @@ def export(
     class_names = records.class_names(source)
   params = pretrained.load(source, step=step, num_heads=num_heads)
   mean, std = mean_and_std(normalization or "imagenet")
-  with paths.local_folder_for(folder) as local:
+  with writing.local_folder_for(folder) as local:
     vit_weights.save(local, params, layout, num_heads=num_heads, mean=mean, std=std, class_names=class_names)
 
 

@@ -18,7 +18,7 @@ from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.tokenizer import word_tokenizer
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.options import command_line
-from dtm_jax.storage import paths
+from dtm_jax.storage import paths, writing
 from dtm_jax.tasks import contrastive
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
@@ -33,7 +33,7 @@ def main(config) -> None:
   tokenizer = word_tokenizer(itertools.chain(*captions_GP), config.text.context_length)
   params = load_params(str(workdir / "checkpoints"))
   mean, std = mean_and_std(config.augment.normalization)
-  with paths.local_folder_for(_TO.value) as folder:
+  with writing.local_folder_for(_TO.value) as folder:
     clip_weights.save(
       folder, contrastive.clip_config(config, tokenizer), params, dtype="float16", mean=mean, std=std
     )

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from dtm_jax.data.image_decoding import decode
 from dtm_jax.data.resampling import resize
 from dtm_jax.normalizations import NORMALIZATIONS
-from dtm_jax.storage import paths
+from dtm_jax.storage import paths, writing
 from dtm_jax.teachers import dinov2
 
 try:
@@ -132,7 +132,7 @@ def main():
   if options.check and options.images is None:
     parser.error("--check needs --images")
   model = fetch()
-  with paths.local_folder_for(options.out) as folder:
+  with writing.local_folder_for(options.out) as folder:
     write(model, folder)
     print(f"{options.out}: {sum(tensor.size for tensor in tensors_of(model).values()):,} parameters")
     if options.check:

@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
-from dtm_jax.storage import paths
+from dtm_jax.storage import writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
       lines[name][seed] = result.result()
   command = shlex.join(["python", "scripts/study.py", *argv])
   text = "\n".join([*table(lines, options.metrics), "", "Made by", "", f"    {command}", ""])
-  with paths.local_folder_for(options.out) as out:
+  with writing.local_folder_for(options.out) as out:
     (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
     (out / "table.md").write_text(text)
     draw(lines, options.curves, out / "curves.png")

@@ -196,13 +196,13 @@ print(jax.config.jax_compilation_cache_dir)
 """
 SECOND_START = """
 import jax
-from dtm_jax import reporting
+from dtm_jax.records.compilations import CompilationCounter
 from dtm_jax.training import startup
 startup.keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
-counter = reporting.CompilationCounter()
+counter = CompilationCounter()
 step = jax.jit(lambda x: (x @ x).sum())
 x = jax.numpy.ones((8, 8))
 events.clear()

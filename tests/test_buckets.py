@@ -23,7 +23,7 @@ from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.models.clip import prompts
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
-from dtm_jax.storage import paths
+from dtm_jax.storage import local_copies, paths, writing
 from dtm_jax.storage.mirror import Mirror
 from dtm_jax.training import pretrained
 from scripts import convert_clip, export
@@ -79,17 +79,17 @@ def test_a_missing_package_is_named(url, package, monkeypatch):
 
 
 def test_a_folder_is_proven_writable(bucket):
-  folder = paths.make_writable_folder(f"{bucket}/run", "--workdir")
+  folder = writing.make_writable_folder(f"{bucket}/run", "--workdir")
   assert not folder.exists()  # the proof is gone
   missing = bucket.replace(emulators.BUCKET, "missing")
   with pytest.raises(OptionError, match=f"--workdir={missing}: No such bucket"):
-    paths.make_writable_folder(missing, "--workdir")
+    writing.make_writable_folder(missing, "--workdir")
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(OptionError, match=f"--workdir={tmp_path}/file: .*FileExistsError"):
-    paths.make_writable_folder(tmp_path / "file", "--workdir")
+    writing.make_writable_folder(tmp_path / "file", "--workdir")
 
 
 def test_a_folder_moves(bucket, tmp_path):
@@ -97,7 +97,7 @@ def test_a_folder_moves(bucket, tmp_path):
     for name in ("4/state/data", "4/commit_success.txt"):
       (root / name).parent.mkdir(parents=True, exist_ok=True)
       (root / name).write_text(name)
-    paths.move_folder(root / "4", root / "corrupt" / "4-now")
+    writing.move_folder(root / "4", root / "corrupt" / "4-now")
     assert not (root / "4").exists()
     assert (root / "corrupt/4-now/state/data").read_text() == "4/state/data"
     assert (root / "corrupt/4-now/commit_success.txt").exists()
@@ -105,16 +105,16 @@ def test_a_folder_moves(bucket, tmp_path):
 
 def test_only_one_creates_a_file(bucket, tmp_path):
   for root in (paths.resolve(bucket), paths.resolve(tmp_path)):
-    assert paths.create_file(root / "lock", "first")
-    assert not paths.create_file(root / "lock", "second")
+    assert writing.create_file(root / "lock", "first")
+    assert not writing.create_file(root / "lock", "second")
     assert (root / "lock").read_text() == "first"
 
 
 def test_what_is_written_locally_goes_to_the_bucket(bucket):
-  with paths.local_folder_for(f"{bucket}/out") as folder:
+  with writing.local_folder_for(f"{bucket}/out") as folder:
     (folder / "sub").mkdir()
     (folder / "sub" / "a.bin").write_bytes(b"a")
-  with paths.local_file_for(f"{bucket}/out/b.png") as file:
+  with writing.local_file_for(f"{bucket}/out/b.png") as file:
     file.write_bytes(b"b")
   root = paths.resolve(f"{bucket}/out")
   assert (root / "sub" / "a.bin").read_bytes() == b"a"
@@ -125,19 +125,19 @@ def test_a_local_copy_follows_the_bucket(bucket):
   root = paths.resolve(bucket)
   for name in ("a.json", "b.bin", "sub/c.bin"):
     (root / name).write_text(name)
-  folder = paths.local_copy(bucket)
+  folder = local_copies.local_copy(bucket)
   assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.bin"]
-  assert paths.local_copy(bucket) == folder  # not fetched again
-  assert [path.name for path in paths.local_copy(bucket, ["b.bin", "z"]).iterdir()] == ["b.bin"]
+  assert local_copies.local_copy(bucket) == folder  # not fetched again
+  assert [path.name for path in local_copies.local_copy(bucket, ["b.bin", "z"]).iterdir()] == ["b.bin"]
   (root / "b.bin").write_text("other content")
-  assert paths.local_copy(f"{bucket}/b.bin").read_text() == "other content"
+  assert local_copies.local_copy(f"{bucket}/b.bin").read_text() == "other content"
   with pytest.raises(NotThereError, match="no file or folder"):
-    paths.local_copy(f"{bucket}/missing")
+    local_copies.local_copy(f"{bucket}/missing")
 
 
 def test_the_cache_is_local():
   with pytest.raises(OptionError, match="data_dir=gs://bucket/x: this folder has to be local"):
-    paths.cache_folder("gs://bucket/x")
+    local_copies.cache_folder("gs://bucket/x")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_an_unfinished_checkpoint_is_no_checkpoint(bucket):
 def test_weights_are_read_from_a_bucket(bucket, tmp_path):
   small_world.write_clip(tmp_path / "clip")
   for file in (tmp_path / "clip").iterdir():
-    paths.upload(file, paths.resolve(bucket) / "clip" / file.name)
+    writing.upload(file, paths.resolve(bucket) / "clip" / file.name)
   (paths.resolve(bucket) / "clip" / "optimizer.bin").write_text("not fetched")
   local = clip_weights.load(tmp_path / "clip")[1]
   for source in (f"{bucket}/clip", f"{bucket}/clip/model.safetensors"):
@@ -248,7 +248,7 @@ def test_shards_are_read_from_a_bucket(bucket):
 def test_a_clip_is_converted_from_bucket_to_bucket(bucket, tmp_path):
   small_world.write_clip(tmp_path / "clip")
   for file in (tmp_path / "clip").iterdir():
-    paths.upload(file, paths.resolve(bucket) / "clip" / file.name)
+    writing.upload(file, paths.resolve(bucket) / "clip" / file.name)
   convert_clip.convert(f"{bucket}/clip", f"{bucket}/converted")
   expected, found = clip_weights.load(f"{bucket}/clip"), clip_weights.load(f"{bucket}/converted")
   jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
@@ -417,10 +417,10 @@ def test_a_bucket_that_does_not_exist_is_refused_at_once(bucket, world):
 def test_a_run_in_a_bucket_is_exported_probed_and_finetuned_from(bucket, world, whole_run):
   for file in whole_run.rglob("*"):
     if file.is_file():
-      paths.upload(file, paths.resolve(bucket) / "run" / file.relative_to(whole_run).as_posix())
+      writing.upload(file, paths.resolve(bucket) / "run" / file.relative_to(whole_run).as_posix())
   # A local checkpoint has no last file that says that it is whole.
   (step,) = [path for path in (paths.resolve(bucket) / "run" / "checkpoints").iterdir() if path.name == "6"]
-  (step / paths.COMMIT_FILE).write_text("copied")
+  (step / writing.COMMIT_FILE).write_text("copied")
   export.export(f"{bucket}/run", "timm", f"{bucket}/exported")
   export.export(str(whole_run), "timm", whole_run / "exported")
   for remote, local in ((f"{bucket}/run", whole_run), (f"{bucket}/exported", whole_run / "exported")):

@@ -11,9 +11,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dtm_jax import loop
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import NotThereError, UserError
 from dtm_jax.models.vit import model as vit
-from dtm_jax.records import flight_recorder
+from dtm_jax.records import recording as recordings
 from dtm_jax.records.flight_recorder import FlightRecorder, NonFiniteError
 from dtm_jax.training import finiteness
 
@@ -58,13 +59,13 @@ def test_the_first_bad_step_and_what_led_to_it_are_kept(tmp_path):
   assert f"--config.replay={folder}" in str(error.value)
   assert isinstance(error.value, UserError)
   assert isinstance(error.value, FloatingPointError)
-  recording = flight_recorder.read(epath.Path(folder))
+  recording = recordings.read(epath.Path(folder))
   assert (recording.start, recording.seed) == (4, 3)
   assert [step["step"] for step in recording.steps] == [5, 6]
   assert [step["index"] for step in recording.steps] == [[5, 6], [6, 7]]
   assert [step["measurements"]["loss"] for step in recording.steps] == ["nan", "inf"]
   json.loads((folder / "window.json").read_text(), parse_constant=lambda name: pytest.fail(name))  # strict
-  checkpoints = loop.Checkpoints(str(folder / "state"))
+  checkpoints = Checkpoints(str(folder / "state"))
   abstract = {"w": jax.ShapeDtypeStruct((3,), jnp.float32), "step": jax.ShapeDtypeStruct((), jnp.int32)}
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
@@ -100,9 +101,9 @@ def test_a_folder_without_a_recording_names_those_that_are_near(tmp_path):
   with pytest.raises(NonFiniteError):
     toy_run(tmp_path, [np.nan, 1])
   with pytest.raises(NotThereError, match=r"flight/1"):
-    flight_recorder.read(epath.Path(tmp_path))
+    recordings.read(epath.Path(tmp_path))
   with pytest.raises(NotThereError, match="makes one"):
-    flight_recorder.read(epath.Path(tmp_path / "nowhere"))
+    recordings.read(epath.Path(tmp_path / "nowhere"))
 
 
 def test_the_watch_names_module_and_layer():

@@ -10,9 +10,9 @@ from ml_collections import config_dict
 
 from dtm_jax import data
 from dtm_jax.errors import OptionError, UserError
-from dtm_jax.records import changes
+from dtm_jax.records import changes, fingerprints
 from dtm_jax.records import run_config as records
-from dtm_jax.records.metrics import MetricsFile, rounded
+from dtm_jax.records.metrics_file import MetricsFile, rounded
 from dtm_jax.training import optim
 from dtm_jax.training.course import Course
 
@@ -76,7 +76,9 @@ def test_the_same_config_again_is_no_change(tmp_path):
   assert saved(tmp_path)["class_names"] == ["cat", "dog"]
   assert records.class_names(str(tmp_path)) == ["cat", "dog"]
   first, second = saved(tmp_path)["starts"]
-  assert first["weights"] == second["weights"] == {"frozen": records.fingerprint(WEIGHTS), "init_from": None}
+  assert (
+    first["weights"] == second["weights"] == {"frozen": fingerprints.of_arrays(WEIGHTS), "init_from": None}
+  )
   assert {"time", "step", "examples", "host", "processes", "versions", "commit", "command"} <= first.keys()
 
 

@@ -9,11 +9,13 @@ import pytest
 from etils import epath
 
 from dtm_jax.records import reporting
+from dtm_jax.records.compilations import CompilationCounter, warn_of_recompilation
 from dtm_jax.records.metrics import Metrics
+from dtm_jax.records.step_window import StepWindow
 
 
 def test_a_window_averages_and_forgets():
-  window = reporting.Window(batch_size=10)
+  window = StepWindow(batch_size=10)
   with window.waiting():
     time.sleep(0.02)
   window.add({"loss": jnp.float32(1)})
@@ -30,7 +32,7 @@ def test_a_window_averages_and_forgets():
 
 
 def test_compilations_are_counted_inside_only():
-  counter = reporting.CompilationCounter()
+  counter = CompilationCounter()
   step = jax.jit(lambda x: x * 3 + 1)
   jax.jit(lambda x: x - 17)(jnp.ones(3))  # outside
   assert counter.count == 0
@@ -65,7 +67,7 @@ def test_metrics_are_json_lines_across_resumes(tmp_path):
 
 def test_a_recompilation_is_warned_of(caplog):
   with caplog.at_level("WARNING", logger="absl"):
-    reporting.warn_of_recompilation(12, 2)
+    warn_of_recompilation(12, 2)
   assert "step 12" in caplog.text
 
 

@@ -20,7 +20,7 @@ from dtm_jax.checkpoints import evidence, retries, s3
 from dtm_jax.checkpoints.array_checksums import describe, differing_checksums, differing_shapes, named, nest
 from dtm_jax.checkpoints.retries import CorruptCheckpointError
 from dtm_jax.errors import NotThereError, OptionError, UserError
-from dtm_jax.storage import paths
+from dtm_jax.storage import paths, writing
 
 s3.install()
 
@@ -78,7 +78,7 @@ def _is_whole(checkpoint: epath.Path) -> bool:
   """Return whether this is the folder of a finished save. In a bucket, Orbax writes a last file to say so."""
   if not checkpoint.name.isdigit():
     return False
-  return not paths.is_remote(checkpoint) or (checkpoint / paths.COMMIT_FILE).exists()
+  return not paths.is_remote(checkpoint) or (checkpoint / writing.COMMIT_FILE).exists()
 
 
 def _read(checkpoint: epath.Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:

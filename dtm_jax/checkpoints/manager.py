@@ -20,7 +20,7 @@ from dtm_jax.arrays import PyTree
 from dtm_jax.checkpoints import contents, retries
 from dtm_jax.checkpoints.saving import Saver
 from dtm_jax.errors import UserError
-from dtm_jax.storage import faults, paths
+from dtm_jax.storage import faults, paths, writing
 
 
 class Checkpoints:
@@ -139,7 +139,7 @@ class Checkpoints:
     self._saver.orbax.reload()  # another process may have written since
     aside = self._folder / "corrupt"
     moved = list(aside.iterdir()) if aside.exists() else []
-    return self.all_steps, sorted(str(path) for path in moved if path.name != paths.COMMIT_FILE)
+    return self.all_steps, sorted(str(path) for path in moved if path.name != writing.COMMIT_FILE)
 
   def _move_aside(self, step: int, proof: str) -> str:
     """Move a corrupt checkpoint to `corrupt/` and return its new place."""
@@ -151,8 +151,8 @@ class Checkpoints:
       if processes.is_first() and source.exists():
         with faults.explained(target):
           if paths.is_remote(target):  # in a bucket, Orbax deletes folders without this file
-            (target.parent / paths.COMMIT_FILE).write_text("This folder keeps what is corrupt.\n")
-          paths.move_folder(source, target)
+            (target.parent / writing.COMMIT_FILE).write_text("This folder keeps what is corrupt.\n")
+          writing.move_folder(source, target)
 
     self._saver.retry(f"Moving {source} to {target}", move)
     self._saver.retry(f"Listing {self._folder}", self._saver.orbax.reload)

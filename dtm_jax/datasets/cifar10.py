@@ -21,7 +21,7 @@ from dtm_jax import progress
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import _splits, sliceable
 from dtm_jax.errors import NotThereError, OptionError, UserError
-from dtm_jax.storage.paths import cache_folder
+from dtm_jax.storage.local_copies import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -64,7 +64,7 @@ class _Arrays:
 
 @sliceable
 def build(split: str = "train", data_dir: str | None = None) -> Dataset:
-  """The "train" (50,000) or "test" (10,000) images; see `paths.cache_folder` for `data_dir`.
+  """The "train" (50,000) or "test" (10,000) images; see `local_copies.cache_folder` for `data_dir`.
 
   Several processes may call this at once: each converts into a folder of its own, and the first to finish
   gives its result the final name.

@@ -9,7 +9,7 @@ from absl import logging
 from dtm_jax import plugins
 from dtm_jax.arrays import PyTree
 from dtm_jax.evaluators._context import Context, Options
-from dtm_jax.options.table import SCHEDULE
+from dtm_jax.options.socket_options import SCHEDULE
 
 
 class Evaluator(Protocol):

@@ -1,1 +1,17 @@
-"""What a run writes beside its checkpoints: config.json, metrics, the lock and the flight recorder."""
+"""What a run writes beside its checkpoints: config.json, metrics, the lock, and recordings of failed steps.
+
+run_config       config.json: the config and the history of starts, compared at each start
+changes          which changes of a config change the meaning of a run
+fingerprints     checksums of weights and images, so that moved files are no change
+provenance       which code runs: versions, commit, checksum of the source
+metrics          the numbers of a run: log, TensorBoard and metrics.jsonl
+metrics_file     metrics.jsonl, one line for each step, local or in a bucket
+reporting        writers, profiles and parameter tables. Only this file imports CLU
+step_window      the steps since the last log line: measurements, images/s, waiting time
+compilations     counts the compilations of the train step
+lock             lock.json: one run at a time in a workdir
+process_identity tells whether the process that holds a lock still runs
+flight_recorder  keeps what led to a loss that is not finite
+recording        reads such a recording
+replay           runs its steps again and finds what is not finite first
+"""

@@ -1,4 +1,4 @@
-"""What two configs of one run differ in, and whether its state still means what the new config says."""
+"""Compare two configs of one run, and tell which changes alter the meaning of the run's state."""
 
 import dataclasses
 import fnmatch
@@ -6,22 +6,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MEANING, COURSE, WEIGHTS, DATA = "meaning", "course", "weights", "data"
+"""Kinds of changes.
+
+MEANING: the state or the numbers no longer mean what the new config says, so the change is refused.
+COURSE: how long, how fast or how the run is carried out. The change is logged, and the run goes on.
+WEIGHTS, DATA: a place of weights or images. The checksums of what lies there decide.
+"""
 
 KINDS: tuple[tuple[str, str], ...] = (
-  # Places. What lies there decides: the same weights or images elsewhere are no change.
+  # Places. The same weights or images in another place are no change.
   ("teacher.path", WEIGHTS),
   ("teacher.revision", WEIGHTS),
   ("clip.path", WEIGHTS),
   ("clip.revision", WEIGHTS),
   ("init_from.path", WEIGHTS),
   ("data.dataset.data_dir", DATA),
-  # The probe's heads are known by their rates, and the optimiser's moments by its rule.
+  # The rates identify the heads of the probe. The optimizer's name tells what its moments are.
   ("probe.rates", MEANING),
   ("optim.name", MEANING),
   ("optim.frozen", MEANING),
-  # The pixels that the network is made for.
+  # The scale of the pixels that the network has learned.
   ("augment.normalization", MEANING),
-  # How long and how fast it learns, and from how hard a version of the images.
+  # How long and how fast the run learns, and how strongly images are augmented.
   ("total_*", COURSE),
   ("batch_size", COURSE),
   ("optim.*", COURSE),
@@ -34,7 +40,7 @@ KINDS: tuple[tuple[str, str], ...] = (
   ("*.drop_path", COURSE),
   ("*.dropout", COURSE),
   ("*.patch_dropout", COURSE),
-  ("*.head_init_scale", COURSE),  # of initial values only
+  ("*.head_init_scale", COURSE),  # concerns initial values only
   # How the run is carried out and watched.
   ("resume", COURSE),
   ("replay*", COURSE),
@@ -48,20 +54,27 @@ KINDS: tuple[tuple[str, str], ...] = (
   ("*.unroll", COURSE),
   ("*.attention", COURSE),
   ("*.implementation", COURSE),
-  # The rest is meaning: task, data set and split, image size, teacher, model, the start (init_from), and what
-  # defines the loss (loss, mask, morphers). So is the seed: runs are told apart by it, its shuffle would skip
-  # and repeat examples of the epoch, and a finished run would report one seed's numbers as another's.
+  # The rest is meaning: task, data set and split, image size, teacher, model, the start (init_from), and the
+  # definition of the loss (loss, mask, morphers). The seed is meaning too: another seed shuffles differently,
+  # so the epoch would skip and repeat examples, and a finished run would report the numbers of another seed.
   ("*", MEANING),
 )
-"""(pattern of a key, kind); the first pattern that matches decides."""
+"""Pairs (pattern of a key, kind). The first pattern that matches decides."""
 
 BESIDE_THE_CONFIG = ("class_names", "data")
-"""What is compared and is no key of the config."""
+"""Names that are compared and are not keys of the config."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """A key with two values; a key that one config lacks has None there."""
+  """A key whose value differs. None stands for a key that one config lacks.
+
+  Attributes:
+    key: such as "optim.lr".
+    old, new: the two values.
+    kind: see the kinds above.
+    note: why the change has this kind, for messages.
+  """
 
   key: str
   old: Any
@@ -76,10 +89,14 @@ class Change:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, same_code: bool) -> list[Change]:
-  """The changes from one plain config (see `plain`) to another.
+  """Return the changes from one config to another; both as `plain` returns them.
 
-  None counts as absent. With `same_code` false, a key that only one config has belongs to the code and not to
-  the user: it is no change of meaning. The name of a socket's choice always counts.
+  A value of None counts as absent.
+
+  Args:
+    old, new: the configs.
+    same_code: whether both come from the same version of the code. If not, a key that only one config has is
+      no change of meaning, because the code and not the user added it. The name of a module always counts.
   """
   old_values, new_values = dict(flatten(old)), dict(flatten(new))
   found = []
@@ -96,16 +113,16 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, same_code: bool) 
 
 
 def kind_of(key: str) -> str:
-  """The kind of a change of this dotted key."""
+  """Return the kind of a change of this dotted key."""
   return next(kind for pattern, kind in KINDS if fnmatch.fnmatchcase(key, pattern))
 
 
 def plain(value: Any) -> Any:
-  """The config as JSON reads it back: dicts, lists, strings, numbers, booleans and None.
+  """Return the config as JSON would read it back: dicts, lists, strings, numbers, booleans and None.
 
-  Tuples become lists, numbers of NumPy those of Python, and everything else its text.
+  Tuples become lists, NumPy numbers become Python numbers, and everything else becomes its text.
   """
-  if hasattr(value, "to_dict"):  # a ConfigDict, which so resolves its references
+  if hasattr(value, "to_dict"):  # a ConfigDict; this resolves its references
     value = value.to_dict()
   if isinstance(value, Mapping):
     return {str(key): plain(each) for key, each in value.items()}
@@ -119,7 +136,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """("optim.lr", value) of every leaf that is not None; an empty path is none either."""
+  """Yield ("optim.lr", value) for every leaf, except values of None and empty paths."""
   for name, value in section.items():
     key = prefix + name
     if isinstance(value, Mapping):

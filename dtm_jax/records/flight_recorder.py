@@ -1,22 +1,19 @@
-"""What led to a loss that is not finite: kept on the device while a run goes on, written when it stops.
+"""Keep what leads to a loss that is not finite, and write it when the run stops.
 
-The recorder keeps a copy of the last good state, which costs the memory of one state. Of each step since then
-it keeps the measurements and the indices of the batch. The train step stays as it is, so numbers and
-compilations do not change.
+The recorder keeps a copy of the last good state on the devices, which costs the memory of one state. Of each
+step since then it keeps the measurements and the indices of the batch. The train step is unchanged, so
+numbers and compilations stay the same.
 
 A recording is the folder WORKDIR/flight/<first bad step>:
 
     state/<step>    the last good state, in the form of a checkpoint
-    window.json     the steps since then, the random key, and the command that replays them
+    window.json     the steps since then, the seed, the config, and the command that replays them
 """
 
-import dataclasses
 import json
 import math
-import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -25,55 +22,47 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from dtm_jax import processes
 from dtm_jax.arrays import Array, Batch, PyTree
 from dtm_jax.checkpoints.manager import Checkpoints
-from dtm_jax.errors import NotThereError, UserError
+from dtm_jax.errors import UserError
+from dtm_jax.records.recording import WINDOW, replay_command
 from dtm_jax.training import finiteness
 
-DECISIVE = ("loss", "grad_norm")  # the measurements that must be finite
-WINDOW = "window.json"
+DECISIVE = ("loss", "grad_norm")
+"""The measurements that must be finite."""
+
+_Step = tuple[int, Array | None, Mapping[str, Any]]
+"""A step, the indices of its batch, and its measurements."""
 
 
 class NonFiniteError(UserError, FloatingPointError):
   """The loss, the gradient or the state of a run is not finite."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-  """What `read` returns of a recording.
-
-  Attributes:
-    folder: the recording's own folder.
-    start: the step of the last good state.
-    steps: for each step since then "step", "measurements" and "index", the examples of its batch.
-    seed: of the run.
-    config: of the run, as its JSON text gives it.
-    devices: of the run: their number and kind.
-  """
-
-  folder: epath.Path
-  start: int
-  steps: Sequence[Mapping[str, Any]]
-  seed: int
-  config: Mapping[str, Any]
-  devices: Sequence[Any]
-
-
 class FlightRecorder:
-  """Checks what every window of steps leaves, and writes a recording if it is not finite.
+  """Checks each window of steps and the state after it, and writes a recording if they are not finite.
 
   Args:
     workdir: of the run.
-    config: the run's config; `config.log.flight_recorder` False keeps and writes nothing, and only checks.
+    config: of the run. With `config.log.flight_recorder` False, the recorder only checks.
     may_diverge: pattern of the arrays of the state that need not be finite; see `Task.may_diverge`.
   """
 
   def __init__(self, workdir: epath.Path, config: Any, *, may_diverge: str | None = None):
     self._folder, self._config, self._may_diverge = workdir / "flight", config, may_diverge
-    self._copy, self._good, self._meta, self._steps = None, None, {}, []
+    self._copy: Any = None
+    self._good: PyTree = None
+    self._meta: Mapping[str, Any] = {}
+    self._steps: list[_Step] = []
 
   def keep(self, state: PyTree, meta: Mapping[str, Any]) -> None:
-    """Takes a copy of a good state, from which the next steps can be run again; `meta` is a checkpoint's."""
+    """Copy a good state, so that the next steps can be run again.
+
+    Args:
+      state: the arrays; the caller may donate them afterwards.
+      meta: the metadata of a checkpoint at this step.
+    """
     self._steps, self._meta = [], meta
     if not self._config.log.get("flight_recorder", True):
       return
@@ -89,13 +78,13 @@ class FlightRecorder:
     self._good = self._copy(state)
 
   def add(self, step: int, batch: Batch, measurements: Mapping[str, Array]) -> None:
-    """Notes a step; waits for nothing."""
+    """Note a step. This waits for nothing."""
     self._steps.append((step, batch.get("index"), measurements))
 
   def close_window(self, state: PyTree, meta: Mapping[str, Any]) -> None:
-    """Checks the steps since the last call and the state after them, and keeps that state.
+    """Check the steps since the last call and the state after them, and keep that state.
 
-    All processes must call it at the same step.
+    All processes must call this at the same step.
 
     Raises:
       NonFiniteError: a measurement in DECISIVE or the state is not finite. The message names the first bad
@@ -121,17 +110,19 @@ class FlightRecorder:
       self._stop(last, problem, steps)
     self.keep(state, meta)
 
-  def _stop(self, step: int, problem: str, steps: Sequence[tuple]) -> None:
+  def _stop(self, step: int, problem: str, steps: Sequence[_Step]) -> NoReturn:
     problem += " It was not saved: earlier checkpoints are sound."
     if self._good is None:
       raise NonFiniteError(f"{problem} With --config.log.flight_recorder=True these steps can be replayed.")
     folder = self._write(step, problem, steps)
     raise NonFiniteError(
-      f"{problem}\nThe last good state and what followed it are in {folder}. This command runs these "
-      f"steps again and names the module whose output is not finite:\n  {replay_command(folder)}"
+      f"{problem}\nThe last good state and the steps after it are in {folder}. This command runs these "
+      "steps again and names the module with the first output that is not finite:\n"
+      f"  {replay_command(folder)}"
     )
 
-  def _write(self, step: int, problem: str, steps: Sequence[tuple]) -> epath.Path:
+  def _write(self, step: int, problem: str, steps: Sequence[_Step]) -> epath.Path:
+    """Write the recording and return its folder."""
     folder = self._new_folder(step)
     start = int(self._good["step"])
     config = json.loads(self._config.to_json_best_effort())
@@ -153,14 +144,14 @@ class FlightRecorder:
       "config": config,
     }
     checkpoints = Checkpoints(str(folder / "state"), keep=1)
-    checkpoints.save(start, self._good, {"seed": config["seed"]} | self._meta)
+    checkpoints.save(start, self._good, {"seed": config["seed"]} | dict(self._meta))
     checkpoints.close()
-    if jax.process_index() == 0:
+    if processes.is_first():
       (folder / WINDOW).write_text(json.dumps(content, indent=1) + "\n")
     return folder
 
   def _new_folder(self, step: int) -> epath.Path:
-    """Named by the step; earlier recordings of the same step stay. The first process chooses for all."""
+    """Return a new folder with the step as its name. Process 0 chooses for all; earlier recordings stay."""
     taken = 0
     while (self._folder / _name(step, taken)).exists():
       taken += 1
@@ -169,60 +160,11 @@ class FlightRecorder:
     return self._folder / _name(step, taken)
 
 
-def read(folder: epath.Path) -> Recording:
-  """The recording in `folder`, without its state.
-
-  Raises:
-    NotThereError: there is no recording.
-  """
-  if not (folder / WINDOW).exists():
-    found = [*folder.glob(f"*/{WINDOW}"), *folder.glob(f"flight/*/{WINDOW}")] if folder.is_dir() else []
-    near = sorted(str(path.parent) for path in found)
-    raise NotThereError(
-      f"--config.replay={folder}: there is no recording, which has a file {WINDOW}. "
-      + (
-        f"There is one in: {', '.join(near)}."
-        if near
-        else "A run whose loss is not finite makes one in WORKDIR/flight."
-      )
-    )
-  content = json.loads((folder / WINDOW).read_text())
-  names = [field.name for field in dataclasses.fields(Recording) if field.name != "folder"]
-  return Recording(folder, **{name: content[name] for name in names})
-
-
-def log_changes(recording: Recording, config: Any) -> None:
-  """Warns of options that differ from the recorded run's, because the steps may then be others."""
-  now = json.loads(config.to_json_best_effort())
-  different = [
-    f"{name}={then!r} then, {_get(now, name)!r} now"
-    for name, then in _flat(recording.config)
-    if name != "replay" and not name.startswith(("log.", "evals.", "checkpoint.")) and _get(now, name) != then
-  ]
-  if different:
-    logging.warning("The config is not that of the recording: %s.", "; ".join(different))
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  for name, value in section.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
-
-
-def _get(section: Any, name: str) -> Any:
-  for part in name.split("."):
-    section = section.get(part) if isinstance(section, Mapping) else None
-  return section
-
-
-def replay_command(folder: epath.Path) -> str:
-  """The command of this process with `--config.replay=folder`."""
-  own = (
-    sys.argv[1:] if any(arg.lstrip("-").startswith("config") for arg in sys.argv[1:]) else ["--config=CONFIG"]
+def on_host(array: Array) -> np.ndarray:
+  """Return the whole array, of which each process may hold a part."""
+  return np.asarray(
+    array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
   )
-  return shlex.join(["python", "-m", "dtm_jax.main", *own, f"--config.replay={folder}"])
 
 
 def _name(step: int, taken: int) -> str:
@@ -230,13 +172,6 @@ def _name(step: int, taken: int) -> str:
 
 
 def _number(value: Any) -> float | str:
-  """A number for JSON, which has none for NaN and infinities: they become text."""
+  """Return a number for JSON, which has no NaN and no infinities: these become text."""
   value = float(value)
   return value if math.isfinite(value) else str(value)
-
-
-def on_host(array: Array) -> np.ndarray:
-  """The whole array, of which each process may have a part."""
-  return np.asarray(
-    array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
-  )

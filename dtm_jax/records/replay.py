@@ -1,7 +1,7 @@
-"""Runs the steps of a flight recording again, and finds what was not finite first.
+"""Run the steps of a flight recording again, and find what is not finite first.
 
-The steps run from the recorded state on the same batches, which are functions of (seed, step). Nothing is
-written.
+The steps start from the recorded state and see the same batches, which are functions of (seed, step).
+Nothing is written.
 """
 
 import re
@@ -14,13 +14,14 @@ from absl import logging
 
 from dtm_jax.arrays import Batch, PyTree
 from dtm_jax.errors import UserError
-from dtm_jax.records.flight_recorder import DECISIVE, Recording, on_host
+from dtm_jax.records.flight_recorder import DECISIVE, on_host
+from dtm_jax.records.recording import Recording
 from dtm_jax.training.finiteness import Place, Watch, nonfinite
 
 
 @dataclass(frozen=True)
 class Finding:
-  """What was not finite first.
+  """The first thing that is not finite.
 
   Attributes:
     step: the first bad step.
@@ -43,14 +44,15 @@ def replay(
   *,
   may_diverge: str | None = None,
 ) -> Finding | None:
-  """The first thing that is not finite; None if all steps are finite here.
+  """Return the first thing that is not finite, or None if all steps are finite here.
 
   Args:
-    train_step: (state, batch) -> (state, measurements), jitted and not called before: the watch needs its
-      trace.
-    state: the recorded one.
-    batches: from the step after it on.
-    may_diverge: see `Task.may_diverge`.
+    recording: the steps to run.
+    train_step: (state, batch) -> (state, measurements). It must be jitted and not called before, because the
+      watch works while it is traced.
+    state: the recorded state.
+    batches: the batches from the step after that state on.
+    may_diverge: pattern of the arrays that need not be finite; see `Task.may_diverge`.
 
   Raises:
     UserError: a batch holds other examples than the recorded one.
@@ -74,15 +76,23 @@ def replay(
         logging.error("%s", finding.text)
         return finding
   logging.warning(
-    "All %d steps are finite here. The recorded ones ran on %s.",
+    "All %d steps are finite here. The recorded steps ran on %s.",
     len(steps),
     " ".join(map(str, recording.devices)),
   )
   return None
 
 
-def _describe(step, module, values, bad, gradients, before, broken) -> Finding:
-  """The earliest in the order of a step: forward pass, loss, backward pass, update."""
+def _describe(
+  step: int,
+  module: Place | None,
+  values: Mapping[str, float],
+  bad: list[str],
+  gradients: list[Place],
+  before: list[Place],
+  broken: list[Place],
+) -> Finding:
+  """Return what comes first in the order of a step: forward pass, loss, backward pass, update."""
   if module:
     owned = [place for place in before if _belongs(place, module)]
     reason = (
@@ -97,23 +107,25 @@ def _describe(step, module, values, bad, gradients, before, broken) -> Finding:
       f"Step {step}: the first output that is not finite is that of module {module}; {reason}.",
     )
   if "loss" in bad:
-    text = f"Step {step}: the outputs of all modules are finite, and the loss is {values['loss']}."
+    text = f"Step {step}: the outputs of all modules are finite, but the loss is {values['loss']}."
     return Finding(step, "measurement", Place("loss"), text)
   if gradients:
     text = (
       f"Step {step}: the loss is finite. The first gradient that is not finite, in the order of the backward "
-      f"pass, is that of {gradients[0]}; in all {len(gradients)}."
+      f"pass, is that of {gradients[0]}; {len(gradients)} gradients in total are not finite."
     )
     return Finding(step, "gradient", gradients[0], text)
-  if bad:  # each gradient is finite, and the sum of their squares overflows
-    text = f"Step {step}: every gradient is finite, and {bad[0]} is {values[bad[0]]}."
+  if bad:  # each gradient is finite, but the sum of their squares overflows
+    text = f"Step {step}: every gradient is finite, but {bad[0]} is {values[bad[0]]}."
     return Finding(step, "measurement", Place(bad[0]), text)
-  text = f"Step {step}: loss and gradients are finite. The update made these not finite: {_list(broken)}."
+  text = (
+    f"Step {step}: loss and gradients are finite. These are not finite after the update: {_list(broken)}."
+  )
   return Finding(step, "state", broken[0], text)
 
 
 def _belongs(place: Place, module: Place) -> bool:
-  """Whether the array of the state is a parameter of the module, in its layer."""
+  """Return whether the array of the state is a parameter of the module, in its layer."""
   path = module.name.partition("/")[2]
   return place.name.startswith(f"params/{path}/") and place.layer == module.layer
 
@@ -125,7 +137,7 @@ def _list(places: list[Place], most: int = 5) -> str:
 
 
 def _beside(values: Mapping[str, float], recorded: Mapping[str, Any]) -> str:
-  """The measurements, and what was recorded where that differs."""
+  """Return the measurements in words, and the recorded ones if they differ."""
   parts = []
   for name, value in values.items():
     before = float(recorded.get(name, "nan"))

@@ -1,50 +1,46 @@
-"""What a run says of itself: metric writers, progress, profiles, compilations. The only importer of CLU."""
+"""Make the writers of log lines and TensorBoard events, profiles, and the parameter table.
 
-import collections
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+Only this file imports CLU.
+"""
 
-import jax
-import jax.monitoring
-import numpy as np
-from absl import logging
+from collections.abc import Callable, Mapping
+
 from clu import metric_writers, parameter_overview, periodic_actions
+from clu.metric_writers import MetricWriter
 from etils import epath
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from dtm_jax import processes
 from dtm_jax.arrays import PyTree
-from dtm_jax.progress import duration
 from dtm_jax.storage.mirror import Mirror
 
-
-class MirroredWriter(metric_writers.MultiWriter):
-  """A writer of files in the folder of a `Mirror`, which is pushed now and then."""
-
-  def __init__(self, writer: metric_writers.MetricWriter, mirror: Mirror):
-    super().__init__([writer])
-    self._mirror = mirror
-
-  def write_scalars(self, step, scalars):
-    super().write_scalars(step, scalars)
-    if self._mirror.due:
-      super().flush()
-      self._mirror.push()
-
-  def close(self):
-    super().close()
-    self._mirror.close()
+__all__ = ["MetricWriter", "log_parameters", "make_profile", "make_writer"]
 
 
-def make_writer(workdir: epath.Path) -> metric_writers.MetricWriter:
-  """Log lines on every process; TensorBoard events on the first alone."""
-  first = jax.process_index() == 0
+def make_writer(
+  workdir: epath.Path, first_step: int = 0, scalars: Mapping[str, float | None] | None = None
+) -> MetricWriter:
+  """Return a writer of log lines, and on process 0 also of TensorBoard events.
+
+  Args:
+    workdir: local or in a bucket.
+    first_step: TensorBoard forgets the numbers that earlier starts of the run wrote from this step on.
+    scalars: the numbers of `first_step` that stay.
+  """
+  if not processes.is_first():
+    return metric_writers.create_default_writer(str(workdir), just_logging=True, asynchronous=False)
   mirror = Mirror(workdir)
-  writer = metric_writers.create_default_writer(mirror.folder, just_logging=not first, asynchronous=False)
-  return MirroredWriter(writer, mirror) if first else writer
+  _write_restart(str(mirror.folder), first_step, scalars or {})
+  return _MirroredWriter(metric_writers.create_default_writer(mirror.folder, asynchronous=False), mirror)
 
 
 def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5) -> Callable[[int], object]:
-  """A hook that profiles `num_steps` steps from `first_step` on; without a `first_step` it does nothing."""
+  """Return a function to call after each step, which profiles `num_steps` steps from `first_step` on.
+
+  With `first_step` None it does nothing.
+  """
   if first_step is None:
     return lambda step: None
   mirror = Mirror(workdir)
@@ -65,110 +61,38 @@ def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5
 
 
 def log_parameters(params: PyTree) -> None:
-  """One table: name, shape, sharding and size of every parameter."""
+  """Log a table with name, shape, sharding and size of every parameter."""
   parameter_overview.log_parameter_overview(params, include_stats="sharding", msg="Parameters:")
 
 
-class CompilationCounter:
-  """Counts XLA compilations inside its `with` blocks; a train step owes exactly one in the whole run."""
+class _MirroredWriter(metric_writers.MultiWriter):
+  """A writer into the folder of a `Mirror`, which is copied into the bucket from time to time."""
 
-  _event = "/jax/core/compile/backend_compile_duration"
+  def __init__(self, writer: MetricWriter, mirror: Mirror):
+    super().__init__([writer])
+    self._mirror = mirror
 
-  def __init__(self):
-    self.count = 0
-    self._seen = 0
-    self._watching = False
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    super().write_scalars(step, scalars)
+    if self._mirror.due:
+      super().flush()
+      self._mirror.push()
 
-  def _listen(self, event: str, duration: float, **_):
-    if self._watching and event == self._event:
-      self.count += 1
-
-  def __enter__(self) -> "CompilationCounter":
-    self._watching = True
-    return self
-
-  def __exit__(self, *_):
-    self._watching = False
-
-  def grew(self) -> bool:
-    """Whether there were new ones since the last call."""
-    self._seen, seen = self.count, self._seen
-    return self.count > seen
-
-  def close(self):
-    jax.monitoring.unregister_event_duration_listener(self._listen)
+  def close(self) -> None:
+    super().close()
+    self._mirror.close()
 
 
-class Window:
-  """The steps since the last log line: measurements that wait on the device, and where the time went."""
+def _write_restart(folder: str, step: int, scalars: Mapping[str, float | None]) -> None:
+  """Write an event file with which TensorBoard forgets what earlier files say of `step` and later steps.
 
-  def __init__(self, batch_size: int):
-    self._batch_size = batch_size
-    self.reset()
-
-  def reset(self) -> None:
-    self._measurements: list[Mapping[str, jax.Array]] = []
-    self._start = time.perf_counter()
-    self._input_wait = 0.0
-    self._apart = 0.0
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts the time inside as time in which the step waited for its batch."""
-    start = time.perf_counter()
-    yield
-    self._input_wait += time.perf_counter() - start
-
-  @contextlib.contextmanager
-  def apart(self) -> Iterator[None]:
-    """Leaves the time inside out of images/s: evaluations, for example."""
-    start = time.perf_counter()
-    yield
-    self._apart += time.perf_counter() - start
-
-  @contextlib.contextmanager
-  def compiling(self) -> Iterator[None]:
-    """Tells that the train step is compiled, and how long that took; the time is `apart`."""
-    logging.info("Compiling the train step ...")
-    start = time.perf_counter()
-    with self.apart():
-      yield
-    logging.info("The train step was compiled in %s.", duration(time.perf_counter() - start))
-
-  def add(self, measurements: Mapping[str, jax.Array]) -> None:
-    """Keeps a step's scalars; waits only for the step before, so that the host stays one step ahead."""
-    if self._measurements:
-      jax.block_until_ready(self._measurements[-1])
-    self._measurements.append(measurements)
-
-  def __len__(self) -> int:
-    return len(self._measurements)
-
-  def summary(self) -> dict[str, float]:
-    """Means over the window, images/s (of all processes) and the share of time spent waiting for input."""
-    values = collections.defaultdict(list)
-    for measurements in jax.device_get(self._measurements):
-      for name, value in measurements.items():
-        values[name].append(value)
-    seconds = time.perf_counter() - self._start - self._apart
-    scalars = {name: float(np.mean(value)) for name, value in values.items()}
-    scalars["images_per_sec"] = len(self) * self._batch_size / seconds
-    scalars["input_wait"] = self._input_wait / seconds
-    return scalars
-
-
-def device_memory() -> dict[str, float]:
-  """Peak and present memory of the first local device in GiB; empty where the device does not report it."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  names = {"peak_bytes_in_use": "memory_peak_gib", "bytes_in_use": "memory_gib"}
-  return {ours: stats[theirs] / 2**30 for theirs, ours in names.items() if theirs in stats}
-
-
-def warn_of_recompilation(step: int, count: int) -> None:
-  logging.warning(
-    "The train step was compiled again at step %d (%d compilations so far): some shape or static value "
-    "changes between steps.",
-    step,
-    count,
-  )
+  TensorBoard takes the first session start of a log for its beginning. Each further session start removes the
+  events from its step on. There are two here, because a log of older versions has none.
+  """
+  events = EventFileWriter(folder)
+  for _ in range(2):
+    events.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+  for name, value in scalars.items():
+    if value is not None:
+      events.add_event(Event(step=step, summary=scalar_pb(name, value)))
+  events.close()

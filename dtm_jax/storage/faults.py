@@ -1,7 +1,7 @@
-"""Faults of the place where a run writes: a full disk, a quota, a read-only file system, missing rights.
+"""Turn faults of the disk where a run writes into one message: no space, a quota, read-only, missing rights.
 
 Libraries report them as `OSError`, or as other errors that only quote the system's text. This module finds
-them in either form and turns them into one message.
+both forms.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dtm_jax.errors import UserError
 
 _RIGHTS = (errno.EACCES, errno.EPERM)
-_WAYS_OUT = {
+_HINTS = {
   errno.ENOSPC: "Free some space",
   errno.EDQUOT: "Free some space or raise the quota",
   errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
@@ -24,12 +24,21 @@ _WAYS_OUT = {
 
 
 class StorageError(UserError):
-  """Nothing can be written, for a reason that a user can mend."""
+  """The run cannot write, for a reason that a user can mend."""
+
+
+def is_full_or_read_only(error: OSError) -> bool:
+  """Return whether another way to write the same file would fail too.
+
+  EPERM does not count: some file systems raise it for links although they allow files.
+  """
+  return error.errno in _HINTS and error.errno != errno.EPERM
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
   """Yield the error, its causes and contexts, and the members of its groups, each once."""
-  waiting, seen = [error], set()
+  waiting: list[BaseException | None] = [error]
+  seen: set[int] = set()
   while waiting:
     current = waiting.pop(0)
     if current is None or id(current) in seen:
@@ -40,12 +49,13 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def explain(error: BaseException, path: str | os.PathLike, *, rights: bool = True) -> StorageError | None:
-  """Return the message for a fault of storage, or None if the error is something else.
+  """Return a fault of storage as an error with one message, or None if the error is something else.
 
   Args:
     error: what was raised while the run wrote.
-    path: the place to name when the error itself names no file.
-    rights: whether a missing right counts. Reading also fails for this reason, writing alone for the others.
+    path: the place to name if the error itself names no file.
+    rights: whether a missing right counts. Reading can fail for this reason too; the other reasons concern
+      writing alone.
   """
   for cause in chain(error):
     if isinstance(cause, StorageError):
@@ -55,16 +65,16 @@ def explain(error: BaseException, path: str | os.PathLike, *, rights: bool = Tru
       culprit = getattr(cause, "filename", None) or path
       return StorageError(
         f"Cannot write {os.fspath(culprit)}: {os.strerror(number)}. What was saved before is intact. "
-        f"{_WAYS_OUT[number]}; the same command then goes on from the newest checkpoint."
+        f"{_HINTS[number]}; the same command then goes on from the newest checkpoint."
       )
   return None
 
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike, *, rights: bool = True) -> Iterator[None]:
-  """Turn faults of storage inside the `with` block into a `StorageError`. It can decorate a function.
+  """Turn faults of storage inside the `with` block, or in the decorated function, into a `StorageError`.
 
-  Other errors pass as they are. See `explain` for the arguments.
+  Other errors pass unchanged. See `explain` for the arguments.
   """
   try:
     yield
@@ -75,9 +85,10 @@ def explained(path: str | os.PathLike, *, rights: bool = True) -> Iterator[None]
 
 
 def _number(error: BaseException) -> int | None:
+  """Return the error number of a fault of storage, also from an error that quotes its text; else None."""
   if isinstance(error, OSError) and error.errno is not None:
-    return error.errno if error.errno in _WAYS_OUT else None
-  for number in _WAYS_OUT:
+    return error.errno if error.errno in _HINTS else None
+  for number in _HINTS:
     if re.search(rf"(?i)\b{re.escape(os.strerror(number))}\b", str(error)):
       return number
   return None

@@ -1,8 +1,8 @@
-"""A local folder whose files are copied into a bucket: for writers that know local files alone.
+"""Copy the files of a local folder into a bucket from time to time, for writers that know only local files.
 
-TensorFlow's writers of events and profiles know no `s3://` and no endpoint but Google's. They write into the
-folder of a `Mirror`, and `push` copies what has changed. Where the target is local, the folder is the target
-itself and nothing is copied.
+TensorFlow's writers of events and profiles support neither `s3://` nor another endpoint than Google's. They
+write into the folder of a `Mirror`, and `push` copies what has changed. If the target is local, the folder is
+the target itself and nothing is copied.
 """
 
 import atexit
@@ -14,25 +14,30 @@ import time
 from absl import logging
 from etils import epath
 
-from dtm_jax.storage import paths
+from dtm_jax.storage import writing
+from dtm_jax.storage.paths import is_remote
 
 SECONDS = 30.0
 """Shortest time between two copies."""
 BYTES_PER_SECOND = 200_000
-"""Copies wait longer when they are large: an object is written anew each time, however little was added."""
+"""Large copies wait longer, because an object is written anew each time, however little was added."""
 
 
 class Mirror:
-  """Attributes: `folder`, the local folder to write in."""
+  """Copies a local folder into a bucket.
+
+  Attributes:
+    folder: the local folder to write in.
+  """
 
   def __init__(self, target: epath.Path):
     self._target = target
-    self._temporary = tempfile.TemporaryDirectory(prefix="dtm_jax_") if paths.is_remote(target) else None
+    self._temporary = tempfile.TemporaryDirectory(prefix="dtm_jax_") if is_remote(target) else None
     self.folder = pathlib.Path(self._temporary.name if self._temporary else target)
     self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
     self._next = 0.0
     if self._temporary:
-      atexit.register(self.push, force=True)  # a run that ends with an error has written, too
+      atexit.register(self.push, force=True)  # a run that ends with an error has written files, too
 
   @property
   def due(self) -> bool:
@@ -40,9 +45,9 @@ class Mirror:
     return self._temporary is not None and time.monotonic() >= self._next
 
   def push(self, *, force: bool = False) -> None:
-    """Copy the files that have changed, now and then; with `force` at once.
+    """Copy the changed files if a copy is due; `force` copies at once.
 
-    A failure is logged, because these files are no part of a run's state. The next push tries again.
+    A failure is only logged, because these files are no part of the run's state. The next push tries again.
     """
     if not (self.due or (force and self._temporary)):
       return
@@ -56,8 +61,8 @@ class Mirror:
         continue
       target = self._target / file.relative_to(self.folder).as_posix()
       try:
-        paths.upload(file, target)
-      except Exception as error:  # each client of a bucket has errors of its own
+        writing.upload(file, target)
+      except Exception as error:  # each client of a bucket has its own errors
         logging.warning("%s could not be written and is tried again: %s", os.fspath(target), error)
         continue
       self._pushed[file] = state
@@ -65,7 +70,7 @@ class Mirror:
     self._next = time.monotonic() + SECONDS + num_bytes / BYTES_PER_SECOND
 
   def close(self) -> None:
-    """Copy what is left and remove the local folder."""
+    """Copy the files that have changed and remove the local folder."""
     if self._temporary is not None:
       self.push(force=True)
       atexit.unregister(self.push)

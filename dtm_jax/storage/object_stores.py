@@ -1,9 +1,11 @@
-"""How clients find object stores: packages, endpoints and credentials of `gs://` and `s3://`.
+"""Find object stores: packages, endpoints and credentials of `gs://` and `s3://`.
 
-Buckets are reached through fsspec (gcsfs, s3fs), also by etils' `epath`; TensorFlow's file systems are not
-used, because they know neither `s3://` nor another endpoint. The environment names the endpoint where it is
-not the usual one: STORAGE_EMULATOR_HOST or TENSORSTORE_GCS_HTTP_URL, and AWS_ENDPOINT_URL_S3 or
-AWS_ENDPOINT_URL. An endpoint without TLS needs no credentials.
+fsspec (gcsfs, s3fs) reads and writes buckets, also for etils' `epath`. TensorFlow's file systems are not
+used, because they support neither `s3://` nor another endpoint.
+
+The environment can name another endpoint than the usual one: STORAGE_EMULATOR_HOST or
+TENSORSTORE_GCS_HTTP_URL for `gs://`, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL for `s3://`. An endpoint without
+TLS needs no credentials.
 """
 
 import contextlib
@@ -15,16 +17,15 @@ from typing import Any
 from dtm_jax.errors import OptionError
 
 os.environ.setdefault("EPATH_USE_TF", "0")  # etils asks once, at its first path
-os.environ.setdefault(
-  "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
-)  # it would ask for the kind of each bucket
+# Otherwise gcsfs asks for the kind of each bucket.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
-"""Kinds of buckets, and the package that each needs."""
+"""The schemes of buckets, and the package that each needs."""
 
 
 def endpoint(scheme: str) -> str | None:
-  """The URL of the object store that the environment names instead of the usual one."""
+  """Return the URL of the object store that the environment names; None means the usual one."""
   names = {
     "gs": ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"),
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -34,7 +35,11 @@ def endpoint(scheme: str) -> str | None:
 
 
 def connect(scheme: str, path: str) -> None:
-  """Tell fsspec, TensorStore and Google's client about this kind of bucket; `path` is for the message.
+  """Tell fsspec, TensorStore and Google's client the endpoint and credentials of this kind of bucket.
+
+  Args:
+    scheme: "gs" or "s3".
+    path: as the user gave it, for the message.
 
   Raises:
     OptionError: the package that it needs is not installed.
@@ -46,7 +51,7 @@ def connect(scheme: str, path: str) -> None:
     )
   from fsspec.config import conf
 
-  options: dict[str, Any] = {"use_listings_cache": False}  # other processes write, too
+  options: dict[str, Any] = {"use_listings_cache": False}  # other processes write too
   url = endpoint(scheme)
   without_tls = url is not None and url.startswith("http://")
   if scheme == "gs":
@@ -67,7 +72,7 @@ def connect(scheme: str, path: str) -> None:
 
 
 def has_aws_credentials() -> bool:
-  """Whether the environment or a file names credentials for S3."""
+  """Return whether the environment or a file names credentials for S3."""
   names = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
@@ -80,7 +85,7 @@ def has_aws_credentials() -> bool:
 
 @functools.cache
 def _forget_tensorflow() -> None:
-  """Have etils choose its way to buckets anew, in case it did before this module set EPATH_USE_TF."""
+  """Let etils choose its file system again, in case it chose before this module set EPATH_USE_TF."""
   from etils.epath import gpath
 
   with contextlib.suppress(AttributeError):
@@ -88,7 +93,7 @@ def _forget_tensorflow() -> None:
 
 
 def filesystem(path: str | os.PathLike) -> Any:
-  """The fsspec file system of a URL."""
+  """Return the fsspec file system of a URL."""
   import fsspec
 
   return fsspec.filesystem(os.fspath(path).partition("://")[0])

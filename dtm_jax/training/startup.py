@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from absl import logging
 
 from dtm_jax.errors import OptionError
-from dtm_jax.storage import paths
+from dtm_jax.storage import local_copies
 
 CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -124,7 +124,7 @@ def keep_compiled_programs() -> None:
   import jax
 
   if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
-    folder = paths.cache_folder() / "xla" / kind_of_processor()
+    folder = local_copies.cache_folder() / "xla" / kind_of_processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

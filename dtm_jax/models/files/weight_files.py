@@ -17,7 +17,7 @@ from dtm_jax.errors import NotThereError
 from dtm_jax.models.files import weight_formats
 from dtm_jax.models.files.file_checks import read_json
 from dtm_jax.models.files.weight_formats import Tensors
-from dtm_jax.storage import paths
+from dtm_jax.storage import local_copies, paths
 
 CONFIG, OPEN_CLIP_CONFIG = CONFIGS = ("config.json", "open_clip_config.json")
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -123,7 +123,7 @@ def _copy_from_bucket(url: str) -> Path:
   wanted = [] if file is None else [file.name]
   if file is not None and file.name.endswith(weight_formats.INDEX):
     wanted += _shards_in(file)
-  local = paths.local_copy(folder, [*wanted, *SIDE_FILES])
+  local = local_copies.local_copy(folder, [*wanted, *SIDE_FILES])
   return local / file.name if is_file else local
 
 
