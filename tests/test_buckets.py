@@ -25,7 +25,7 @@ from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 from dtm_jax.storage import local_copies, paths, writing
 from dtm_jax.storage.mirror import Mirror
-from dtm_jax.training import pretrained
+from dtm_jax.training import pretrained, startup
 from scripts import convert_clip, export
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +167,48 @@ def test_prompts_and_class_names_are_read_from_a_bucket(bucket):
   assert captions == [["a photo of a Kätzchen", "the Kätzchen"], ["a photo of a Hund", "the Hund"]]
   with pytest.raises(NotThereError, match=r"class_names='.*missing\.txt': there is no such file"):
     prompts.captions(("cat", "dog"), "plain", names_file=f"{bucket}/missing.txt")
+
+
+@pytest.fixture
+def compilation_cache():
+  """JAX's persistent cache, which the test may move; it is moved back afterwards."""
+  from jax.experimental.compilation_cache import compilation_cache
+
+  names = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_enable_xla_caches",
+    "jax_persistent_cache_min_compile_time_secs",
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def test_compiled_programs_are_kept_in_a_bucket(bucket, compilation_cache):
+  jax.config.update("jax_compilation_cache_dir", f"{bucket}/xla")
+  startup.keep_compiled_programs()
+  hits = []
+  listen = lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None
+  jax.monitoring.register_event_listener(listen)
+  for expected in (0, 1):
+    program = jax.jit(lambda x: jnp.tanh(x @ x).sum() * 17)
+    program.lower(jax.ShapeDtypeStruct((5, 5), jnp.float32)).compile()
+    assert len(hits) == expected
+  jax.monitoring.unregister_event_listener(listen)
+  assert list((paths.resolve(bucket) / "xla").glob("*-cache"))
+
+
+@pytest.mark.parametrize(
+  ("folder", "message"), [("hdfs://host/x", "hdfs:// is not supported"), ("gs:/bucket/x", "two slashes")]
+)
+def test_a_wrong_place_of_compiled_programs_is_refused(compilation_cache, folder, message):
+  jax.config.update("jax_compilation_cache_dir", folder)
+  with pytest.raises(OptionError, match=f"JAX_COMPILATION_CACHE_DIR={folder}: .*{message}"):
+    startup.keep_compiled_programs()
 
 
 STATE = {"params": {"a": np.arange(1000, dtype=np.float32).reshape(10, 100)}, "step": np.int32(0)}

@@ -10,9 +10,9 @@ from ml_collections import config_dict
 
 from dtm_jax import data
 from dtm_jax.errors import OptionError, UserError
-from dtm_jax.records import changes, fingerprints
+from dtm_jax.records import changes, fingerprints, metrics_file
 from dtm_jax.records import run_config as records
-from dtm_jax.records.metrics_file import MetricsFile, rounded
+from dtm_jax.records.metrics_file import BucketMetricsFile, MetricsFile, rounded
 from dtm_jax.training import optim
 from dtm_jax.training.course import Course
 
@@ -210,6 +210,42 @@ def test_nothing_changes_where_nothing_is_to_mend(file):
   file._path.write_text('{"step": 1, "loss": 0.123456789}\n')
   file.keep_until(1)
   assert file._path.read_text() == '{"step": 1, "loss": 0.123456789}\n'
+
+
+@pytest.fixture
+def in_bucket(tmp_path, monkeypatch):
+  """A file as in a bucket, the contents that were written, and the clock."""
+  written, clock = [], [0.0]
+  monkeypatch.setattr(metrics_file.writing, "write_whole", lambda path, text: written.append(text))
+  monkeypatch.setattr(metrics_file.time, "monotonic", lambda: clock[0])
+  return BucketMetricsFile(epath.Path(tmp_path) / "metrics.jsonl"), written, clock
+
+
+def test_a_small_file_in_a_bucket_is_written_with_each_line(in_bucket):
+  file, written, _ = in_bucket
+  file.keep_until(-1)
+  for step in (1, 2, 3):
+    file.write(step, {"loss": 0.5})
+    assert len(written) == step
+  assert written[-1].count("\n") == 3
+  file.flush()
+  assert len(written) == 3  # nothing is left
+
+
+def test_a_large_file_in_a_bucket_is_written_in_proportion_to_its_size(in_bucket):
+  file, written, clock = in_bucket
+  file.keep_until(-1)
+  file.write(1, {f"number_{i}": i for i in range(5000)})
+  assert [len(text) > metrics_file.SMALL for text in written] == [True]
+  for step in range(2, 50):
+    file.write(step, {"loss": 0.5})
+  assert len(written) == 1
+  assert len(file.lines()) == 49  # this process misses no line
+  file.flush()  # as before a save
+  assert [text.count("\n") for text in written] == [1, 49]
+  clock[0] += 2 * len(written[-1]) / metrics_file.BYTES_PER_SECOND
+  file.write(50, {"loss": 0.5})
+  assert [text.count("\n") for text in written] == [1, 49, 50]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from dtm_jax.records import reporting
 from dtm_jax.records.compilations import CompilationCounter, warn_of_recompilation
@@ -63,6 +65,51 @@ def test_metrics_are_json_lines_across_resumes(tmp_path):
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
   assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def curve(folder, name):
+  """The steps and values that TensorBoard shows."""
+  log = EventAccumulator(str(folder)).Reload()
+  return [(event.step, round(float(make_ndarray(event.tensor_proto)), 4)) for event in log.Tensors(name)]
+
+
+def write_steps(folder, losses, start=-1, **options):
+  """One start of a run that goes on from step `start`."""
+  metrics = Metrics(epath.Path(folder))
+  metrics.go_on_from(start, **options)
+  for step, loss in enumerate(losses, start=max(start, 0) + 1):
+    metrics.write(step, {"loss": loss})
+  metrics.close()
+
+
+def test_tensorboard_shows_one_value_a_step_after_resumes(tmp_path):
+  write_steps(tmp_path, [1.0, 2.0, 3.0, 4.0])
+  write_steps(tmp_path, [3.5, 4.5, 5.5], start=2)
+  assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)]
+  write_steps(tmp_path, [2.25], start=1)
+  assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.25)]
+  write_steps(tmp_path, [7.0])
+  assert curve(tmp_path, "loss") == [(1, 7.0)]
+
+
+def test_tensorboard_forgets_evaluations_that_run_again(tmp_path):
+  for value in (0.25, 0.5):
+    metrics = Metrics(epath.Path(tmp_path))
+    metrics.go_on_from(0, again=["knn"])
+    metrics.write(0, {"knn/accuracy": value}, evaluator="knn")
+    if value == 0.25:
+      metrics.write(0, {"other/accuracy": 0.75}, evaluator="other")
+    metrics.close()
+  assert curve(tmp_path, "knn/accuracy") == [(0, 0.5)]
+  assert curve(tmp_path, "other/accuracy") == [(0, 0.75)]
+
+
+def test_a_log_of_older_versions_without_session_starts_is_purged_too(tmp_path, monkeypatch):
+  monkeypatch.setattr(reporting, "_write_restart", lambda *_: None)
+  write_steps(tmp_path, [1.0, 2.0, 3.0])
+  monkeypatch.undo()
+  write_steps(tmp_path, [9.0], start=2)
+  assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 9.0)]
 
 
 def test_a_recompilation_is_warned_of(caplog):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from absl import logging
 
 from dtm_jax.errors import OptionError
-from dtm_jax.storage import local_copies
+from dtm_jax.storage import local_copies, paths
 
 CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -116,16 +116,31 @@ def leave_distributed() -> None:
 
 
 def keep_compiled_programs() -> None:
-  """Turn JAX's persistent compilation cache on, unless the user has chosen its folder or to have none.
+  """Turn on JAX's persistent compilation cache, unless the user has chosen its folder or switched it off.
 
-  XLA's programs for the CPU use what the compiling machine's processor can do; users report that unlike
-  machines found each other's. A home may be shared by such, so each kind has a folder of its own.
+  XLA's programs for the CPU use the features of the processor that compiled them. Machines with different
+  processors can share a home, so each kind of processor has its own folder.
+
+  The folder may be in a bucket. If it cannot be written, JAX warns and compiles.
+
+  Raises:
+    OptionError: JAX_COMPILATION_CACHE_DIR is a URL of an unknown kind, or needs a package that is missing.
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+  if not jax.config.jax_enable_compilation_cache:
+    return
+  chosen = jax.config.jax_compilation_cache_dir
+  if chosen is None:
     folder = local_copies.cache_folder() / "xla" / kind_of_processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
+  elif not chosen.startswith("file://"):
+    try:
+      remote = paths.is_remote(paths.resolve(chosen))
+    except OptionError as error:
+      raise OptionError(f"JAX_COMPILATION_CACHE_DIR={chosen}: {error}") from error
+    if remote:  # XLA's own caches below it are written by XLA, which knows only local files
+      jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def kind_of_processor() -> str:
