@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 from dtm_jax.records import reporting
@@ -68,7 +68,7 @@ def test_metrics_are_json_lines_across_resumes(tmp_path):
 
 
 def curve(folder, name):
-  """The steps and values that TensorBoard shows."""
+  """The steps and values that TensorBoard shows. Its pages read the log with this accumulator."""
   log = EventAccumulator(str(folder)).Reload()
   return [(event.step, round(float(make_ndarray(event.tensor_proto)), 4)) for event in log.Tensors(name)]
 
@@ -108,6 +108,7 @@ def test_a_log_of_older_versions_without_session_starts_is_purged_too(tmp_path, 
   monkeypatch.setattr(reporting, "_write_restart", lambda *_: None)
   write_steps(tmp_path, [1.0, 2.0, 3.0])
   monkeypatch.undo()
+  time.sleep(1.1)  # TensorBoard reads files in the order of their names, which hold the second
   write_steps(tmp_path, [9.0], start=2)
   assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 9.0)]
 

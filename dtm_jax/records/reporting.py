@@ -3,6 +3,7 @@
 Only this file imports CLU.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
 from clu import metric_writers, parameter_overview, periodic_actions
@@ -89,10 +90,10 @@ def _write_restart(folder: str, step: int, scalars: Mapping[str, float | None]) 
   TensorBoard takes the first session start of a log for its beginning. Each further session start removes the
   events from its step on. There are two here, because a log of older versions has none.
   """
-  events = EventFileWriter(folder)
+  events, now = EventFileWriter(folder), time.time()
   for _ in range(2):
-    events.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+    events.add_event(Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START)))
   for name, value in scalars.items():
     if value is not None:
-      events.add_event(Event(step=step, summary=scalar_pb(name, value)))
+      events.add_event(Event(wall_time=now, step=step, summary=scalar_pb(name, value)))
   events.close()
