@@ -1,6 +1,6 @@
 """Errors that a user can mend. `main` prints their message alone, without a traceback.
 
-A message names the culprit as the user typed it, its value, and the choices or the way out.
+A message names the wrong option or file as the user typed it, its value, and what is allowed or what to do.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 
 
 class UserError(Exception):
-  """Something that the user asked for is not possible."""
+  """The user asked for something that is not possible."""
 
 
 class OptionError(UserError, ValueError):
@@ -27,9 +27,12 @@ def check_choice(option: str, value: object, choices: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def concerning(**options: object) -> Iterator[None]:
-  """Name these options of the config, keys with __ for the dot, in a UserError that is raised inside.
+  """Add a note with these options of the config to a UserError that is raised inside the `with` block.
 
-  The code that finds the fault often knows a folder or a file, and not which option named it.
+  The code that finds a fault often knows a folder or a file, but not the option that named it.
+
+  Args:
+    options: values by key, with __ for the dot of the key. Values of None are left out.
   """
   try:
     yield

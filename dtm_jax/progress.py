@@ -1,10 +1,10 @@
-"""Log lines about long work: how much is done, and how long the rest will take.
+"""Log how much of some long work is done, and how long the rest will take.
 
     for batch in track(batches, "Evaluating on 'cifar10'", total=391, unit="batches"): ...
 
     Evaluating on 'cifar10': 120 of 391 batches, about 40 s left.
 
-The lines are plain ones, at most one every `EVERY` seconds, so short work says nothing.
+At most one line comes every `EVERY` seconds, so short work logs nothing.
 """
 
 import contextlib
@@ -16,18 +16,20 @@ from typing import TypeVar
 from absl import logging
 
 EVERY = 15.0
+"""Seconds between two lines."""
+
 T = TypeVar("T")
 
 
 class Progress:
-  """Call it with the amount done; it logs a line when one is due.
+  """A function of the amount done. It logs a line if one is due.
 
   Args:
     what: names the work, as the start of a sentence.
-    total: the amount to do; None if it is not known, which leaves the time out.
+    total: the whole amount. None means that it is not known; the lines then give no time.
     unit: of the amount, in the plural.
-    done: the amount at the start, which this process has not done itself.
-    every: seconds between two lines; None: EVERY.
+    done: the amount done before this process started.
+    every: seconds between two lines. None means `EVERY`.
   """
 
   def __init__(
@@ -45,6 +47,7 @@ class Progress:
     self._last = self._start
 
   def __call__(self, done: int) -> None:
+    """Log a line with the amount `done` if one is due."""
     now = time.perf_counter()
     if now - self._last < self._every:
       return
@@ -58,7 +61,7 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "items") -> Iterator[T]:
-  """The items as they are; logs how many have been taken."""
+  """Yield the items, and log how many have been taken. See `Progress` for the arguments."""
   progress = Progress(what, total, unit)
   for done, item in enumerate(items):
     progress(done)
@@ -67,15 +70,15 @@ def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "
 
 @contextlib.contextmanager
 def waiting(what: str, every: float = EVERY) -> Iterator[None]:
-  """Logs `what` at once, and from time to time how long it has taken; for work that tells nothing itself."""
+  """Log `what` at once, and then every `every` seconds how long the `with` block has taken so far."""
   start, finished = time.perf_counter(), threading.Event()
 
-  def tell() -> None:
+  def log_time() -> None:
     while not finished.wait(every):
       logging.info("%s: %s so far.", what, duration(time.perf_counter() - start))
 
   logging.info("%s ...", what)
-  thread = threading.Thread(target=tell, daemon=True)
+  thread = threading.Thread(target=log_time, daemon=True)
   thread.start()
   try:
     yield
@@ -86,7 +89,7 @@ def waiting(what: str, every: float = EVERY) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-  """A time for people: "40 s", "12 min", "3.5 h"."""
+  """Return a time for people: "40 s", "12 min", "3.5 h"."""
   if seconds < 10:
     return f"{seconds:.1f} s"
   if seconds < 120:

@@ -1,4 +1,4 @@
-/* Makes calls of the C library fail, as a file system in trouble does. Loaded with LD_PRELOAD.
+/* Makes calls of the C library fail, as on a broken file system. It is loaded with LD_PRELOAD.
 
    FAULT_PATH   only files whose path contains this text
    FAULT_CALLS  which calls: "read" (open for reading, read, pread), or "write" (create, write, pwrite, fsync, mkdir)
@@ -47,68 +47,40 @@ static int wanted_open(const char *path, int flags) {
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-#define OPEN(name)                                          \
-  int name(const char *path, int flags, ...) {              \
-    mode_t mode = 0;                                        \
-    if (flags & (O_CREAT | O_TMPFILE)) {                    \
-      va_list list;                                         \
-      va_start(list, flags);                                \
-      mode = va_arg(list, mode_t);                          \
-      va_end(list);                                         \
-    }                                                       \
-    REAL(name);                                             \
-    return wanted_open(path, flags) ? -1 : real(path, flags, mode); \
+/* Defines a call that opens a file. `arguments` are its parameters before `flags`, and `passed` their names. */
+#define OPEN(name, arguments, passed)                                  \
+  int name(UNPACK arguments, int flags, ...) {                         \
+    mode_t mode = 0;                                                   \
+    if (flags & (O_CREAT | O_TMPFILE)) {                               \
+      va_list list;                                                    \
+      va_start(list, flags);                                           \
+      mode = va_arg(list, mode_t);                                     \
+      va_end(list);                                                    \
+    }                                                                  \
+    REAL(name);                                                        \
+    return wanted_open(path, flags) ? -1 : real(UNPACK passed, flags, mode); \
   }
-OPEN(open)
-OPEN(open64)
+#define UNPACK(...) __VA_ARGS__
+OPEN(open, (const char *path), (path))
+OPEN(open64, (const char *path), (path))
+OPEN(openat, (int folder, const char *path), (folder, path))
+OPEN(openat64, (int folder, const char *path), (folder, path))
 
-#define OPENAT(name)                                        \
-  int name(int folder, const char *path, int flags, ...) {  \
-    mode_t mode = 0;                                        \
-    if (flags & (O_CREAT | O_TMPFILE)) {                    \
-      va_list list;                                         \
-      va_start(list, flags);                                \
-      mode = va_arg(list, mode_t);                          \
-      va_end(list);                                         \
-    }                                                       \
-    REAL(name);                                             \
-    return wanted_open(path, flags) ? -1 : real(folder, path, flags, mode); \
+/* Defines a call on an open file. `arguments` are its parameters after the file, and `passed` their names. */
+#define ON_FILE(kind, type, name, arguments, passed)                   \
+  type name(int fd UNPACK arguments) {                                 \
+    REAL(name);                                                        \
+    return wanted_fd(fd, kind) ? -1 : real(fd UNPACK passed);          \
   }
-OPENAT(openat)
-OPENAT(openat64)
+ON_FILE("read", ssize_t, read, (, void *buffer, size_t size), (, buffer, size))
+ON_FILE("read", ssize_t, pread, (, void *buffer, size_t size, off_t offset), (, buffer, size, offset))
+ON_FILE("read", ssize_t, pread64, (, void *buffer, size_t size, off64_t offset), (, buffer, size, offset))
+ON_FILE("write", ssize_t, write, (, const void *buffer, size_t size), (, buffer, size))
+ON_FILE("write", ssize_t, writev, (, const struct iovec *parts, int count), (, parts, count))
+ON_FILE("write", ssize_t, pwrite, (, const void *buffer, size_t size, off_t offset), (, buffer, size, offset))
+ON_FILE("write", ssize_t, pwrite64, (, const void *buffer, size_t size, off64_t offset), (, buffer, size, offset))
+ON_FILE("write", int, fsync, (), ())
 
-ssize_t read(int fd, void *buffer, size_t size) {
-  REAL(read);
-  return wanted_fd(fd, "read") ? -1 : real(fd, buffer, size);
-}
-ssize_t pread(int fd, void *buffer, size_t size, off_t offset) {
-  REAL(pread);
-  return wanted_fd(fd, "read") ? -1 : real(fd, buffer, size, offset);
-}
-ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset) {
-  REAL(pread64);
-  return wanted_fd(fd, "read") ? -1 : real(fd, buffer, size, offset);
-}
-ssize_t write(int fd, const void *buffer, size_t size) {
-  REAL(write);
-  return wanted_fd(fd, "write") ? -1 : real(fd, buffer, size);
-}
-ssize_t writev(int fd, const struct iovec *parts, int count) {
-  REAL(writev);
-  return wanted_fd(fd, "write") ? -1 : real(fd, parts, count);
-}
-ssize_t pwrite(int fd, const void *buffer, size_t size, off_t offset) {
-  REAL(pwrite);
-  return wanted_fd(fd, "write") ? -1 : real(fd, buffer, size, offset);
-}
-ssize_t pwrite64(int fd, const void *buffer, size_t size, off64_t offset) {
-  REAL(pwrite64);
-  return wanted_fd(fd, "write") ? -1 : real(fd, buffer, size, offset);
-}
-int fsync(int fd) {
-  REAL(fsync);
-  return wanted_fd(fd, "write") ? -1 : real(fd);
-}
 int mkdir(const char *path, mode_t mode) {
   REAL(mkdir);
   return wanted(path, "write") ? -1 : real(path, mode);
