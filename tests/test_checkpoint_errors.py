@@ -1,4 +1,4 @@
-"""Transient errors are tried again and leave the checkpoint in place; damage is proven by the bytes."""
+"""Test that transient errors are retried and touch nothing, and that only wrong bytes prove damage."""
 
 import asyncio
 import errno
@@ -57,7 +57,7 @@ TRANSIENT = {
 
 
 class Failing:
-  """Raises `error` for the first `times` calls and then calls `function`."""
+  """Raises `error` in the first `times` calls and then calls `function`."""
 
   def __init__(self, function, error, times=10**6):
     self.function, self.error, self.times, self.calls = function, error, times, 0
@@ -91,7 +91,7 @@ def restore(folder, mesh, delays=(0.0, 0.0)):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """Steps 1 and 2; tests copy it."""
+  """Return a folder with the checkpoints of steps 1 and 2. Tests copy it."""
   from dtm_jax.training import mesh as meshes
 
   folder = tmp_path_factory.mktemp("saved") / "checkpoints"
@@ -155,7 +155,7 @@ def test_the_tries_wait_longer_each_time(folder, mesh, monkeypatch):
   assert waits == [1, 2, 4, 8, 16]
 
 
-def test_load_params_tries_again_too(folder, monkeypatch):
+def test_loading_parameters_is_tried_again_too(folder, monkeypatch):
   break_reading(monkeypatch, "meta", TimeoutError(), times=2)
   params = load_params(str(folder), retry_delays=(0.0, 0.0))
   assert_same(params, make_state(2)["params"])
@@ -190,7 +190,7 @@ def check_falls_back_or_is_whole(folder, mesh):
 @pytest.mark.parametrize("how", ["remove", "empty", "cut", "half", "flip", "flip again", "flip thrice"])
 @pytest.mark.parametrize("age", ["new", "old"])
 def test_damage_of_any_file_falls_back_unless_it_means_nothing(saved, tmp_path, mesh, how, age):
-  """The old ones have no table of their files."""
+  """Checkpoints of the age "old" have no table of their files."""
   generator = np.random.default_rng(len(how))
   names = [path.relative_to(saved) for path in sorted((saved / "2").rglob("*")) if path.is_file()]
   steps = {}
@@ -210,7 +210,7 @@ def test_damage_of_any_file_falls_back_unless_it_means_nothing(saved, tmp_path, 
   assert [step for name, step in steps.items() if name.startswith("state/d/")] == [1]
 
 
-def test_only_a_second_look_makes_damage(folder, monkeypatch):
+def test_a_difference_counts_only_if_it_is_found_twice(folder, monkeypatch):
   path = folder / "2"
   real = evidence._size_and_crc32
   calls = []
@@ -230,7 +230,7 @@ def test_only_a_second_look_makes_damage(folder, monkeypatch):
 
 
 def without_step(checkpoint):
-  """As versions saved it that stored neither the step in the metadata nor a table of the files."""
+  """Make the checkpoint as old versions did: no step in the metadata and no table of files."""
   path = checkpoint / "meta" / "metadata"
   table = json.loads(path.read_text())
   del table["crc32"], table["step"]
@@ -330,8 +330,8 @@ def test_a_failed_last_save_whose_state_is_gone_stops_the_run(folder, mesh, monk
     manager.close()
 
 
-def test_the_limit_on_the_size_of_files(folder, mesh):
-  """A real fault: the system refuses to write more than 2 kB in a file."""
+def test_the_limit_on_the_size_of_files_is_one_message(folder, mesh):
+  """This fault is real: the system refuses to write more than 2 kB in a file."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   manager = Checkpoints(str(folder), retry_delays=(0.0,))
   try:
@@ -410,7 +410,7 @@ def test_a_fault_of_storage_is_explained_anywhere(tmp_path):
 
 
 def test_errors_of_parallel_reads_leave_no_traceback(caplog):
-  """Orbax raises the first error of its parallel tasks and forgets the others."""
+  """Orbax raises the first error of its parallel tasks and never reads the others."""
 
   async def fail():
     raise OSError(errno.EIO, "Input/output error")

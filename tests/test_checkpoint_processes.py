@@ -1,4 +1,4 @@
-"""Two processes take the same decision about a checkpoint, whatever fails on one of them."""
+"""Test that two processes take the same decision about a checkpoint, whatever fails on one of them."""
 
 import os
 import pathlib
@@ -88,7 +88,7 @@ for argument in sys.argv[2:]:
 
 
 def run_two(folder, *cases):
-  """Returns each process's exit code and lines, and the seconds that both took."""
+  """Return the exit code and the lines of each process, and the seconds that both took."""
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What is saved is restored, bit by bit or not at all; what is broken is moved aside."""
+"""Test that a saved state is restored bit by bit or not at all, and that a broken one is moved aside."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def assert_same(found, expected):
 
 
 def data_file(step_folder):
-  """The largest file of the merged store, which is the one that a restore reads."""
+  """Return the largest file of the merged store, which a restore reads."""
   return max((step_folder / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
 
 
@@ -97,7 +97,7 @@ def test_round_trip_is_bit_equal(tmp_path, mesh):
   assert_same(state, make_state(3))
 
 
-def test_nothing_to_restore(tmp_path, mesh):
+def test_a_new_folder_has_nothing_to_restore(tmp_path, mesh):
   assert restore(tmp_path / "new", mesh) is None
 
 
@@ -140,7 +140,7 @@ def test_keeps_the_newest_and_the_milestones(tmp_path, mesh):
   assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 6, 7, 8]
 
 
-def test_load_params_alone(tmp_path, mesh):
+def test_parameters_are_loaded_alone(tmp_path, mesh):
   save_steps(tmp_path, mesh, [1, 2])
   for step, wanted in ((None, 2), (1, 1)):
     params = load_params(str(tmp_path), step=step)
@@ -162,7 +162,7 @@ def flip_bit(path, bit):
 
 
 def test_one_flipped_bit_falls_back_to_the_step_before(tmp_path, mesh):
-  """Wherever it is in the file: in an array (which Orbax would not notice) or in the store's own tables."""
+  """The bit may be in an array, which Orbax would not notice, or in the tables of the store."""
   save_steps(tmp_path, mesh, [1, 2])
   generator = np.random.default_rng(0)
   names = [path.relative_to(tmp_path) for path in (tmp_path / "2" / "state").rglob("d/*")]
@@ -181,7 +181,7 @@ def test_one_flipped_bit_falls_back_to_the_step_before(tmp_path, mesh):
 
 
 def test_arrays_that_are_readable_but_wrong_are_found_by_their_checksums(tmp_path, mesh, caplog):
-  """Orbax protects small arrays itself; what it reads without complaint is ours to check."""
+  """Orbax protects only small arrays itself, so our checksums have to protect the others."""
   save_steps(tmp_path, mesh, [1, 2, 3])
   shutil.rmtree(tmp_path / "3" / "state")
   shutil.copytree(tmp_path / "2" / "state", tmp_path / "3" / "state")
@@ -217,7 +217,7 @@ def test_damaged_step_falls_back(tmp_path, mesh, damage, caplog):
   assert_same(state, make_state(good))
   assert corrupt_names(tmp_path) == [bad]
   assert f"/{bad} is corrupt and moves to" in caplog.text
-  assert manager.save(int(bad), sharded_state(mesh, 5), {})  # the run goes over the same step again
+  assert manager.save(int(bad), sharded_state(mesh, 5), {})  # the run reaches the same step again
   manager.close()
   assert_same(restore(tmp_path, mesh)[0], make_state(5))
 
@@ -240,7 +240,7 @@ def test_load_params_refuses_a_flipped_bit(tmp_path, mesh):
     load_params(str(tmp_path))
 
 
-def test_another_state_is_an_error_not_corruption(tmp_path, mesh):
+def test_another_state_is_an_error_and_not_corruption(tmp_path, mesh):
   save_steps(tmp_path, mesh, [1])
   wider = abstract(mesh, lambda: make_state(width=48))
   wider["params"]["new"] = wider["params"].pop("scalar")
@@ -331,7 +331,7 @@ def newest(folder):
   return result
 
 
-def test_killed_while_saving(tmp_path):
+def test_a_kill_during_a_save_leaves_whole_checkpoints(tmp_path):
   with start(KILLED, tmp_path) as child:
     assert child.stdout.readline() == "saving\n"
     child.kill()
@@ -340,7 +340,7 @@ def test_killed_while_saving(tmp_path):
   np.testing.assert_array_equal(state["params"]["w"], step)
 
 
-def test_sigterm_is_noticed_and_the_run_can_save(tmp_path):
+def test_a_run_notices_sigterm_and_can_save(tmp_path):
   with start(STOPPED, tmp_path) as child:
     assert child.stdout.readline() == "running\n"
     time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A loss, gradient or state that is not finite: the first bad step, what is kept of it, and the replay."""
+"""Test what happens if a loss, gradient or state is not finite: the message, the recording, the replay."""
 
 import json
 
@@ -36,7 +36,7 @@ def toy_step(state, batch, loss):
 
 
 def toy_run(workdir, values, config=CONFIG, may_diverge=None):
-  """Steps of a recorder in windows of two; `values` are the losses, or an array that the state gets."""
+  """Run steps with a recorder in windows of two. Each value is a loss, or an array to put into the state."""
   step_fn = jax.jit(toy_step, donate_argnums=0)
   state = {"w": jnp.ones(3), "step": jnp.int32(0)}
   recorder = FlightRecorder(epath.Path(workdir), config, may_diverge=may_diverge)
@@ -51,8 +51,8 @@ def toy_run(workdir, values, config=CONFIG, may_diverge=None):
   return state
 
 
-def test_the_first_bad_step_and_what_led_to_it_are_kept(tmp_path):
-  """Of a window of which the later steps are bad too; the state is the last good one, although donated."""
+def test_the_first_bad_step_and_the_steps_before_it_are_kept(tmp_path):
+  """The window has later bad steps too. The kept state is the last good one, although the run donated it."""
   with pytest.raises(NonFiniteError, match=r"loss became nan at step 5, within steps \[5, 6\]") as error:
     toy_run(tmp_path, [1, 1, 2, 3, np.nan, np.inf])
   folder = tmp_path / "flight" / "5"
@@ -89,7 +89,7 @@ def test_a_state_that_is_not_finite_is_named_although_the_losses_are_finite(tmp_
   toy_run(tmp_path / "allowed", [1, 1, 1, bad], may_diverge="w")
 
 
-def test_without_the_recorder_the_run_stops_all_the_same(tmp_path):
+def test_without_the_recorder_the_run_stops_too(tmp_path):
   config = CONFIG.copy_and_resolve_references()
   config.log.flight_recorder = False
   with pytest.raises(NonFiniteError, match=r"step 2.*flight_recorder=True"):
@@ -97,7 +97,7 @@ def test_without_the_recorder_the_run_stops_all_the_same(tmp_path):
   assert not (tmp_path / "flight").exists()
 
 
-def test_a_folder_without_a_recording_names_those_that_are_near(tmp_path):
+def test_a_folder_without_a_recording_names_recordings_nearby(tmp_path):
   with pytest.raises(NonFiniteError):
     toy_run(tmp_path, [np.nan, 1])
   with pytest.raises(NotThereError, match=r"flight/1"):
@@ -107,7 +107,7 @@ def test_a_folder_without_a_recording_names_those_that_are_near(tmp_path):
 
 
 def test_the_watch_names_module_and_layer():
-  """Under jit, grad, scan and remat; of forward pass, input, and gradient."""
+  """Check forward pass, input and gradient under jit, grad, scan and remat."""
   model = vit.build("Ti", width=16, depth=3, num_heads=2, patch_size=8, remat="block", out_dim=4)
   params = jax.jit(lambda key: vit.init(model, key, 16))(jax.random.key(0))
   image = np.ones((2, 16, 16, 3), np.float32)
@@ -152,7 +152,7 @@ def test_the_recorder_changes_no_number_and_compiles_nothing_more(world, tmp_pat
 
 @pytest.mark.slow
 def test_a_huge_rate_is_replayed_and_nothing_bad_is_saved(world, tmp_path):
-  """The update of step 1 breaks the state, which shows in the loss of step 2; replay says both."""
+  """The update of step 1 breaks the state, and the replay says so."""
   config = small_world.debug_config(world, total_steps=6, evals={}, optim__lr=3e38, optim__clip_norm=0.0)
   config.optim.warmup_steps = 0
   config.optim.weight_decay = 100.0

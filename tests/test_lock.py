@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""Test that one run at a time uses a workdir."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def content(workdir):
 
 
 def write(workdir, **changes):
-  """A lock of another run: this process's own, changed."""
+  """Write the lock of another run: this process's own lock with changes."""
   with lock.hold(workdir):
     held = content(workdir)
   workdir.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def test_a_second_run_is_refused_and_the_first_one_keeps_its_lock(workdir):
   assert not workdir.exists()  # nothing was written, so nothing is left
 
 
-def test_the_lock_is_released_after_an_error_and_what_was_written_stays(workdir):
+def test_the_lock_is_released_after_an_error_and_written_files_stay(workdir):
   def stopped():
     with lock.hold(workdir):
       (workdir / "config.json").write_text("{}")
@@ -69,8 +69,8 @@ def test_the_heart_beats(workdir):
 
 
 @pytest.mark.parametrize("gone", [{"pid": 2**22 + 1}, {"started": 1}], ids=["no process", "another process"])
-def test_a_lock_of_a_process_that_is_gone_is_taken_over(workdir, caplog, gone):
-  """A pid alone proves nothing: the system gives it to another process."""
+def test_a_lock_of_a_process_that_has_ended_is_taken_over(workdir, caplog, gone):
+  """A pid alone proves nothing, because the system gives it to another process later."""
   write(workdir, **gone)
   with caplog.at_level("WARNING", logger="absl"), lock.hold(workdir):
     assert content(workdir)["token"] != "another"
@@ -99,7 +99,7 @@ def test_a_run_on_another_host_whose_heart_beats_is_left_alone(workdir, monkeypa
   assert content(workdir)["token"] == "another"
 
 
-def test_a_lock_that_is_no_json_is_watched_and_taken_over(workdir):
+def test_a_lock_that_is_not_json_is_watched_and_taken_over(workdir):
   workdir.mkdir(parents=True)
   (workdir / "lock.json").write_text('{"host": "h')
   with lock.hold(workdir):

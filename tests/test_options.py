@@ -1,4 +1,4 @@
-"""Options as users type them: read in order, checked in one message, before anything is loaded."""
+"""Test the options that users type: read in order, and checked in one message before anything is loaded."""
 
 import ast
 import inspect
@@ -30,7 +30,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 @pytest.fixture(autouse=True)
 def flags_of_main(monkeypatch):
-  """Only the flags of main: other tests of this process import scripts, which require flags of their own."""
+  """Hide all flags but those of main, because other tests import scripts with required flags."""
   own = absl_flags.FlagValues()
   own["workdir"] = absl_flags.FLAGS["workdir"]
   absl_flags.FLAGS.mark_as_parsed()
@@ -43,7 +43,7 @@ def in_the_repository(monkeypatch):
 
 
 def read(name, *flags):
-  """The config `name` with the flags applied, and the problems of the flags."""
+  """Return the config `name` with the flags applied, and the problems of the flags."""
   config = load_config(f"configs/{name}.py")
   if get(config, "teacher.name") == "checkpoint" and config.teacher.path is None:
     config.teacher.path = "runs/some"
@@ -52,7 +52,7 @@ def read(name, *flags):
 
 
 def message(name, *flags):
-  """The message that refuses the config `name` with the flags; empty if nothing is wrong."""
+  """Return the message that refuses the config `name` with the flags; "" if nothing is wrong."""
   try:
     validation.check(*read(name, *flags))
   except OptionError as error:
@@ -61,7 +61,7 @@ def message(name, *flags):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_is_right(name):
+def test_every_config_passes_the_checks(name):
   assert message(name) == ""
 
 
@@ -224,7 +224,7 @@ def test_all_problems_come_in_one_message():
    ("data.image_size=0", 0), ("augment.normalization=dataset", "dataset"), ("optim.frozen=()", ()),
    ("augment.normalization=((0.5,0.5,0.5),(1,1,1))", ((0.5, 0.5, 0.5), (1, 1, 1)))],
 )  # fmt: skip
-def test_right_values_of_any_type(flag, value):
+def test_values_of_any_type_are_accepted(flag, value):
   config, problems = read("finetune_cifar10", f"--config.{flag}")
   assert get(config, flag.partition("=")[0]) == value
   validation.check(config, problems)
@@ -247,7 +247,7 @@ def test_a_config_without_a_section_or_with_another_option(tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_takes_every_spelling_of_a_duration(name):
-  """Also by ml_collections' own flags, for which a field needs a type."""
+  """This includes ml_collections' own flags, for which a field needs a type."""
   config = load_config(f"configs/{name}.py")
   prefixes = ["total", "checkpoint.save", "checkpoint.keep", "log.log"]
   prefixes += ["optim.warmup"] if "optim" in config else []
@@ -285,12 +285,12 @@ def test_another_teacher_starts_from_its_own_defaults():
   assert same.teacher.normalization == "imagenet"
 
 
-def test_what_was_typed_before_the_name_stays():
+def test_options_typed_before_the_name_stay():
   config, _ = read("vitb16_released", "--config.teacher.normalization=clip", "--config.teacher.name=siglip")
   assert config.teacher.normalization == "clip"
 
 
-def test_what_a_choice_needs_is_asked_for():
+def test_a_missing_required_option_is_named():
   assert "data.dataset.data_dir: data set 'folder' needs data_dir" in message(
     "vitb16", "--config.data.dataset.name=folder"
   )
@@ -339,7 +339,7 @@ def test_the_evaluation_follows_the_training_set():
   assert config.evals.knn.dataset.name == "cifar10"
 
 
-def test_another_kind_of_mask():
+def test_another_kind_of_mask_drops_the_options_of_blocks():
   config, problems = read("vitb16", "--config.mask.kind=random")
   assert config.mask.to_dict() == {"kind": "random", "share": 75 / 196, "num_masked": None}
   validation.check(config, problems)
@@ -347,7 +347,7 @@ def test_another_kind_of_mask():
 
 
 def test_a_placeholder_leaves_an_option_to_the_choice():
-  """A config of the user's own may change the name alone."""
+  """A user's own config may change only the name."""
   config = load_config("configs/quickstart.py")
   config.teacher.update(name="dinov2", path="x", tokens=None)
   validation.check(config)
@@ -442,7 +442,7 @@ def test_flags_may_be_written_in_any_way(config):
   assert arguments.rest == ["main", "--workdir=d"]
 
 
-def test_a_boolean_alone():
+def test_a_boolean_needs_no_value():
   config, problems = read("vitb16", "--config.loss.normalize_target", "--noconfig.student.rel_pos_bias")
   assert not problems
   assert config.loss.normalize_target is True
@@ -456,7 +456,7 @@ def test_a_boolean_alone():
    ("def get_config():\n  return 1 / 0\n", ["own.py", "line 2", "ZeroDivisionError"]),
    ("x = 1\n", ["no function get_config"]), ("def get_config(): return {}\n", ["dict, not a ConfigDict"])],
 )  # fmt: skip
-def test_a_broken_config_file(tmp_path, content, hints):
+def test_a_broken_config_file_is_named(tmp_path, content, hints):
   file = tmp_path / "own.py"
   file.write_text(content)
   with pytest.raises(OptionError) as caught:
@@ -479,7 +479,7 @@ def test_a_missing_config_file_names_near_ones():
    (("host:1", "2", "-1"), "JAX_PROCESS_ID=-1"), (("host:1", "0", "0"), "JAX_NUM_PROCESSES=0"),
    (("host", "2", "0"), "must be host:port"), (("host:1", "2", ""), "JAX_PROCESS_ID must be set")],
 )  # fmt: skip
-def test_half_a_cluster(values, hint):
+def test_an_incomplete_cluster_is_refused(values, hint):
   environment = {
     name: value for name, value in zip(startup.CLUSTER, values, strict=True) if value is not None
   }
@@ -487,12 +487,12 @@ def test_half_a_cluster(values, hint):
     startup.check_cluster(environment)
 
 
-def test_a_whole_cluster_and_none():
+def test_a_complete_cluster_and_no_cluster_are_right():
   assert startup.check_cluster(dict(zip(startup.CLUSTER, ("[::1]:80", "2", "1"), strict=True))) == (2, 1)
   assert startup.check_cluster({}) is None
 
 
-def test_workdirs(tmp_path):
+def test_impossible_workdirs_are_refused(tmp_path):
   (tmp_path / "file").write_text("")
   (tmp_path / "link").symlink_to(tmp_path / "nowhere")
   for workdir, hint in (("", "is empty"),
@@ -504,7 +504,7 @@ def test_workdirs(tmp_path):
   assert not (tmp_path / "new").exists()
 
 
-def test_a_batch_that_the_devices_do_not_share():
+def test_a_batch_that_the_devices_cannot_share_is_refused():
   config, _ = read("quickstart", "--config.batch_size=12", "--config.mesh.fsdp=3")
   with pytest.raises(OptionError) as caught:
     validation.check_devices(config, device_count=8, process_count=2)
@@ -558,7 +558,7 @@ def test_a_script_that_takes_a_config_refuses_it_as_main_does(monkeypatch, capsy
   assert hint in capsys.readouterr().err
 
 
-def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):
+def test_only_the_first_process_prints_the_message(monkeypatch, capsys):
   monkeypatch.setenv("SLURM_PROCID", "3")
   with pytest.raises(SystemExit) as caught:
     main.parse_flags(["main", "--config=configs/none.py"])
@@ -566,7 +566,7 @@ def test_other_processes_than_the_first_are_silent(monkeypatch, capsys):
   assert capsys.readouterr().err == ""
 
 
-def test_a_wrong_cluster_is_told_by_every_process(monkeypatch, capsys):
+def test_every_process_reports_a_wrong_cluster(monkeypatch, capsys):
   for name, value in zip(startup.CLUSTER, ("host:1", "2", "2"), strict=True):
     monkeypatch.setenv(name, value)
   with pytest.raises(SystemExit):
@@ -606,13 +606,13 @@ STAND_INS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "BUCKET", "WORKDIR"}
 
 
 def documented(text):
-  """All `--config.x=y` of a text, as (key, value)."""
+  """Yield all `--config.x=y` of a text as (key, value)."""
   text = text.replace("\\\n", " ").replace('\\"', "'")
   for match in re.finditer(r"--config\.([\w.]+)=(\"\([^\"]*\)\"|'\([^']*\)'|[^\s\"'`,;)\]]*)", text):
     yield match[1], match[2].strip("\"'").rstrip(".:")
 
 
-def test_flags_in_the_docstrings_of_configs():
+def test_flags_in_the_docstrings_of_configs_fit():
   for name in CONFIGS:
     doc = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
     for key, value in documented(doc):
@@ -641,7 +641,7 @@ def test_documented_flags_fit_a_config(file):
 
 
 def test_the_comparisons_of_the_paper_parse():
-  """All variants of scripts/comparisons.sh, with its shell variables filled in."""
+  """Check all variants of scripts/comparisons.sh, with its shell variables filled in."""
   text = (ROOT / "scripts" / "comparisons.sh").read_text()
   words = {"$instead": re.search(r'instead="(.*)"', text)[1], "$dtm": "--config.morphers.dtm"}
   count = 0

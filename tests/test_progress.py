@@ -1,4 +1,4 @@
-"""Lines about long work: when they come, and what they say."""
+"""Test the log lines about long work: when they come, and what they say."""
 
 import time
 
@@ -9,7 +9,7 @@ from dtm_jax import data, progress
 
 
 class Clock:
-  """Time that passes by a second whenever it is read."""
+  """A clock that advances by `step` seconds at each reading."""
 
   def __init__(self, step=1.0):
     self.now, self.step = 0.0, step
@@ -33,7 +33,7 @@ def test_lines_come_from_time_to_time_with_the_time_left(lines, monkeypatch):
   assert len(lines) == 6
 
 
-def test_without_a_total_the_amount_alone(lines, monkeypatch):
+def test_without_a_total_only_the_amount_is_logged(lines, monkeypatch):
   monkeypatch.setattr(time, "perf_counter", Clock(20.0))
   list(progress.track(range(3), "Listing photos", unit="images"))
   assert lines == [f"Listing photos: {n} images so far." for n in range(3)]
@@ -63,12 +63,12 @@ def test_silent_work_is_named_and_timed(lines):
 @pytest.mark.parametrize(
   ("seconds", "text"), [(0.5, "0.5 s"), (60.0, "60 s"), (600.0, "10 min"), (9000.0, "2.5 h")]
 )
-def test_times(seconds, text):
+def test_durations_are_readable(seconds, text):
   assert progress.duration(seconds) == text
 
 
-def test_evaluations_tell_their_progress(lines, monkeypatch):
-  """Of the batches that are read, which a limit makes fewer."""
+def test_evaluations_log_their_progress(lines, monkeypatch):
+  """The lines count the batches that are read; a limit makes them fewer."""
   import numpy as np
 
   class Source:

@@ -1,4 +1,4 @@
-"""What a run keeps: its settings and starts, one line of numbers a step, and its course in examples."""
+"""Test the records of a run: settings and starts, one line of numbers a step, and its course in examples."""
 
 import json
 import math
@@ -51,7 +51,7 @@ WEIGHTS = {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
 def start(workdir, made=None, photos=None, frozen=WEIGHTS, write=True):
-  """One start of a run, as far as its records are concerned."""
+  """Do what one start of a run does with its records."""
   found = records.Records(epath.Path(workdir), made or config(), photos or dataset())
   found.check()
   found.check_weights("frozen", frozen)
@@ -165,13 +165,13 @@ def test_a_run_from_before_this_version_still_resumes(tmp_path):
   assert start(tmp_path).changes == []
 
 
-def test_without_numbers_there_is_nothing_to_protect(tmp_path):
+def test_without_numbers_any_config_may_go_on(tmp_path):
   start(tmp_path)
   (tmp_path / "metrics.jsonl").write_text("")
   assert start(tmp_path, config(seed=3)).changes == []
 
 
-def test_an_unknown_way_to_resume(tmp_path):
+def test_an_unknown_value_of_resume_is_refused(tmp_path):
   with pytest.raises(OptionError, match=r"--config.resume='yes' is unknown. Available: check, force"):
     start(tmp_path, config(resume="yes"))
 
@@ -184,7 +184,7 @@ def file(tmp_path):
   return MetricsFile(epath.Path(tmp_path) / "metrics.jsonl")
 
 
-def test_one_line_a_step_whoever_writes_first(file):
+def test_there_is_one_line_a_step_in_any_order_of_writing(file):
   file.keep_until(-1)
   file.write(2, {"loss": 0.5})
   file.write(2, {"knn/accuracy": 0.25}, replacing="knn/")
@@ -206,7 +206,7 @@ def test_a_resume_drops_later_lines_and_mends_a_half_one(file):
   assert file.lines()[-1] == {"step": 2, "loss": 0.5}
 
 
-def test_nothing_changes_where_nothing_is_to_mend(file):
+def test_a_complete_file_is_left_unchanged(file):
   file._path.write_text('{"step": 1, "loss": 0.123456789}\n')
   file.keep_until(1)
   assert file._path.read_text() == '{"step": 1, "loss": 0.123456789}\n'
@@ -214,7 +214,7 @@ def test_nothing_changes_where_nothing_is_to_mend(file):
 
 @pytest.fixture
 def in_bucket(tmp_path, monkeypatch):
-  """A file as in a bucket, the contents that were written, and the clock."""
+  """Return a metrics file of a bucket, the contents that it writes, and its clock."""
   written, clock = [], [0.0]
   monkeypatch.setattr(metrics_file.writing, "write_whole", lambda path, text: written.append(text))
   monkeypatch.setattr(metrics_file.time, "monotonic", lambda: clock[0])

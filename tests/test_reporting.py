@@ -1,4 +1,4 @@
-"""What a run says of itself: windows, compilations and the lines of metrics.jsonl."""
+"""Test the reports of a run: windows of steps, compilations, metrics.jsonl and TensorBoard."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def test_a_window_averages_and_forgets():
   assert window.summary()["input_wait"] == 0
 
 
-def test_compilations_are_counted_inside_only():
+def test_compilations_are_counted_only_inside_the_block():
   counter = CompilationCounter()
   step = jax.jit(lambda x: x * 3 + 1)
   jax.jit(lambda x: x - 17)(jnp.ones(3))  # outside
@@ -68,13 +68,13 @@ def test_metrics_are_json_lines_across_resumes(tmp_path):
 
 
 def curve(folder, name):
-  """The steps and values that TensorBoard shows. Its pages read the log with this accumulator."""
+  """Return the steps and values that TensorBoard shows. Its pages read logs with this accumulator."""
   log = EventAccumulator(str(folder)).Reload()
   return [(event.step, round(float(make_ndarray(event.tensor_proto)), 4)) for event in log.Tensors(name)]
 
 
 def write_steps(folder, losses, start=-1, **options):
-  """One start of a run that goes on from step `start`."""
+  """Write the losses of one start of a run, which goes on from step `start`."""
   metrics = Metrics(epath.Path(folder))
   metrics.go_on_from(start, **options)
   for step, loss in enumerate(losses, start=max(start, 0) + 1):
@@ -120,7 +120,7 @@ def test_a_recompilation_is_warned_of(caplog):
 
 
 @pytest.mark.parametrize("first_step", [None, 3])
-def test_a_profile_is_made_only_when_asked(tmp_path, first_step):
+def test_a_profile_is_made_only_on_request(tmp_path, first_step):
   profile = reporting.make_profile(epath.Path(tmp_path), first_step, num_steps=1)
   for step in range(1, 7):
     jax.jit(jnp.sin)(jnp.ones(2)).block_until_ready()

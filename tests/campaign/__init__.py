@@ -1,1 +1,1 @@
-"""Breaks runs in every way that users report, and checks that nothing is lost. See `__main__`."""
+"""Break runs in every way that users report, and check that nothing is lost. See `__main__`."""

@@ -1,12 +1,12 @@
-"""The campaign: one command that breaks runs in every way that users report, and a table of what came out.
+"""Break runs in every way that users report, and print a table of the outcomes.
 
-    bash scripts/campaign.sh                                  everything, on two CPU cores about an hour
+    bash scripts/campaign.sh                                  everything; about an hour on two CPU cores
     bash scripts/campaign.sh --parts=damage,soak              some parts
     bash scripts/campaign.sh --only="SIGTERM at step 6"       trials whose names contain this
     bash scripts/campaign.sh --out=results/reliability.md     also writes the table
 
-Every trial works on a run of 12 steps of `configs/debug.py` with a random teacher and random images, started
-by the real command. Failed trials keep their folder, which the table names.
+Every trial starts the real command: 12 steps of `configs/debug.py` with a random teacher and random images. A
+failed trial keeps its folder, and the table names it.
 """
 
 import argparse
@@ -53,14 +53,14 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """A run that nobody disturbed, and the world that it saw."""
+  """A run without interruption, and its world."""
 
   world: runs.World
   workdir: Path
 
 
 def make_reference(folder: Path) -> Reference:
-  """Make a world and train the undisturbed run in it."""
+  """Make a world and train a run without interruption in it."""
   world, workdir = runs.World.make(folder / "world"), folder / "reference" / "run"
   runs.finish(world.arguments(workdir), folder / "reference" / "log")
   return Reference(world, workdir)
@@ -76,7 +76,7 @@ def run(
   jobs: int = 1,
   smoke: bool = False,
 ) -> dict[str, list[trial.Outcome]]:
-  """Run the trials of the parts and return their outcomes by the part's title."""
+  """Run the trials of the parts and return their outcomes by the title of the part."""
   if unknown := [part for part in parts if part not in PARTS]:
     raise SystemExit(f"Unknown parts: {', '.join(unknown)}. Available: {', '.join(PARTS)}.")
   outcomes = {}
@@ -98,14 +98,14 @@ def run(
 
 
 def report(outcomes: dict[str, list[trial.Outcome]]) -> str:
-  """The Markdown page: the table of parts, then every trial that was not right."""
+  """Return the Markdown page: the table of parts, then every trial that was not right."""
   commit = subprocess.run(
     ["git", "rev-parse", "--short", "HEAD"], cwd=runs.ROOT, capture_output=True, text=True
   ).stdout.strip()
   rows = [trial.summary_row(title, part) for title, part in outcomes.items()]
   everything = [each for part in outcomes.values() for each in part]
   lines = [
-    "# Reliability: what was tried, and what came out",
+    "# Reliability: trials and outcomes",
     "",
     f"`python -m tests.campaign` at commit {commit or 'unknown'} on {datetime.date.today()}, Python "
     f"{platform.python_version()}, {platform.machine()}, seed and machine as in the log.",

@@ -1,4 +1,4 @@
-"""Inputs that people mistype or that are broken: each is refused in seconds, and the message names it."""
+"""Start runs with mistyped or broken inputs: each is refused in seconds, and the message names it."""
 
 import io
 import json
@@ -59,13 +59,13 @@ VALUES = {
   "--config.task": ("pretrian",),
   "--workdir": ("",),
 }
-"""Flag -> values that must be refused with a message that names the key and the value."""
+"""Flag -> values that must be refused. The message must name the key and the value."""
 
 Check = Callable[[Path, runs.World], tuple[list[str], dict[str, str], list[str]]]
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """One start for each value of VALUES and for each broken file or environment of FILES."""
+  """Yield one start for each value of VALUES and each broken file or environment of FILES."""
   pairs = [(flag, value) for flag, values in VALUES.items() for value in values]
   for flag, value in pairs[:1] if smoke else pairs:
     words = [flag.rpartition(".")[2].removeprefix("--"), value.split(",")[0].strip("(")]
@@ -92,7 +92,7 @@ def _refused(folder: Path, world: runs.World, flags: list[str], env: dict[str, s
 
 
 def _weights(name: str, contents: bytes, words: list[str]) -> Check:
-  """A teacher's folder in which the file `name` has other contents."""
+  """Return what makes a teacher's folder in which the file `name` has other contents."""
 
   def make(folder: Path, world: runs.World) -> tuple[list[str], dict[str, str], list[str]]:
     target = folder / "weights"
@@ -125,7 +125,7 @@ def _escaping_index(folder: Path, world: runs.World) -> tuple[list[str], dict[st
 
 
 def _images(make_files: Callable[[Path], None], words: list[str]) -> Check:
-  """A folder of images as the data set."""
+  """Return what makes a folder of images as the data set."""
 
   def make(folder: Path, world: runs.World) -> tuple[list[str], dict[str, str], list[str]]:
     target = folder / "images"
@@ -226,4 +226,4 @@ FILES: dict[str, Check] = {
     ["JAX_PROCESS_ID", "2"],
   ),
 }  # fmt: skip
-"""Name -> what makes the flags, the environment, and the words that the message must have."""
+"""Name -> a function that returns the flags, the environment, and the words that the message must have."""

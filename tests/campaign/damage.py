@@ -1,4 +1,4 @@
-"""Every file of a checkpoint with a flipped bit, cut in half, emptied or removed."""
+"""Damage every file of a checkpoint: flip a bit, cut it in half, empty it, or remove it."""
 
 import random
 import shutil
@@ -13,7 +13,7 @@ KINDS = ("bit flip", "truncation", "emptied", "removal")
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """Each trial damages one file of the last checkpoint of a finished run and starts the run again."""
+  """Yield trials that damage one file of the last checkpoint of a finished run and start the run again."""
   newest = reference / "checkpoints" / str(runs.LAST_STEP)
   files = sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file())
   plan = [(name, kind) for name in files for kind in KINDS]
@@ -28,7 +28,7 @@ def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterat
 
 
 def _short(name: str) -> str:
-  """Names of data files are hashes: keep their folder and their first letters."""
+  """Return the name without most of its hash, which names of data files are."""
   path = Path(name)
   return str(path.parent / path.name[:6]) if len(path.name) == 32 else name
 

@@ -1,4 +1,4 @@
-"""Builds the library that makes system calls fail, and the environment that switches it on."""
+"""Build the library that makes system calls fail, and the environment that switches it on."""
 
 import errno
 import functools
@@ -27,11 +27,11 @@ def _library() -> Path:
 def environment(
   path: str, calls: str, error: str, *, count: int = -1, after: Path | None = None
 ) -> dict[str, str]:
-  """Variables under which a process's `calls` ("read" or "write") on files named like `path` fail.
+  """Return variables with which a process fails in its `calls`, "read" or "write", on files like `path`.
 
   Args:
     error: the name of the error number, "EIO".
-    count: how many calls fail before all is well again; -1 for all.
+    count: how many calls fail; -1 means all.
     after: a file that must exist before the first failure.
   """
   return {

@@ -1,4 +1,4 @@
-"""The disk is full, over quota, read-only or broken while the run writes."""
+"""Let a run write to a disk that is full, over quota, read-only or broken."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ WHERE = {
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """Four errors at four places, and a real file system of a few kilobytes."""
+  """Yield four errors at four places, and real file systems of a few kilobytes."""
   for error in ERRORS[:1] if smoke else ERRORS:
     for place in list(WHERE)[1:2] if smoke else WHERE:
       yield Trial(
@@ -62,7 +62,7 @@ def _small_file_system(world: runs.World, reference: Path, kibibytes: int, folde
 
 
 def _check_stop(process: runs.Process, workdir: Path) -> None:
-  """The run ends with one message; whatever it calls saved is whole."""
+  """Check that the run ended with one message, and that every saved step is whole."""
   code, text = process.wait(), process.text()
   assert code not in (0, None), "the run did not notice"
   assert "Traceback" not in text, text[-2500:]
@@ -72,7 +72,7 @@ def _check_stop(process: runs.Process, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, kibibytes: int):
-  """A file system in memory of the given size, and a function that gives it room."""
+  """Yield a file system in memory of the given size, and a function that enlarges it."""
   if os.getuid() != 0 or shutil.which("mount") is None:
     raise Skipped("mounting needs root")
   folder.mkdir()

@@ -1,4 +1,4 @@
-"""kill -9, SIGTERM and SIGINT at moments of start, compilation, steps, save, evaluation and end."""
+"""Send SIGKILL, SIGTERM and SIGINT during start, compilation, steps, save, evaluation and end."""
 
 import dataclasses
 import random
@@ -16,7 +16,14 @@ FULL, SMOKE = 50, 2
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-  """The signal is sent once `has_come`, and up to `spread` seconds later. `cold` starts a new Python."""
+  """A moment for a signal.
+
+  Attributes:
+    name: in words.
+    has_come: returns whether the moment has come.
+    spread: the signal is sent up to so many seconds later.
+    cold: whether the run starts in a new Python.
+  """
 
   name: str
   has_come: Callable[[runs.Process, Path], bool]
@@ -67,7 +74,7 @@ MOMENTS = (
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """Each trial interrupts a run once or twice, resumes it, and compares it with one that ran through."""
+  """Yield trials that interrupt a run once or twice, resume it, and compare it with the reference."""
   rng = random.Random(seed)
   if smoke:
     plan = [(MOMENTS[9], signal.SIGKILL), (MOMENTS[12], signal.SIGTERM)]
@@ -107,6 +114,6 @@ def _interrupt(
   text = process.text()
   if number == signal.SIGTERM and runs.lines(workdir):
     assert code in (0, -signal.SIGTERM), f"SIGTERM ended with {code}:\n{text[-1500:]}"
-  for step in runs.steps(workdir):  # whatever is named as saved is whole
+  for step in runs.steps(workdir):  # every saved step is whole
     assert runs.checksums(workdir, step)
   return code

@@ -1,4 +1,4 @@
-"""Two processes of one run, of which one is killed, stopped or cannot read; and other numbers of them."""
+"""Kill, stop or break one of two processes of a run, and change the number of processes."""
 
 import math
 import random
@@ -16,7 +16,7 @@ ONE_DEVICE = "--xla_force_host_platform_device_count=1 --xla_backend_optimizatio
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """Each trial breaks one of two processes and resumes with two, or changes their number."""
+  """Yield trials that break one of two processes and resume with two, or change their number."""
   parts = {
     "2, 1, 2 processes, stopped by SIGTERM": lambda folder: _elastic(world, reference, folder),
     "SIGTERM to one of two": lambda folder: _signal_one(world, reference, signal.SIGTERM, 5, folder),
@@ -121,7 +121,7 @@ def _damaged(world: runs.World, reference: Path, seed: int, folder: Path) -> str
 
 
 def _elastic(world: runs.World, reference: Path, folder: Path) -> str:
-  """Two processes to about step 4, one to about step 8, two to the end: the same losses."""
+  """Run two processes to about step 4, one to about step 8, and two to the end: the losses stay the same."""
   workdir = folder / "run"
   arguments = world.arguments(workdir)
   stops = []
@@ -152,7 +152,7 @@ def _complete_lines(workdir: Path) -> list[dict]:
 
 
 def _assert_close_runs(workdir: Path, reference: Path) -> None:
-  """Every number of every step within 1e-5: sums over devices have another order."""
+  """Compare every number of every step within 1e-5, because sums over devices have another order."""
   assert runs.steps(workdir)[-1] == runs.LAST_STEP
   ours, theirs = runs.results(workdir), runs.results(reference)
   assert ours.keys() == theirs.keys(), f"lines of steps {sorted(ours)}, expected {sorted(theirs)}"

@@ -1,4 +1,4 @@
-"""Runs of the real command on a tiny world: started, broken at a chosen moment, resumed, compared."""
+"""Start runs of the real command in a tiny world, break them at a chosen moment, resume and compare them."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ class Process:
     return self._process.exitcode
 
   def text(self) -> str:
-    """What the run has printed so far."""
+    """Return what the run has printed so far."""
     return self.log.read_text(errors="replace") if self.log.exists() else ""
 
   def send(self, number: signal.Signals) -> None:
@@ -93,7 +93,7 @@ class Process:
       os.kill(self.pid, number)
 
   def wait(self, timeout: float = TIMEOUT) -> int:
-    """The exit code (negative: the signal). A run that hangs is killed and reported."""
+    """Return the exit code, or minus the signal that ended the run. A run that hangs is killed."""
     deadline = time.monotonic() + timeout
     while self.returncode is None:
       if time.monotonic() > deadline:
@@ -103,7 +103,7 @@ class Process:
     return self.returncode
 
   def wait_for(self, moment: Callable[["Process"], bool], timeout: float = TIMEOUT) -> bool:
-    """Wait until the moment has come; False if the run ended before."""
+    """Wait until the moment has come. Return False if the run ended before."""
     deadline = time.monotonic() + timeout
     while not moment(self):
       if self.returncode is not None:
@@ -114,7 +114,7 @@ class Process:
 
 
 def finish(arguments: Sequence[str], log: Path, **options) -> Process:
-  """Run to the end; an exit code other than 0 is an error that shows the log."""
+  """Run to the end. Another exit code than 0 raises an error with the log."""
   process = Process(arguments, log, **options)
   code = process.wait()
   assert code == 0, f"exit code {code}:\n{process.text()[-2000:]}"
@@ -122,25 +122,25 @@ def finish(arguments: Sequence[str], log: Path, **options) -> Process:
 
 
 def lines(workdir: Path) -> list[dict]:
-  """The lines of metrics.jsonl; each must be complete."""
+  """Return the lines of metrics.jsonl, which must all be complete."""
   path = workdir / "metrics.jsonl"
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def steps(workdir: Path) -> list[int]:
-  """The saved steps, ascending."""
+  """Return the saved steps, ascending."""
   folder = workdir / "checkpoints"
   return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.exists() else []
 
 
 def checksums(workdir: Path, step: int = LAST_STEP) -> dict[str, int]:
-  """The checksum of every array of a saved state. A restore compares them with the bytes."""
+  """Return the checksum of every array of a saved state. A restore compares them with the bytes."""
   meta = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
   return {name: entry["checksum"] for name, entry in meta["arrays"].items()}
 
 
 def results(workdir: Path) -> dict[int, dict[str, float]]:
-  """What a run measured that does not depend on time, by step. A step that has two lines is an error."""
+  """Return the numbers of a run that do not depend on time, by step. Two lines of a step are an error."""
   found = {}
   for line in lines(workdir):
     assert line["step"] not in found, f"two lines of step {line['step']}"
@@ -151,7 +151,7 @@ def results(workdir: Path) -> dict[int, dict[str, float]]:
 
 
 def assert_equal_runs(workdir: Path, reference: Path) -> None:
-  """The final state is the reference's to the bit, and so is every number of every step."""
+  """Check that the final state and every number of every step equal the reference to the bit."""
   assert steps(workdir)[-1] == steps(reference)[-1] == LAST_STEP, f"saved {steps(workdir)}"
   assert checksums(workdir) == checksums(reference), "the final state differs"
   ours, theirs = results(workdir), results(reference)
@@ -161,7 +161,7 @@ def assert_equal_runs(workdir: Path, reference: Path) -> None:
 
 
 def pause(rng: random.Random, most: float) -> None:
-  """Sleep for a random time, so that a moment is not always the same instruction."""
+  """Sleep for a random time, so that a moment does not always hit the same instruction."""
   time.sleep(rng.uniform(0, most))
 
 
@@ -177,7 +177,7 @@ def _forkserver():
 
 
 def _run_main(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-  """In the forked process: `python -m dtm_jax.main` with the output in `log`."""
+  """Do in the forked process what `python -m dtm_jax.main` does, with the output in `log`."""
   os.chdir(ROOT)
   os.environ.update(environment)
   file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,4 +1,4 @@
-"""10,000 steps: memory, threads, open files and compilations stay flat."""
+"""Run 10,000 steps: memory, threads, open files and compilations must not grow."""
 
 import os
 import time
@@ -14,7 +14,7 @@ MOST_GROWTH_MIB = 32.0
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """One long run with saves, log lines and evaluations at different periods."""
+  """Yield one long run with saves, log lines and evaluations at different periods."""
   count = SMOKE_STEPS if smoke else STEPS
   yield Trial(f"{count} steps", lambda folder: _trial(world, count, folder))
 
@@ -48,7 +48,7 @@ def _trial(world: runs.World, count: int, folder: Path) -> str:
 
 
 def _usage(pid: int) -> tuple[float, int, int] | None:
-  """Resident memory in MiB, threads, open files; None if the process has just ended."""
+  """Return resident memory in MiB, threads and open files; None if the process has just ended."""
   try:
     status = dict(
       line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line

@@ -1,4 +1,4 @@
-"""Reads of a sound checkpoint fail as on a file system in trouble: for a moment, or for good."""
+"""Let reads of a sound checkpoint fail, for a moment or always, as on a broken file system."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ WHERE = ("checkpoints/9/meta", "checkpoints/9/state")
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:
-  """Nine errors in the metadata or the arrays, twice or always.
+  """Yield nine errors in the metadata or the arrays, twice or always.
 
   An EINTR that never ends has no trial: Python (PEP 475) and the C++ libraries repeat an interrupted read
-  themselves, without end.
+  themselves without end.
   """
   for error in ERRORS[:1] if smoke else ERRORS:
     for where in WHERE[1:] if smoke else WHERE:
@@ -29,7 +29,7 @@ def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterat
 
 
 def _trial(world: runs.World, reference: Path, error: str, where: str, count: int, folder: Path) -> str:
-  """Step 9 is the newest: it is restored or the run stops. It is never moved aside or passed over."""
+  """Check that the newest step, 9, is restored or the run stops. It is never moved aside or skipped."""
   workdir = folder / "run"
   shutil.copytree(reference, workdir)
   shutil.rmtree(workdir / "checkpoints" / "12")

@@ -1,4 +1,4 @@
-"""A trial: one way to break a run, and the table of what came out."""
+"""Define a trial, which is one way to break a run, and the table of outcomes."""
 
 import dataclasses
 import time
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 class Skipped(Exception):
-  """The machine cannot make this trial; the message says why."""
+  """The machine cannot run this trial; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A named check. `run` gets an empty folder; it raises if the product is wrong, and may return a remark."""
+  """A named check. `run` gets an empty folder. It raises if the run went wrong, and may return a remark."""
 
   name: str
   run: Callable[[Path], str | None]
@@ -21,7 +21,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a trial found; `verdict` is "right", "wrong" or "skipped"."""
+  """The outcome of a trial. `verdict` is "right", "wrong" or "skipped"."""
 
   name: str
   verdict: str
@@ -44,7 +44,7 @@ def attempt(trial: Trial, folder: Path) -> Outcome:
 
 
 def summary_row(title: str, outcomes: Iterable[Outcome]) -> str:
-  """One line of the Markdown table: part, tried, right, wrong, skipped, seconds."""
+  """Return one line of the Markdown table: part, tried, right, wrong, skipped, seconds."""
   outcomes = list(outcomes)
   count = {verdict: sum(each.verdict == verdict for each in outcomes) for verdict in VERDICTS}
   seconds = sum(each.seconds for each in outcomes)

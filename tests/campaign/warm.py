@@ -1,4 +1,4 @@
-"""Imported once by the process that warm runs are forked from. No device is touched, so forking is safe."""
+"""Imports for the process from which warm runs are forked. No device is touched, so forking is safe."""
 
 import tensorflow  # noqa: F401
 
