@@ -97,7 +97,7 @@ def decode_alone(folder, args, view=lambda image: image):
 @reader
 def decode_and_crop(folder, args):
   """What lies between this and the pipeline is Grain, a generator for each image, and the batch."""
-  from dtm_jax.data.image_decoding import TrainView
+  from dtm_jax.data.views import TrainView
 
   view, rng = TrainView(args.image_size), np.random.default_rng(0)
   yield from decode_alone(folder, args, lambda image: view(image, rng))

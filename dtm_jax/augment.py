@@ -1,7 +1,8 @@
-"""Random changes to a batch of images on the device: flips and colours, normalisation, random erasing.
+"""Random changes to a batch of images on the device: flip, colours, erasing, mixup and CutMix.
 
-The host sends uint8 crops; all else happens here, inside the jitted step, in float32 with values in [0, 1].
-Each image has a key of its own (`rngs.per_example`), so sharding never changes the result.
+The host sends uint8 crops. Everything else happens here, inside the jitted step, in float32 with values in
+[0, 1]. Every image has its own key (`rngs.per_example`), so sharding does not change the result. Only `mix`
+draws once for the whole batch.
 """
 
 import einops
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtm_jax.arrays import Array, Float, Key, UInt8
+from dtm_jax.arrays import Array, Float, Key, RandomKey, UInt8
 from dtm_jax.normalizations import Triple
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -22,8 +23,12 @@ def augment(
   flip: float = 0.5,
   color_jitter: float = 0.0,
 ) -> Float[Array, "B H W 3"]:
-  """Colour jitter of strength `color_jitter` (brightness, contrast and saturation alike), then a flip with
-  probability `flip`. Values in [0, 1], not normalised."""
+  """Return images in [0, 1], not normalised, after colour jitter and a random flip.
+
+  Args:
+    flip: probability of a left-right flip.
+    color_jitter: strength of brightness, contrast and saturation in `jitter_colors`; 0 turns them off.
+  """
   jitter_keys_B, flip_keys_B = jnp.unstack(jax.vmap(jax.random.split)(keys_B), axis=1)
   result = to_float(image)
   if color_jitter:
@@ -32,18 +37,18 @@ def augment(
 
 
 def to_float(image: UInt8[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B H W 3"]:
-  """image / 255 in float32."""
+  """Return image / 255 in float32."""
   return jnp.asarray(image, jnp.float32) / 255
 
 
 def normalize(image: Float[Array, "B H W 3"], mean: Triple, std: Triple) -> Float[Array, "B H W 3"]:
-  """(image - mean) / std, channel by channel."""
+  """Return (image - mean) / std, channel by channel."""
   mean, std = (jnp.asarray(value, jnp.float32)[None, None, None, :] for value in (mean, std))
   return (image - mean) / std
 
 
 def resize_to(image: Float[Array, "B H W 3"], side: int) -> Float[Array, "B side side 3"]:
-  """Square images with values in [0, 1] at another size: antialiased bicubic, cut off at 0 and 1."""
+  """Resize square images in [0, 1] to `side` pixels by antialiased bicubic, and clip the result to [0, 1]."""
   if image.shape[1:3] == (side, side):
     return image
   return jnp.clip(jax.image.resize(image, (image.shape[0], side, side, 3), "cubic"), 0.0, 1.0)
@@ -52,7 +57,7 @@ def resize_to(image: Float[Array, "B H W 3"], side: int) -> Float[Array, "B side
 def random_flip(
   keys_B: Key[Array, "B"], image: Float[Array, "B H W 3"], prob: float = 0.5
 ) -> Float[Array, "B H W 3"]:
-  """Each image mirrored left to right with probability `prob`."""
+  """Mirror each image left to right with probability `prob`."""
   flip_B = jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys_B)
   return jnp.where(einops.rearrange(flip_B, "B -> B 1 1 1"), image[:, :, ::-1], image)
 
@@ -64,12 +69,12 @@ def jitter_colors(
   contrast: float,
   saturation: float,
 ) -> Float[Array, "B H W 3"]:
-  """torchvision's ColorJitter without hue.
+  """Change brightness, contrast and saturation at random: torchvision's ColorJitter without hue.
 
-  Three operations in an order drawn for each image; each is clip(f·x + (1-f)·base, 0, 1) with
-  f ~ U[max(0, 1-s), 1+s] for its strength s, and base = 0 (brightness), the mean over pixels of the luminance
-  of x (contrast), or that luminance pixel by pixel (saturation). Pillow rounds to whole grey levels after
-  each; we do not.
+  Three operations run in an order that is drawn for each image. Each computes clip(f·x + (1-f)·base, 0, 1)
+  with f ~ U[max(0, 1-s), 1+s] for its strength s. The base is 0 for brightness, the image's mean luminance
+  for contrast, and the luminance of each pixel for saturation. Pillow rounds to whole grey levels after each
+  operation; this function does not.
   """
   strengths = jnp.asarray((brightness, contrast, saturation), jnp.float32)
 
@@ -95,10 +100,11 @@ def random_erase(
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
   tries: int = 10,
 ) -> Float[Array, "B H W 3"]:
-  """Random erasing (arXiv 1708.04896) of normalised images: a box of noise N(0, 1), with probability `prob`.
+  """Fill one box of each normalised image with noise N(0, 1), with probability `prob`.
 
-  Its area is U(area)·HW and its log aspect (h/w) U(log aspect). Taken is the first of `tries` such boxes
-  that is smaller than the image both ways, anywhere in it; where none is, nothing happens.
+  The box has area ~ U(`area`)·HW and log(h/w) ~ U(log `aspect`). Draws `tries` boxes and uses the first one
+  that is lower and narrower than the image, at a uniform place. If none fits, the image stays as it is.
+  Source: random erasing, arXiv 1708.04896.
   """
   height, width = image.shape[1:3]
 
@@ -117,3 +123,59 @@ def random_erase(
     return jnp.where(inside[:, :, None], jax.random.normal(noise_key, x.shape), x)
 
   return jax.vmap(erase)(keys_B, image)
+
+
+def mix(
+  key: RandomKey,
+  image: Float[Array, "B H W 3"],
+  target: Float[Array, "B G"],
+  *,
+  mixup: float = 0.8,
+  cutmix: float = 1.0,
+  cutmix_prob: float = 0.5,
+) -> tuple[Float[Array, "B H W 3"], Float[Array, "B G"]]:
+  """Mix a batch with itself by mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
+
+  The partner x' of image i is image B-1-i. Both methods return w·x + (1-w)·x' and λ·y + (1-λ)·y', where λ is
+  the mean of w. They differ in w, which `mixing_weights` draws once for the batch.
+  """
+  if not mixup and not cutmix:
+    return image, target
+  weight = mixing_weights(key, image.shape[1:3], mixup=mixup, cutmix=cutmix, cutmix_prob=cutmix_prob)
+  lam = weight.mean()
+  weight = weight[None, :, :, None]
+  return weight * image + (1 - weight) * image[::-1], lam * target + (1 - lam) * target[::-1]
+
+
+def mixing_weights(
+  key: RandomKey, size: tuple[int, int], *, mixup: float, cutmix: float, cutmix_prob: float = 0.5
+) -> Float[Array, "H W"]:
+  """Draw the weight w of each pixel's own image.
+
+  Mixup uses the same w = λ everywhere. CutMix uses w = 0 inside a box and 1 outside.
+
+  Args:
+    size: (height, width) in pixels.
+    mixup, cutmix: strengths a of λ ~ Beta(a, a). A strength of 0 turns its method off.
+    cutmix_prob: probability of CutMix if both methods are on.
+  """
+  choice_key, lam_key, box_key = jax.random.split(key, 3)
+  use_cutmix = jax.random.bernoulli(choice_key, cutmix_prob if mixup and cutmix else float(cutmix > 0))
+  strength = jnp.where(use_cutmix, cutmix, mixup)
+  lam = jax.random.beta(lam_key, strength, strength)
+  return jnp.where(use_cutmix, 1.0 - _cutmix_box(box_key, size, lam), lam)
+
+
+def _cutmix_box(key: RandomKey, size: tuple[int, int], lam: Float[Array, ""]) -> Float[Array, "H W"]:
+  """Return 1 inside a box and 0 outside.
+
+  The box has sides ⌊sqrt(1-λ)·H⌋ and ⌊sqrt(1-λ)·W⌋. Its centre is uniform, and the image's edges cut it off.
+  """
+
+  def inside(key: RandomKey, length: int) -> Float[Array, "_"]:
+    half = jnp.floor(length * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    offset = jnp.arange(length) - jax.random.randint(key, (), 0, length)
+    return ((offset >= -half) & (offset < half)).astype(jnp.float32)
+
+  row_key, column_key = jax.random.split(key)
+  return inside(row_key, size[0])[:, None] * inside(column_key, size[1])[None, :]

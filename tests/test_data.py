@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from dtm_jax import data
-from dtm_jax.data import image_decoding
+from dtm_jax.data import image_decoding, views
 
 
 class Images:
@@ -226,7 +226,7 @@ def test_a_cut_file_is_corrupt_and_so_is_text(kind):
 def test_boxes_have_the_stated_areas_aspects_and_places():
   rng, scale, ratio = np.random.default_rng(0), (0.1, 0.4), (3 / 4, 4 / 3)
   height, width = 700, 900  # every box of these scales fits, so none is rejected
-  boxes = np.array([image_decoding.random_resized_box(rng, height, width, scale, ratio) for _ in range(4000)])
+  boxes = np.array([views.random_resized_box(rng, height, width, scale, ratio) for _ in range(4000)])
   top, left, h, w = boxes.T
   uniform = {
     "area": (h * w / (height * width) - scale[0]) / (scale[1] - scale[0]),
@@ -242,14 +242,14 @@ def test_boxes_have_the_stated_areas_aspects_and_places():
 @pytest.mark.parametrize(("shape", "box"), [((30, 300), (0, 130, 30, 40)), ((300, 30), (130, 0, 40, 30))])
 def test_where_no_box_fits_the_centre_is_taken_within_the_aspects(shape, box):
   rng = np.random.default_rng(0)
-  assert image_decoding.random_resized_box(rng, *shape, (1.0, 1.0), (3 / 4, 4 / 3)) == box
+  assert views.random_resized_box(rng, *shape, (1.0, 1.0), (3 / 4, 4 / 3)) == box
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 def test_a_view_is_its_box_resized(antialias):
   image, seed = _photo(), 3
-  view = image_decoding.TrainView(32, scale=(0.3, 0.9), antialias=antialias)
-  box = image_decoding.random_resized_box(np.random.default_rng(seed), 90, 120, view.scale, view.ratio)
+  view = views.TrainView(32, scale=(0.3, 0.9), antialias=antialias)
+  box = views.random_resized_box(np.random.default_rng(seed), 90, 120, view.scale, view.ratio)
   top, left, h, w = box
   pixels = Image.fromarray(image).crop((left, top, left + w, top + h))
   expected = np.asarray(pixels.resize((32, 32), Image.Resampling.BICUBIC), np.int32)
@@ -260,20 +260,18 @@ def test_a_view_is_its_box_resized(antialias):
 
 def test_padded_crops_are_every_shift_of_the_image():
   image = np.arange(1, 4 * 4 * 3 + 1, dtype=np.uint8).reshape(4, 4, 3)
-  rng, view = np.random.default_rng(0), image_decoding.TrainView(4, crop="pad", padding=2)
+  rng, view = np.random.default_rng(0), views.TrainView(4, crop="pad", padding=2)
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
   shifts = {padded[y : y + 4, x : x + 4].tobytes(): (y, x) for y in range(5) for x in range(5)}
   seen = collections.Counter(shifts[view(image, rng).tobytes()] for _ in range(500))
   assert len(seen) == 25
-  assert image_decoding.TrainView(4, crop="pad", padding=0)(image, rng).tobytes() == image.tobytes()
+  assert views.TrainView(4, crop="pad", padding=0)(image, rng).tobytes() == image.tobytes()
 
 
 def test_no_crop_keeps_an_image_of_the_right_size():
   image = _photo(32, 32)
-  np.testing.assert_array_equal(
-    image_decoding.TrainView(32, crop="none")(image, np.random.default_rng(0)), image
-  )
-  np.testing.assert_array_equal(image_decoding.EvalView(32)(image), image)
+  np.testing.assert_array_equal(views.TrainView(32, crop="none")(image, np.random.default_rng(0)), image)
+  np.testing.assert_array_equal(views.EvalView(32)(image), image)
 
 
 @pytest.mark.parametrize("shape", [(90, 120), (120, 90), (64, 64), (20, 31)])
@@ -284,7 +282,7 @@ def test_the_view_of_evaluation_is_the_centre_after_the_shorter_side_is_resized(
   resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
   top, left = round((size[0] - 32) / 2), round((size[1] - 32) / 2)
   expected = resized[top : top + 32, left : left + 32]
-  np.testing.assert_array_equal(image_decoding.EvalView(32, resize=40)(image), expected)
+  np.testing.assert_array_equal(views.EvalView(32, resize=40)(image), expected)
 
 
 def _recording(kind, count):

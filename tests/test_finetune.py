@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import small_world
 
-from dtm_jax import loop, mixing, rngs
-from dtm_jax.augment import augment, normalize, random_erase
+from dtm_jax import loop, rngs
+from dtm_jax.augment import augment, mix, normalize, random_erase
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.models.vit import classifier as vit_classifier
 from dtm_jax.models.vit import model as vit
@@ -70,7 +70,7 @@ def test_the_step_is_its_parts(world, batch):
   image = random_erase(each("erase"), image, 0.25)
   target = np.full((16, 10), 0.01, np.float32)
   target[np.arange(16), batch["label"]] = 0.91
-  image, target = mixing.mix(
+  image, target = mix(
     rngs.stream(jax.random.key(0), "mix", 0), image, jnp.asarray(target), mixup=0.8, cutmix=1.0
   )
   model = vit_classifier.build(**config.model, num_classes=10)

@@ -15,7 +15,7 @@ FLOORS = {
   "evaluators": 6,
   **dict.fromkeys(("morphers", "teachers", "datasets", "records", "options"), 5),
   "training": 4,
-  **dict.fromkeys(("models", "data", "checkpoints", "matching", "augment", "mixing"), 3),
+  **dict.fromkeys(("models", "data", "checkpoints", "matching", "augment"), 3),
   **dict.fromkeys(("morphing", "masking", "storage"), 2),
   **dict.fromkeys(("rngs", "plugins", "normalizations", "processes", "progress"), 1),
   **dict.fromkeys(("arrays", "errors"), 0),

@@ -15,9 +15,10 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from configs import vitb16_released
 from dtm_jax import data
-from dtm_jax.data import image_decoding, label_maps, orientation, resampling
+from dtm_jax.data import image_decoding, label_maps, orientation, resampling, views
 from dtm_jax.data import settings as dataset_settings
-from dtm_jax.data.image_decoding import CorruptImageError, EvalView, TrainView, decode
+from dtm_jax.data.image_decoding import CorruptImageError, decode
+from dtm_jax.data.views import EvalView, TrainView
 
 RNG = np.random.default_rng(0)
 DEEP = np.linspace(0, 65535, 12 * 20).astype(np.uint16).reshape(12, 20)
@@ -284,13 +285,13 @@ def test_orientation_is_found_among_other_segments_and_never_an_error():
   big_endian = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
   for block in (exif, big_endian):
     for before in (b"", app1(b"http://ns.adobe.com/xap/1.0/\0<x/>"), b"\xff\xfe\0\x04hi", b"\xff\xff"):
-      assert orientation.of_jpeg(jpeg[:2] + before + app1(block) + jpeg[2:]) == 6
+      assert orientation.jpeg_orientation(jpeg[:2] + before + app1(block) + jpeg[2:]) == 6
   for length in range(len(exif)):  # cut short anywhere
-    assert orientation.of_jpeg(jpeg[:2] + app1(exif[:length]) + jpeg[2:]) in (1, 6)
+    assert orientation.jpeg_orientation(jpeg[:2] + app1(exif[:length]) + jpeg[2:]) in (1, 6)
   for value in (0, 9, 65535):
-    assert orientation.of_jpeg(jpeg[:2] + app1(exif_of(value).tobytes()) + jpeg[2:]) == 1
+    assert orientation.jpeg_orientation(jpeg[:2] + app1(exif_of(value).tobytes()) + jpeg[2:]) == 1
   for cut in range(60):
-    assert orientation.of_jpeg(jpeg[:cut]) == 1
+    assert orientation.jpeg_orientation(jpeg[:cut]) == 1
 
 
 def test_orientation_of_xmp_alone_is_ignored():
@@ -413,16 +414,17 @@ def test_the_view_of_a_long_image_is_the_centre_of_the_whole_resized(interpolati
 PEAK = """
 import resource
 import numpy as np
-from dtm_jax import image_decoding as d, label_maps, segmentation
+from dtm_jax.data import views
+from dtm_jax.evaluators import _sliding_windows
 for shape in ((1, 4000), (4000, 1), (2, 65535), (65535, 2)):
   image, rng = np.zeros((*shape, 3), np.uint8), np.random.default_rng(0)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for antialias in (False, True):
-    d.EvalView(224, 256, antialias=antialias)(image)
-    for crop in d.CROPS:
-      d.TrainView(224, crop, antialias=antialias, rand_augment="rand-m9-mstd0.5-inc1")(image, rng)
-    label_maps.JointView(224, antialias=antialias)(image, image[..., 0], rng)
-    windows, plan = segmentation.Sliding(512, 512, 341, antialias=antialias).windows(image)
+    views.EvalView(224, 256, antialias=antialias)(image)
+    for crop in views.CROPS:
+      views.TrainView(224, crop, antialias=antialias, rand_augment="rand-m9-mstd0.5-inc1")(image, rng)
+    views.JointView(224, antialias=antialias)(image, image[..., 0], rng)
+    windows, plan = _sliding_windows.Sliding(512, 512, 341, antialias=antialias).windows(image)
     plan.classes([np.zeros((32, 32, 20), np.float32)] * len(windows))
   print(shape, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
@@ -450,7 +452,7 @@ def test_the_released_config_crops_as_pillow_crops_and_resizes(shape):
     if seed % 2:  # a photo's spectrum, with edges
       image = cv2.GaussianBlur(image, (0, 0), 3)
       image[image > 128] = 250
-    box = image_decoding.random_resized_box(np.random.default_rng(seed), *shape, view.scale, view.ratio)
+    box = views.random_resized_box(np.random.default_rng(seed), *shape, view.scale, view.ratio)
     top, left, h, w = box
     crop = Image.fromarray(image).crop((left, top, left + w, top + h))
     expected = np.asarray(crop.resize((224, 224), Image.Resampling.BICUBIC), int)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax import mixing, rngs
-from dtm_jax.augment import random_erase
+from dtm_jax import augment, rngs
 
 RNG = np.random.default_rng(0)
 DRAWS = 4000
@@ -14,7 +13,7 @@ DRAWS = 4000
 
 def weights(size, **options):
   keys = jax.random.split(jax.random.key(1), DRAWS)
-  return np.asarray(jax.jit(jax.vmap(lambda key: mixing.pixel_weights(key, size, **options)))(keys))
+  return np.asarray(jax.jit(jax.vmap(lambda key: augment.mixing_weights(key, size, **options)))(keys))
 
 
 @pytest.mark.parametrize("options", [dict(mixup=0.8, cutmix=0.0), dict(mixup=0.0, cutmix=1.0)])
@@ -23,8 +22,8 @@ def test_a_batch_is_mixed_with_its_reverse(options):
   target = RNG.random((6, 4)).astype(np.float32)
   for seed in range(5):
     key = jax.random.key(seed)
-    mixed, mixed_target = mixing.mix(key, jnp.asarray(image), jnp.asarray(target), **options)
-    w = np.asarray(mixing.pixel_weights(key, (8, 10), **options))
+    mixed, mixed_target = augment.mix(key, jnp.asarray(image), jnp.asarray(target), **options)
+    w = np.asarray(augment.mixing_weights(key, (8, 10), **options))
     for i in range(6):
       expected = w[..., None] * image[i] + (1 - w[..., None]) * image[5 - i]
       np.testing.assert_allclose(mixed[i], expected, atol=1e-6)
@@ -68,7 +67,7 @@ def test_one_of_the_two_is_chosen():
 
 def test_without_either_nothing_changes():
   image, target = jnp.ones((2, 4, 4, 3)), jnp.eye(2)
-  assert mixing.mix(jax.random.key(0), image, target, mixup=0.0, cutmix=0.0) == (image, target)
+  assert augment.mix(jax.random.key(0), image, target, mixup=0.0, cutmix=0.0) == (image, target)
 
 
 def test_mixing_crosses_shards():
@@ -76,7 +75,7 @@ def test_mixing_crosses_shards():
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   image, target = RNG.normal(size=(16, 4, 4, 3)).astype(np.float32), np.eye(16, dtype=np.float32)
-  mix = jax.jit(mixing.mix)
+  mix = jax.jit(augment.mix)
   whole = mix(jax.random.key(3), image, target)
   shards = mix(jax.random.key(3), jax.device_put(image, sharding), jax.device_put(target, sharding))
   for x, y in zip(whole, shards, strict=True):
@@ -86,7 +85,7 @@ def test_mixing_crosses_shards():
 def erased(size, prob, **options):
   keys = rngs.per_example(rngs.stream(jax.random.key(0), "erase", 0), DRAWS)
   image = jnp.full((DRAWS, *size, 3), 7.0)
-  return np.asarray(jax.jit(lambda k, x: random_erase(k, x, prob, **options))(keys, image))
+  return np.asarray(jax.jit(lambda k, x: augment.random_erase(k, x, prob, **options))(keys, image))
 
 
 def test_erasing_replaces_boxes_by_noise():

@@ -382,7 +382,7 @@ def test_right_values_of_the_options_of_every_run(flag):
 
 def test_names_in_the_rules_are_those_of_the_code():
   from dtm_jax import masking, morphing, normalizations
-  from dtm_jax.data import image_decoding
+  from dtm_jax.data import resampling, views
   from dtm_jax.models import layers, positions
   from dtm_jax.models.clip import prompts
   from dtm_jax.models.vit import classifier as vit_classifier
@@ -412,8 +412,8 @@ def test_names_in_the_rules_are_those_of_the_code():
     (morphers["merged_feature"], morphing.MERGED_FEATURES), (morphers["schedule"], bipartite.SCHEDULES),
     (morphers["bipartite/drawn_per"], bipartite.DRAWN_PER), (morphers["init"], clustering.INITS),
     (morphers["implementation"], bipartite.IMPLEMENTATIONS),
-    (run_options.INTERPOLATION, image_decoding.CV2_FILTERS),
-    (RUN_OPTIONS["data.view.crop"], (*image_decoding.CROPS, "joint")),
+    (run_options.INTERPOLATION, resampling.CV2_FILTERS),
+    (RUN_OPTIONS["data.view.crop"], (*views.CROPS, "joint")),
     (SOCKET_OPTIONS["teachers"]["tokens"], clip.OUTPUTS),
     (TASK_OPTIONS["contrastive"]["clip.image.activation"], layers.ACTIVATIONS),
   ):  # fmt: skip

@@ -7,8 +7,8 @@ from timm_without_torchvision import import_timm
 
 from dtm_jax import data
 from dtm_jax.data import rand_augment
-from dtm_jax.data.image_decoding import TrainView
 from dtm_jax.data.rand_augment import OPERATIONS, RandAugment
+from dtm_jax.data.views import TrainView
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (24, 32, 3), np.uint8))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dtm_jax import data
 from dtm_jax.data import label_maps
-from dtm_jax.data.image_decoding import CorruptImageError, TrainView
+from dtm_jax.data.image_decoding import CorruptImageError
+from dtm_jax.data.views import JointView, TrainView
 from dtm_jax.datasets import ade20k, segmentation_folder, shapes, tfds
 
 IGNORE = label_maps.IGNORE
@@ -292,7 +293,7 @@ class TestJointView:
     rng = np.random.default_rng(0)
     label_map = np.kron(rng.integers(0, 5, (6, 8)), np.ones((9, 9))).astype(np.uint8)
     image = np.repeat(50 * label_map[..., None], 3, axis=2)
-    view = label_maps.JointView(32, scale=(0.5, 2.0))
+    view = JointView(32, scale=(0.5, 2.0))
     for _ in range(50):
       pixels, crop = view(image, label_map, rng)
       around = [f(crop, np.ones((3, 3), np.uint8), borderValue=7) for f in (cv2.erode, cv2.dilate)]
@@ -306,7 +307,7 @@ class TestJointView:
     assert label_maps.fit_size((100, 1000), 150, 600) == (60, 600)  # the longer side decides
     label_map = np.zeros((64, 64), np.uint8)
     label_map[:, ::2] = 1
-    view = label_maps.JointView(64, scale=(0.5, 1.0))
+    view = JointView(64, scale=(0.5, 1.0))
     rng = np.random.default_rng(0)
     crops = [view(np.zeros((64, 64, 3), np.uint8), label_map, rng)[1] for _ in range(300)]
     sides = [int((crop != IGNORE).any(1).sum()) for crop in crops]
@@ -319,7 +320,7 @@ class TestJointView:
     share = {}
     for cap in (0.75, 1.0):
       rng = np.random.default_rng(0)
-      view = label_maps.JointView(16, scale=(4.0, 4.0), max_class_share=cap)
+      view = JointView(16, scale=(4.0, 4.0), max_class_share=cap)
       crops = [view(np.zeros((64, 64, 3), np.uint8), label_map, rng)[1] for _ in range(200)]
       share[cap] = np.mean([np.bincount(crop.ravel()).max() <= 0.75 * crop.size for crop in crops])
     # Of the 15 places with two classes 9 of 49 will do; of eleven draws one does in 89 % of all cases.
@@ -327,5 +328,5 @@ class TestJointView:
 
   def test_ignored_pixels_are_no_class(self):
     label_map = np.full((20, 20), IGNORE, np.uint8)
-    _, crop = label_maps.JointView(16)(np.zeros((20, 20, 3), np.uint8), label_map, np.random.default_rng(0))
+    _, crop = JointView(16)(np.zeros((20, 20, 3), np.uint8), label_map, np.random.default_rng(0))
     assert (crop == IGNORE).all()

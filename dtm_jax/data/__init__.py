@@ -1,18 +1,29 @@
-"""What feeds a run: data sets of images, and batches as functions of (seed, step)."""
+"""What feeds a run: data sets of images, and batches as functions of (seed, step).
 
-from dtm_jax.data.batches import (
+dataset.py               Example, Source, Stream, Dataset, and the checks of labels and label maps
+training_batches.py      the endless stream of random crops
+evaluation_batches.py    every example exactly once
+reading.py               what happens to images that are corrupt or cannot be read
+pools.py                 the threads that make rows into batches, and each process's share of the rows
+views.py                 crops for training and evaluation
+label_maps.py            maps of one class id for each pixel, and joint crops of an image and its map
+image_decoding.py        from encoded bytes to 8-bit RGB; pixel_depth.py and orientation.py help
+resampling.py, rand_augment.py
+settings.py              image size and normalisation that a config leaves to the data set
+"""
+
+from dtm_jax.data.dataset import (
   Dataset,
   Example,
   Source,
   Stream,
-  corrupt_count,
-  eval_batches,
   require_known_labels,
   require_labels,
   require_maps,
-  train_batches,
-  whole_examples,
 )
+from dtm_jax.data.evaluation_batches import eval_batches, whole_examples
+from dtm_jax.data.reading import corrupt_count
+from dtm_jax.data.training_batches import train_batches
 
 __all__ = [
   "Dataset",

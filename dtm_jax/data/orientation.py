@@ -1,6 +1,6 @@
 """The EXIF orientation of an encoded picture: how a viewer turns the stored pixels to show them.
 
-XMP may name an orientation too. It is ignored, as browsers do, so that all formats follow one rule.
+XMP may also name an orientation. It is ignored, as in browsers, so that all formats follow one rule.
 """
 
 import struct
@@ -13,11 +13,14 @@ EXIF = b"Exif\x00\x00"
 APP1, START_OF_SCAN, END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 INTEGERS = {1: "B", 3: "H", 4: "I"}
-"""EXIF's types of integers, in the letters of `struct`."""
+"""EXIF's integer types, and their letters in `struct`."""
 
 
-def of_jpeg(data: bytes) -> int:
-  """Return the orientation 1..8 of a JPEG. Reads only the segments before the pixels; damaged EXIF is 1."""
+def jpeg_orientation(data: bytes) -> int:
+  """Return the orientation 1..8 of a JPEG, or 1 if its EXIF block is missing or damaged.
+
+  Reads only the segments before the pixels.
+  """
   place = 2
   while place + 4 <= len(data) and data[place] == 0xFF:
     marker = data[place + 1]
@@ -28,12 +31,12 @@ def of_jpeg(data: bytes) -> int:
       continue
     length = int.from_bytes(data[place + 2 : place + 4], "big")
     if marker == APP1 and data[place + 4 : place + 10] == EXIF:
-      return _of_exif(data[place + 10 : place + 2 + length])
+      return _exif_orientation(data[place + 10 : place + 2 + length])
     place += 2 + length
   return UPRIGHT
 
 
-def _of_exif(block: bytes) -> int:
+def _exif_orientation(block: bytes) -> int:
   order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
   if order is None:
     return UPRIGHT
@@ -49,17 +52,20 @@ def _of_exif(block: bytes) -> int:
   return UPRIGHT
 
 
-def of_picture(picture: Image.Image) -> int:
-  """Return how the pixels of a loaded picture must still be turned. Pillow has turned those of a TIFF."""
-  forget_xmp(picture)
+def picture_orientation(picture: Image.Image) -> int:
+  """Return the orientation 1..8 by which the pixels of a picture must still be turned.
+
+  Pillow turns the pixels of a TIFF when it loads them, so the result is then 1.
+  """
+  drop_xmp(picture)
   try:
     return _valid(picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
   except Exception:  # Pillow raises SyntaxError, struct.error, ... on damaged EXIF
     return UPRIGHT
 
 
-def forget_xmp(picture: Image.Image) -> None:
-  """Keep Pillow from taking an orientation from XMP."""
+def drop_xmp(picture: Image.Image) -> None:
+  """Remove XMP from a picture, so that Pillow does not read an orientation from it."""
   for name in ("xmp", "XML:com.adobe.xmp"):
     picture.info.pop(name, None)
 
@@ -69,7 +75,10 @@ def _valid(orientation: object) -> int:
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-  """Turn stored pixels [h, w, ...] as the orientation says: 3 by 180 degrees, 6 by 90 clockwise."""
+  """Return stored pixels [h, w, ...] turned as the orientation says, [h, w, ...] or [w, h, ...].
+
+  For example, 3 turns by 180 degrees, and 6 by 90 degrees clockwise.
+  """
   if orientation == UPRIGHT:
     return pixels
   if orientation >= 5:

@@ -6,9 +6,8 @@ import optax
 
 from dtm_jax import rngs
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
-from dtm_jax.augment import augment, normalize, random_erase, to_float
+from dtm_jax.augment import augment, mix, normalize, random_erase, to_float
 from dtm_jax.errors import OptionError
-from dtm_jax.mixing import mix
 from dtm_jax.models.vit import classifier as vit_classifier
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer

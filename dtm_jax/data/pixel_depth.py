@@ -1,9 +1,9 @@
-"""Brightness of any depth as 8-bit RGB: values are scaled, never clipped.
+"""8-bit RGB from pixels of any depth: values are scaled and never clipped.
 
-Of a 16-bit value the high byte counts, which is floor(value / 256), as tf.io.decode_png and OpenCV have it.
-Floating-point values are fractions of white, so [0, 1] becomes [0, 255]. Anything else has no defined white
-and is refused: clipped or stretched pixels would train a model without a word. Transparency is dropped; the
-colour that is stored beneath it counts.
+A 16-bit value becomes its high byte, floor(value / 256), as in tf.io.decode_png and OpenCV. Floating-point
+values are fractions of white, so [0, 1] becomes [0, 255]. Other values have no defined white and are refused,
+because a model would silently train on clipped or stretched pixels. Transparency is dropped, and the colour
+that is stored beneath it is used.
 """
 
 import numpy as np
@@ -15,20 +15,20 @@ TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO = 0
 UNSIGNED = 1
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-"""Formats whose deepest pixels have 16 bits, though Pillow may hold them in 32."""
+"""Formats with at most 16 bits, which Pillow may hold in 32 bits."""
 
 
-def rgb(picture: Image.Image) -> UInt8[np.ndarray, "_ _ 3"]:
-  """Return the 8-bit RGB of a loaded picture of any mode, the first frame of an animation.
+def to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "_ _ 3"]:
+  """Return the 8-bit RGB of a loaded picture of any mode; of an animation, the first frame.
 
   Raises:
-    ValueError: its values have no defined white, or its mode has no RGB; see `levels`.
+    ValueError: the values have no defined white, see `to_8_bits`, or Pillow cannot convert the mode to RGB.
   """
   if picture.mode == "F" or picture.mode.startswith("I"):
     return np.repeat(_grey(picture)[..., None], 3, axis=2)
-  if picture.mode in ("RGBa", "La"):  # colours multiplied by alpha
+  if picture.mode in ("RGBa", "La"):  # colours are multiplied by alpha
     picture = picture.convert(picture.mode.upper())
-  picture.info.pop("transparency", None)  # Pillow warns that it gets lost
+  picture.info.pop("transparency", None)  # else Pillow warns that it is lost
   return np.array(picture.convert("RGB"))
 
 
@@ -40,24 +40,25 @@ def _grey(picture: Image.Image) -> UInt8[np.ndarray, "_ _"]:
   values = np.array(picture)
   if picture.mode == "I" and bits == 32 and tags and tags.get(TIFF_SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
     values = values.view(np.uint32)  # Pillow reads them as signed
-  grey = levels(values, bits)
+  grey = to_8_bits(values, bits)
   return 255 - grey if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else grey
 
 
-def levels(values: np.ndarray, bits: int | None = None) -> np.ndarray:
-  """Return brightness of any type as uint8, of the same shape.
+def to_8_bits(values: np.ndarray, bits: int | None = None) -> np.ndarray:
+  """Return brightness of any type as uint8, in the same shape.
 
-  Integers of up to 16 bits have a white of 2^bits - 1. Integers of 32 bits often hold values of fewer. Their
-  depth is the one of 8, 16 and 32 bits that the largest value tells; it must not lie between.
+  White is 2^bits - 1 for integers of up to 16 bits. A 32-bit file often holds values of 8 or 16 bits, so the
+  largest value decides which of 8, 16 and 32 bits is meant.
 
   Args:
-    bits: depth of integers, by default that of their type.
+    bits: depth of integers; default the depth of their type.
 
   Raises:
-    ValueError: negative integers, 32-bit integers of unknown white, or floats that are not in [0, 1].
+    ValueError: integers are negative, the largest 32-bit integer fits none of the depths, or floats are not
+      in [0, 1].
   """
   if values.dtype.kind == "f":
-    return _of_fractions(values)
+    return _fractions_to_8_bits(values)
   bits = bits or 8 * values.dtype.itemsize
   low, high = int(values.min()), int(values.max())
   if low < 0:
@@ -65,16 +66,16 @@ def levels(values: np.ndarray, bits: int | None = None) -> np.ndarray:
       f"integers from {low} to {high}: negative brightness. Store the image with 8 or 16 bits."
     )
   if bits > 16:
-    bits = _told_depth(high, signed=values.dtype.kind == "i")
+    bits = _depth_of_32_bits(high, signed=values.dtype.kind == "i")
   return (values >> (bits - 8)).astype(np.uint8)
 
 
-def _told_depth(high: int, signed: bool) -> int:
+def _depth_of_32_bits(high: int, signed: bool) -> int:
   full = 31 if signed else 32
   for bits in (8, 16):
     if high < 2**bits:
       return bits
-  if high < 2 ** (full - 7):  # less than two grey levels of 255
+  if high < 2 ** (full - 7):  # as 32 bits, all values would be 0 or 1 of 255
     raise ValueError(
       f"32-bit integers up to {high}: this is neither 8, 16 nor 32 bits of brightness. Store the image "
       "with 8 or 16 bits."
@@ -82,9 +83,9 @@ def _told_depth(high: int, signed: bool) -> int:
   return full
 
 
-def _of_fractions(values: np.ndarray) -> np.ndarray:
+def _fractions_to_8_bits(values: np.ndarray) -> np.ndarray:
   low, high = float(values.min()), float(values.max())
-  if not np.isfinite([low, high]).all():  # min and max carry a NaN on
+  if not np.isfinite([low, high]).all():  # NaN propagates through min and max
     raise ValueError("floating-point values that are NaN or infinite.")
   if low < 0 or high > 1:
     raise ValueError(
