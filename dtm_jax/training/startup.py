@@ -5,6 +5,7 @@ import logging as python_logging
 import os
 import pathlib
 import platform
+import sys
 import time
 from collections.abc import Mapping
 
@@ -20,9 +21,26 @@ SECONDS_TO_DISCONNECT = 3.0
 
 
 def quiet_orbax() -> None:
-  """Keep Orbax's messages below a warning out of the log: it writes a dozen lines for every checkpoint."""
-  own = lambda record: record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
-  logging.get_absl_handler().addFilter(own)
+  """Keep two kinds of Orbax's messages out of the log.
+
+  Below a warning, it writes a dozen lines for every checkpoint. An exception in one of its threads is logged
+  there with a traceback and then raised in the main thread, where it becomes one message.
+  """
+
+  def concerns_a_user(record: python_logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname or (
+      record.levelno >= python_logging.WARNING and not record.exc_info
+    )
+
+  logging.get_absl_logger().addFilter(concerns_a_user)
+  report = sys.unraisablehook
+
+  def report_others(unraisable) -> None:
+    # TensorStore tells Orbax's event loop of further failures after the first one has closed the loop.
+    if str(unraisable.exc_value) != "Event loop is closed":
+      report(unraisable)
+
+  sys.unraisablehook = report_others
 
 
 def hide_accelerators_from_tensorflow() -> None:
