@@ -1,13 +1,13 @@
-"""The one entry point: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...]`.
+"""Train and evaluate: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...]`.
 
-Options of the config are written `--config.batch_size=64`; `--config=FILE --help` lists them. They are
-checked before anything is loaded. What a user can mend ends with one message and exit code 2.
+Write an option of the config as `--config.batch_size=64`. `--config=FILE --help` lists all options. They are
+checked before anything is loaded. An error that the user can mend ends with one message and exit code 2.
 
-On a pod every host runs the same command. If JAX cannot find the cluster by itself, the environment names
-it: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+On a pod every host runs the same command. If JAX does not find the cluster by itself, set
+JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
-Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so that a second start need not
-compile them; JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so a second start does not compile
+them again. JAX_COMPILATION_CACHE_DIR names another place, and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 """
 
 import os
@@ -28,13 +28,14 @@ from dtm_jax.training import startup
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where checkpoints and logs go, and from where a run resumes. Default: runs/<config's name>.",
+  "Folder of checkpoints and logs, from which a run resumes. Default: runs/<name of the config>.",
 )
 _run: dict = {}
-"""The checked config and the workdir, from `parse_flags` to `main`."""
+"""The checked config and the workdir, which `parse_flags` passes to `main`."""
 
 
 def main(argv: list[str]) -> None:
+  """Run the config that `parse_flags` has read and checked."""
   config, workdir = _run["config"], _run["workdir"]
   logging.info("Task %r in %s. Loading the libraries takes some seconds.", config.task, workdir)
   try:
@@ -47,13 +48,12 @@ def main(argv: list[str]) -> None:
     logging.info(
       "Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices()
     )
-    validation.check_devices(config, jax.device_count(), jax.process_count())
     from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
 
     if config.get("replay"):
       loop.replay(config)
     else:
-      loop.train(config, workdir)
+      loop.run(config, workdir)
     startup.leave_distributed()
   except UserError as error:
     place = startup.process_place(os.environ)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Read the command line and the config, and check both; absl's `flags_parser`."""
+  """Read and check the command line and the config. This is the `flags_parser` of absl."""
   try:
     config, workdir, rest = read_command_line(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
   except UserError as error:
@@ -73,7 +73,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
-  """Return the checked config, the workdir, and the program's name alone.
+  """Return the checked config, the workdir, and the list with the name of the program.
 
   Raises:
     UserError: a flag, an option, a file, or a variable of the cluster is wrong.
@@ -94,7 +94,7 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
 
 
 def _help(path: str | None) -> str:
-  """The docstring and, of a config, its options with their values and what is allowed."""
+  """Return the docstring and the options of a config with their values and the allowed ones."""
   lines = [__doc__.strip(), "", f"  --workdir={'DIR':<38}{flags.FLAGS['workdir'].help}"]
   if not path:
     return "\n".join([*lines, f"  --config={'FILE':<39}What to run: a file of configs/."])

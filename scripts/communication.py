@@ -24,26 +24,22 @@ from collectives import Collective, collectives, total
 
 def compile_step(config, mesh) -> tuple[jax.stages.Compiled, dict, dict]:
   """The train step of the config on the mesh, and the shapes of its state and of the frozen arrays."""
-  from dtm_jax import loop, plugins
+  from dtm_jax import plugins
   from dtm_jax.tasks import Run
-  from dtm_jax.training import mesh as meshes
+  from dtm_jax.training import sharded_step
 
   run = Run(1000, 100.0, config.batch_size, tuple(f"class {i}" for i in range(1000)))
   with teacher_of_shapes(config.get("teacher", {})):
     task = plugins.load("tasks", config.task).build(config, run)
-  place = lambda tree: jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    tree,
-    meshes.param_shardings(mesh, tree, config.mesh.rules),
-  )
-  state, frozen = place(jax.eval_shape(task.init, jax.random.key(0))), place(task.frozen)
+  state = sharded_step.abstract_state(task, mesh, config.mesh.rules)
+  frozen = sharded_step.with_shardings(task.frozen, mesh, config.mesh.rules)
   size, rows = config.data.image_size, config.batch_size
   batch = {
     "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
     "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     "index": jax.ShapeDtypeStruct((rows,), jnp.int64 if jax.config.jax_enable_x64 else jnp.int32),
   }
-  step, key = loop.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
+  step, key = sharded_step.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
   return step.lower(state, frozen, batch, key).compile(), state, frozen
 
 

@@ -21,7 +21,7 @@ from dtm_jax.models.vit import (
   weights as vit_weights,
 )
 from dtm_jax.training import mesh as meshes
-from dtm_jax.training import optim
+from dtm_jax.training import optim, schedules
 
 PER_EPOCH = {"steps_per_epoch": 100, "batch_size": 32}
 
@@ -62,23 +62,23 @@ def run(optimizer, params, grads):
   ],
 )
 def test_the_finest_duration_wins(config, steps):
-  assert optim.duration("warmup", config, default=11, **PER_EPOCH) == steps
+  assert schedules.duration("warmup", config, default=11, **PER_EPOCH) == steps
 
 
 def test_duration_of_a_config_with_placeholders():
   config = config_dict.create(total_steps=config_dict.placeholder(int), total_epochs=3)
-  assert optim.duration("total", config, **PER_EPOCH) == 300
+  assert schedules.duration("total", config, **PER_EPOCH) == 300
   config.total_steps = 5
-  assert optim.duration("total", config, **PER_EPOCH) == 5
+  assert schedules.duration("total", config, **PER_EPOCH) == 5
 
 
 def test_duration_errors():
   with pytest.raises(ValueError, match="'total': set total_steps or total_examples or total_epochs"):
-    optim.duration("total", {}, **PER_EPOCH)
+    schedules.duration("total", {}, **PER_EPOCH)
   with pytest.raises(ValueError, match="total_steps must not be negative, got -1"):
-    optim.duration("total", {"total_steps": -1}, **PER_EPOCH)
+    schedules.duration("total", {"total_steps": -1}, **PER_EPOCH)
   with pytest.raises(ValueError, match="total_epochs=2 needs a data set of known size"):
-    optim.duration("total", {"total_epochs": 2}, steps_per_epoch=None, batch_size=32)
+    schedules.duration("total", {"total_epochs": 2}, steps_per_epoch=None, batch_size=32)
 
 
 # Schedules.
@@ -92,7 +92,7 @@ def schedule_twin(peak, total, warmup, final):
 
 @pytest.mark.parametrize(("total", "warmup"), [(1000, 100), (1000, 1), (300, 0), (2, 1), (100_000, 3000)])
 def test_schedule_equals_its_transcription(total, warmup):
-  schedule = optim.make_schedule(peak=1.5e-3, total_steps=total, warmup_steps=warmup, final=1e-5)
+  schedule = schedules.make_schedule(peak=1.5e-3, total_steps=total, warmup_steps=warmup, final=1e-5)
   rates = jax.jit(schedule)(jnp.arange(total))
   assert rates.dtype == jnp.float32
   np.testing.assert_allclose(rates, schedule_twin(1.5e-3, total, warmup, 1e-5), rtol=1e-6, atol=0)
@@ -104,16 +104,16 @@ def test_schedule_equals_its_transcription(total, warmup):
 
 
 def test_warmup_longer_than_the_run_is_cut():
-  schedule = optim.make_schedule(peak=1.0, total_steps=10, warmup_steps=101, final=0.0)
+  schedule = schedules.make_schedule(peak=1.0, total_steps=10, warmup_steps=101, final=0.0)
   np.testing.assert_allclose(jax.vmap(schedule)(jnp.arange(10)), np.arange(10) / 100, rtol=1e-6)
 
 
 def test_scale_by_batch():
-  assert optim.scale_by_batch(1.0, 512) == 0.5
-  assert optim.scale_by_batch(1.0, 512, "linear") == 2.0
-  assert optim.scale_by_batch(1.0, 512, "none") == 1.0
+  assert schedules.scale_by_batch(1.0, 512) == 0.5
+  assert schedules.scale_by_batch(1.0, 512, "linear") == 2.0
+  assert schedules.scale_by_batch(1.0, 512, "none") == 1.0
   with pytest.raises(ValueError, match=r"'cubic'\. Available: none, sqrt, linear"):
-    optim.scale_by_batch(1.0, 512, "cubic")
+    schedules.scale_by_batch(1.0, 512, "cubic")
 
 
 # The optimiser.

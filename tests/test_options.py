@@ -393,7 +393,7 @@ def test_names_in_the_rules_are_those_of_the_code():
   from dtm_jax.morphers import bipartite
   from dtm_jax.records import run_config as records
   from dtm_jax.teachers import clip
-  from dtm_jax.training import mesh, optim
+  from dtm_jax.training import mesh, optim, schedules
 
   def allowed(rule):
     return {name for name in re.findall(r"[\w+-]+", rule.allowed.removeprefix("one of "))}
@@ -402,7 +402,7 @@ def test_names_in_the_rules_are_those_of_the_code():
   finetune, morphers = TASK_OPTIONS["finetune"], SOCKET_OPTIONS["morphers"]
   for rule, names in (
     (pretrain["mask.kind"], masking.MASKS), (pretrain["optim.name"], optim.OPTIMIZERS),
-    (pretrain["optim.decay"], optim.DECAYS), (pretrain["optim.lr_scaling"], optim.LR_SCALINGS),
+    (pretrain["optim.decay"], schedules.DECAYS), (pretrain["optim.lr_scaling"], schedules.LR_SCALINGS),
     (pretrain["loss.distance"], morphing.DISTANCES),
     (pretrain["student.variant"], vit.VARIANTS), (pretrain["student.remat"], vit.REMATS),
     (segment["model.head"], segmenter.HEADS),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import small_world
 
-from dtm_jax import loop, plugins
+from dtm_jax import plugins
 from dtm_jax.tasks import Run
 from dtm_jax.training import mesh as meshes
+from dtm_jax.training import sharded_step
 
 STEPS, BATCH = 4, 16
 MESHES = {"data 2": (2, 1), "data 8": (8, 1), "fsdp 8": (1, 8)}
@@ -34,8 +35,8 @@ def run(tmp_path_factory):
     shardings = lambda tree: meshes.param_shardings(mesh, tree, config.mesh.rules)
     state = task.init(jax.random.key(0))
     state = jax.device_put(state, shardings(state))
-    frozen = meshes.place(task.frozen, shardings(task.frozen))
-    step = loop.jit_train_step(task, state, frozen, mesh)
+    frozen = sharded_step.place_frozen(task, mesh, config.mesh.rules)
+    step = sharded_step.jit_train_step(task, state, frozen, mesh)
     history = []
     for rows in image:
       batch = meshes.to_device({"image": rows}, mesh)

@@ -196,7 +196,9 @@ def test_known_constants_are_taken(tmp_path):
   small_world.write_cifar10(tmp_path)
   config = transfer_config("cifar10", tmp_path)
   config.data.image_size, config.augment.normalization = 0, "dataset"
-  dataset_settings.resolve(config, plugins.build("datasets", config.data.dataset, split="train[:50%]"))
+  given, before = config, config.to_yaml()
+  config = dataset_settings.resolve(given, plugins.build("datasets", given.data.dataset, split="train[:50%]"))
+  assert given.to_yaml() == before  # nothing changes the caller's config
   assert config.data.image_size == config.evals.test.image_size == 32
   assert mean_and_std(config.augment.normalization)[0] == (0.4914, 0.4822, 0.4465)
   assert mean_and_std("imagenet") == NORMALIZATIONS["imagenet"]

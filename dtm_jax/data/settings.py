@@ -1,5 +1,6 @@
 """What a config may leave to the data set: images' size, channels' mean and deviation."""
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterable
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from dtm_jax import progress
 from dtm_jax.arrays import Float
@@ -18,15 +20,17 @@ from dtm_jax.normalizations import Triple
 SAMPLE = 2000
 
 
-def resolve(config, dataset: Dataset) -> None:
-  """Fills in what `config` leaves to the training set `dataset`.
+def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+  """Return a copy of `config` with the options that it leaves to the training set `dataset`.
 
-  `data.image_size` of 0 or None becomes the side of the set's images, and `augment.normalization` of
-  "dataset" their channels' (mean, std): known constants, or else measured.
+  A `data.image_size` of 0 or None becomes the side of the images. An `augment.normalization` of "dataset"
+  becomes the (mean, std) of their channels, which are known constants or else measured. Options that refer
+  to these follow. `config` itself stays as it is.
 
   Raises:
-    OptionError: a size is wanted of a set whose images have several.
+    OptionError: the size is left to a data set with images of several sizes.
   """
+  config = copy.deepcopy(config)  # keeps references between options, unlike ConfigDict's own copies
   if not config.data.image_size:
     if dataset.image_size is None:
       raise OptionError(
@@ -34,14 +38,15 @@ def resolve(config, dataset: Dataset) -> None:
         "images have no single one. Set data.image_size."
       )
     config.data.image_size = dataset.image_size
-    logging.info("data.image_size=%d, as the images of %r.", dataset.image_size, dataset.name)
+    logging.info("data.image_size=%d, the size of the images of %r.", dataset.image_size, dataset.name)
   augment = config.get("augment", {})
   if augment.get("normalization") == "dataset":
     with augment.ignore_type():
       augment.normalization = dataset.mean_and_std or measure(
         dataset, max_pixels=config.data.get("view", {}).get("max_pixels", MAX_PIXELS)
       )
-    logging.info("augment.normalization=%s, as the images of %r.", augment.normalization, dataset.name)
+    logging.info("augment.normalization=%s, from the images of %r.", augment.normalization, dataset.name)
+  return config
 
 
 def measure(dataset: Dataset, sample: int = SAMPLE, max_pixels: int = MAX_PIXELS) -> tuple[Triple, Triple]:

@@ -1,1 +1,1 @@
-"""What runs a training: mesh, optimiser, durations, pre-trained parameters, start-up."""
+"""Run a training: the mesh, the sharded step, its batches, the optimiser, durations and the start-up."""

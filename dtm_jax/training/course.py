@@ -1,25 +1,25 @@
-"""How far a run is and how far it goes, counted in examples, also when the batch size changes on the way."""
+"""Count how far a run is and how far it goes, in examples, even if the batch size changes on the way."""
 
 import dataclasses
 from typing import Any
 
-from dtm_jax.training import optim
+from dtm_jax.training import schedules
 
 
 @dataclasses.dataclass(frozen=True)
 class Course:
   """The place of this start in the whole run.
 
-  A run that is resumed with another batch size B goes on at the example where it stopped. Where its length is
+  A run that is resumed with another batch size B goes on at the example where it stopped. If its length is
   given in epochs or examples, it ends at the same number of examples, and its schedules go on at the same
-  place: they stay those of the first batch size B0, evaluated at `scale` · step + `shift`. A length given in
-  steps stays in steps.
+  place: they are made for the first batch size B0 and evaluated at `scale` · step + `shift`. A length given
+  in steps stays in steps.
 
   Attributes:
-    batch_size: B, of this start.
+    batch_size: B, the global batch of this start.
     epoch_size: number of examples in an epoch.
-    first_batch_size: B0, of the run's first start.
-    step, examples: where this start goes on: steps done and examples seen.
+    first_batch_size: B0, the global batch of the run's first start.
+    step, examples: the steps done and the examples seen before this start.
   """
 
   batch_size: int
@@ -30,11 +30,11 @@ class Course:
 
   @classmethod
   def fresh(cls, batch_size: int, epoch_size: int) -> "Course":
-    """The course of a run that starts at step 0."""
+    """Return the course of a run that starts at step 0."""
     return cls(batch_size, epoch_size, batch_size)
 
   def resumed(self, step: int, meta: dict[str, Any]) -> "Course":
-    """The course from a checkpoint's step and meta on. Old checkpoints have the batch size alone."""
+    """Return the course that goes on from a checkpoint. Old ones have only the batch size in their meta."""
     before = meta["batch_size"]
     return dataclasses.replace(
       self,
@@ -49,15 +49,15 @@ class Course:
     return self.batch_size != self.first_batch_size or self.examples != self.step * self.batch_size
 
   def examples_at(self, step: int) -> int:
-    """How many examples the run has seen after `step`, which is not before this start."""
+    """Return the number of examples that the run has seen after `step`, which is not before this start."""
     return self.examples + (step - self.step) * self.batch_size
 
   def epoch_at(self, step: int) -> float:
-    """The same in epochs."""
+    """Return the number of epochs that the run has seen after `step`."""
     return self.examples_at(step) / self.epoch_size
 
   def meta_at(self, step: int) -> dict[str, int]:
-    """What a checkpoint of `step` must tell `resumed`."""
+    """Return the meta of a checkpoint of `step`, which `resumed` reads."""
     return {
       "batch_size": self.batch_size,
       "examples": self.examples_at(step),
@@ -65,14 +65,14 @@ class Course:
     }
 
   def steps(self, name: str, section: Any, default: int | None = None) -> int:
-    """The duration `name` of a section of the config, in steps of this start's batch size."""
-    return optim.duration(
+    """Return the duration `name` of a section of the config, in steps of this start's batch size."""
+    return schedules.duration(
       name, section, default=default, batch_size=self.batch_size,
       steps_per_epoch=self.epoch_size / self.batch_size,
     )  # fmt: skip
 
   def total_steps(self, config: Any) -> int:
-    """The step at which the run ends."""
+    """Return the step at which the run ends."""
     if not self.changed or config.get("total_steps") is not None:
       return self.steps("total", config)
     total_examples = config.get("total_examples")
@@ -81,10 +81,10 @@ class Course:
     return self.step + max(round((total_examples - self.examples) / self.batch_size), 0)
 
   def for_schedules(self, config: Any) -> dict[str, Any]:
-    """The fields of `tasks.Run` that place its schedules."""
+    """Return the fields of `tasks.Run` that place the schedules."""
     size = self.first_batch_size
     epoch = self.epoch_size / size
-    total = optim.duration("total", config, steps_per_epoch=epoch, batch_size=size)
+    total = schedules.duration("total", config, steps_per_epoch=epoch, batch_size=size)
     fields = {"total_steps": total, "steps_per_epoch": epoch, "first_batch_size": size}
     if not self.changed or config.get("total_steps") is not None:
       return fields

@@ -1,11 +1,11 @@
-"""Which numbers of a train step are not finite, by module, parameter and layer.
+"""Find the numbers of a train step that are not finite, by module, parameter and layer.
 
     with Watch() as watch:
-      state, measurements = jax.jit(train_step)(...)  # traced here, so a jit that has not run yet
+      state, measurements = jax.jit(train_step)(...)  # must be traced here, so use a jit that has not run yet
     watch.first_module()
 
-The watch works on any step as it is: it intercepts modules while the step is traced, and callbacks
-report from the device. It works under `jit`, `grad`, `nn.scan`, `nn.remat` and any sharding.
+The watch needs no change to the step. It intercepts modules while the step is traced, and callbacks report
+from the device. It works under `jit`, `grad`, `nn.scan`, `nn.remat` and any sharding.
 """
 
 import functools
@@ -21,17 +21,17 @@ import numpy as np
 
 from dtm_jax.arrays import Array, Bool, PyTree
 
-_STACKED = "blocks"  # what a scan stacks has this name; axis 0 of its arrays is the layer
+_STACKED = "blocks"  # the name of modules that a scan stacks; axis 0 of their arrays is the layer
 
 
 @dataclass(frozen=True)
 class Place:
-  """A module or an array, and its layer where layers are stacked.
+  """A module or an array, and its layer if layers are stacked.
 
   Attributes:
-    name: "/"-joined path. A module's path starts with the class of its network.
-    layer: counted from 0; None outside of stacked layers.
-    input_finite: whether the module's input was finite; None for an array.
+    name: the "/"-joined path. A module's path starts with the class of its network.
+    layer: counted from 0. It is None outside stacked layers.
+    input_finite: whether the input of the module was finite. It is None for an array.
   """
 
   name: str
@@ -43,7 +43,7 @@ class Place:
 
 
 class Watch:
-  """While it is entered, the steps that are traced report on their modules and gradients."""
+  """A context. Steps that are traced inside it report on their modules and gradients."""
 
   def __init__(self):
     self._modules: dict[tuple[str, ...], list[tuple[bool, bool]]] = {}
@@ -65,22 +65,22 @@ class Watch:
     jax.effects_barrier()
 
   def clear(self) -> None:
-    """Forgets what was reported; call it before each further step."""
+    """Forget all reports. Call it before each further step."""
     jax.effects_barrier()
     for reports in self._modules.values():
       reports.clear()
     self._gradients.clear()
 
   def first_module(self) -> Place | None:
-    """The module whose output was the first that is not finite, in the order of the forward pass."""
+    """Return the first module, in the order of the forward pass, with an output that is not finite."""
     jax.effects_barrier()
     order = {place: number for number, place in enumerate(self._modules)}
-    start = {}  # of a whole stack: its layers come one after the other
+    start: dict[tuple[str, ...], int] = {}  # when a whole stack starts, as its layers follow each other
     for place, number in order.items():
       start.setdefault(_stack(place), number)
     bad = []
     for place, reports in self._modules.items():
-      # The forward pass reports first. What remat computes again comes later.
+      # The forward pass reports first. Remat computes parts of it again later.
       index = next((i for i, (_, output) in enumerate(reports) if not output), None)
       if index is not None:
         layer = index if _STACKED in place else None
@@ -91,13 +91,16 @@ class Watch:
     return Place("/".join(place), layer, input_finite)
 
   def gradients(self) -> list[Place]:
-    """The parameters whose gradient is not finite, in the order of the backward pass."""
+    """Return the parameters with a gradient that is not finite, in the order of the backward pass."""
     jax.effects_barrier()
     found = [place for flags in self._gradients for place in _places(flags)]
     return sorted(found, key=self._forward_order, reverse=True)
 
   def _forward_order(self, parameter: Place) -> tuple[int, int, int]:
-    """When the module that owns the parameter runs; parameters of the network itself belong to its start."""
+    """Return a key that sorts parameters by the time at which their module runs.
+
+    The parameters of the network itself belong to its start.
+    """
     path = tuple(parameter.name.split("/")[:-1])
     order = {place[1:]: number for number, place in enumerate(self._modules) if place[1:]}
     number = order.get(path, -1)
@@ -127,14 +130,14 @@ _active: Watch | None = None
 
 
 def watch_gradients(grads: PyTree) -> PyTree:
-  """Returns the gradients as they are; an entered `Watch` learns which of them are not finite."""
+  """Return the gradients unchanged. A `Watch` that is entered learns which of them are not finite."""
   if _active is not None:
     jax.debug.callback(_active._gradients.append, finite_by_layer(grads))
   return grads
 
 
 def finite_by_layer(tree: PyTree) -> dict[str, Bool[Array, "*L"]]:
-  """Whether each floating-point array is finite, by its path; stacked arrays [L, ...] layer by layer."""
+  """Return whether each floating-point array is finite, by path. Stacked arrays [L, ...] have L answers."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
   return {
@@ -145,9 +148,9 @@ def finite_by_layer(tree: PyTree) -> dict[str, Bool[Array, "*L"]]:
 
 
 def nonfinite(tree: PyTree, *, but: str | None = None) -> list[Place]:
-  """The arrays that are not finite, except those whose whole path matches the pattern `but`.
+  """Return the arrays that are not finite, except those with a path that the pattern `but` matches whole.
 
-  One reduction on the device finds them, also when the arrays are sharded over processes.
+  One reduction on the devices finds them, even if the arrays are sharded over processes.
   """
   places = _places(jax.device_get(_jitted_finite_by_layer(tree)))
   return [place for place in places if but is None or not re.fullmatch(but, place.name)]
@@ -169,7 +172,7 @@ def _places(flags: Mapping[str, Any]) -> list[Place]:
 
 
 def _stack(place: tuple[str, ...]) -> tuple[str, ...]:
-  """The stack that the module is in, or the module itself."""
+  """Return the stack that contains the module, or the module itself."""
   return place[: place.index(_STACKED) + 1] if _STACKED in place else (*place, "")
 
 

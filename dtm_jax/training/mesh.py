@@ -1,7 +1,7 @@
-"""One mesh for everything: which axis of which array lies on which devices.
+"""Decide which axis of which array lies on which devices, on one mesh for everything.
 
-The mesh has two axes. "data" splits the batch and copies the parameters; "fsdp" splits the batch and,
-array by array, the parameters and their optimiser moments too. The train step never mentions either.
+The mesh has two axes. "data" splits the batch and copies the parameters. "fsdp" splits the batch, and also
+the parameters and their optimiser moments, array by array. The train step mentions neither.
 """
 
 import re
@@ -22,10 +22,10 @@ MIN_SIZE = 2**12
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh of shape (data, fsdp) over all devices; a size of -1 takes what the other leaves.
+  """Return a mesh of shape (data, fsdp) over all devices. A size of -1 takes the devices that remain.
 
-  Devices are sorted by process: process p then holds the rows [p*b, (p+1)*b) of a batch, which is what the
-  input pipeline reads there, and an fsdp group stays inside a host where it fits.
+  The devices are sorted by process. So process p holds the rows [p*b, (p+1)*b) of a batch, which its input
+  pipeline reads, and an fsdp group stays inside one host if it fits.
 
   Raises:
     OptionError: the sizes do not multiply to the number of devices.
@@ -44,20 +44,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+  """Return the sharding with a copy on every device."""
   return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """The leading axis, or another, over all devices: both mesh axes split the batch."""
+  """Return the sharding that splits one axis, by default the leading one, over all devices."""
   return NamedSharding(mesh, P(*(None,) * axis, AXES))
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
-  """The global batch, of which every process passes its own rows as numpy arrays.
+  """Return the global batch on the devices. Every process passes its own rows as NumPy arrays.
 
   Raises:
-    OptionError: the rows cannot be dealt out evenly to this process's devices.
+    OptionError: the rows do not divide evenly among the devices of this process.
   """
   sharding = batch_sharding(mesh)
   devices = len(sharding.addressable_devices)
@@ -68,7 +68,7 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def place(arrays: PyTree, shardings: PyTree) -> PyTree:
-  """Host arrays, the same on every process, laid out as `shardings` say."""
+  """Return host arrays, which are the same on every process, laid out by `shardings`."""
   return jax.tree.map(
     lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
     arrays,
@@ -84,13 +84,17 @@ def param_shardings(
   stacked: str = STACKED,
   min_size: int = MIN_SIZE,
 ) -> PyTree:
-  """The sharding of every array of a parameter tree, or of a whole state with "params" and "opt_state".
+  """Return the sharding of every array of a parameter tree, or of a state with "params" and "opt_state".
 
-  `rules` are pairs (pattern, tactic); the first pattern that matches a parameter's whole "/"-joined path
-  decides. "replicated" copies; "fsdp" splits the largest axis that the fsdp size divides, except for arrays
-  of fewer than `min_size` elements. Arrays whose path matches `stacked` carry the layers on axis 0, which a
-  scan slices: it is split only where no other axis can be. An optimiser moment has its parameter's path at
-  the end of its own, and its shape, and goes where the parameter goes; all other state (counters) is copied.
+  An optimiser moment has the shape of its parameter, and the parameter's path is the end of its path. It gets
+  the sharding of the parameter. All other state, such as counters, is copied.
+
+  Args:
+    rules: pairs (pattern, tactic). The first pattern that matches the whole "/"-joined path of a parameter
+      decides. "replicated" copies. "fsdp" splits the largest axis that the fsdp size divides.
+    stacked: a pattern. A parameter with a matching path has the layers on axis 0. A scan slices this axis, so
+      it is split only if no other axis can be.
+    min_size: smaller arrays, counted in elements, are copied.
 
   Raises:
     OptionError: a parameter matches no rule, or a tactic is unknown.
@@ -133,7 +137,7 @@ def _tactic(name: str, rules: Sequence[Sequence[str]]) -> str | None:
 
 
 def _owner(name: str, params: Mapping) -> str | None:
-  """The parameter whose path is the longest end of `name`."""
+  """Return the parameter with the longest path that `name` ends with."""
   parts = name.split("/")
   ends = ("/".join(parts[i:]) for i in range(len(parts)))
   return next((end for end in ends if end in params), None)

@@ -1,4 +1,4 @@
-"""Parameters to start from: an earlier run's, or anyone's weights."""
+"""Read parameters to start from: those of an earlier run, or weights from anywhere."""
 
 import json
 import os
@@ -18,18 +18,18 @@ def load(
   num_heads: int | None = None,
   weights: str | None = None,
 ) -> PyTree:
-  """Return the parameters, NumPy float32, of a student or classifier.
+  """Return the parameters of a student or classifier, NumPy float32.
 
   Args:
-    source: the workdir of a run, or what `vit_weights.load` reads.
-    step: of the run; by default its last.
-    revision: of a repository of the hub.
-    num_heads: only of foreign weights without tables of relative positions.
-    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
+    source: the workdir of a run, or a source that `models.vit.weights.load` reads.
+    step: a step of the run. The default is its last one.
+    revision: a revision of a repository of the hub.
+    num_heads: the number of heads, which foreign weights without relative position tables do not tell.
+    weights: the container of the model if a file holds several (see `models.files.checkpoint_contents`).
 
   Raises:
-    NotThereError: there is neither run nor weights.
-    UnreadableFileError: names or shapes do not match; lists all of them.
+    NotThereError: there is neither a run nor weights.
+    UnreadableFileError: names or shapes do not match. The message lists all of them.
   """
   if run_config(source) is not None:
     return load_params(os.fspath(paths.resolve(source) / "checkpoints"), step=step)
@@ -37,7 +37,7 @@ def load(
 
 
 def run_config(source: str) -> dict | None:
-  """The config of the run whose workdir `source` is, or None where it is no run's."""
+  """Return the config of the run in the workdir `source`, or None if there is no run."""
   workdir = paths.resolve(source)
   if not (workdir / "checkpoints").exists():
     return None
@@ -45,7 +45,7 @@ def run_config(source: str) -> dict | None:
 
 
 def num_heads_of(config: dict) -> int | None:
-  """Of the student in a run's config; None where it has none."""
+  """Return the number of heads of the student in the config of a run, or None without a student."""
   student = config.get("student", {})
   sizes = vit.sizes(student["variant"]) if "variant" in student else {}
   return student.get("num_heads") or sizes.get("num_heads")

@@ -1,4 +1,4 @@
-"""What happens before the first array: TensorFlow, the cluster, and the cache of compiled programs."""
+"""Prepare a process before its first array: TensorFlow, the cluster, and the cache of compiled programs."""
 
 import hashlib
 import logging as python_logging
@@ -53,7 +53,7 @@ def hide_accelerators_from_tensorflow() -> None:
 
 
 def check_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
-  """Return the number of processes and this process's place, as JAX_* variables say; None without them.
+  """Return the number of processes and the place of this one from the JAX_* variables, or None without them.
 
   Raises:
     OptionError: some of the three variables are missing, or not whole numbers in range.
@@ -82,7 +82,7 @@ def check_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def cluster_is_wrong(environment: Mapping[str, str]) -> bool:
-  """Return whether `check_cluster` refuses: then there may be no first process that says why."""
+  """Return whether `check_cluster` refuses. Then there may be no first process that says why."""
   try:
     check_cluster(environment)
   except OptionError:
@@ -91,13 +91,13 @@ def cluster_is_wrong(environment: Mapping[str, str]) -> bool:
 
 
 def process_place(environment: Mapping[str, str]) -> int:
-  """This process's place as its environment tells it before the cluster is joined; 0 if nothing does."""
+  """Return the place of this process from its environment, before the cluster is joined. The default is 0."""
   value = environment.get("JAX_PROCESS_ID") or environment.get("SLURM_PROCID") or "0"
   return int(value) if value.isdecimal() else 0
 
 
 def start_distributed() -> None:
-  """Join the cluster that the environment names or JAX detects; a machine on its own joins none.
+  """Join the cluster that the environment names or JAX detects. A single machine joins none.
 
   Raises:
     OptionError: see `check_cluster`.
@@ -162,7 +162,7 @@ def keep_compiled_programs() -> None:
 
 
 def kind_of_processor() -> str:
-  """A short name, the same on machines whose processors have the same features."""
+  """Return a short name that is the same on machines with the same processor features."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:  # not Linux
