@@ -1,14 +1,13 @@
-"""The training loop: restore, step, hooks, save, evaluate. It knows no loss and no model.
+"""Train and evaluate a run: restore, step, hooks, save, evaluate. The loop knows no loss and no model.
 
-A run starts (1) from the newest sound checkpoint of its workdir, mid-epoch and to the bit, or else (2) from
-the pre-trained parameters that its task names, or else (3) from the task's initial state. Nothing but the
-state is needed to resume: batches and random draws are functions of (seed, examples seen, step).
+A run starts from the newest sound checkpoint of its workdir, in the middle of an epoch and to the bit.
+Without a checkpoint it starts from the pre-trained parameters that its task names, or else from the task's
+initial state. The state is all that a run needs to resume: batches and random draws are functions of (seed,
+examples seen, step).
 """
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dtm_jax import data, plugins, processes, rngs
-from dtm_jax.arrays import Batch, PyTree, RandomKey
+from dtm_jax.arrays import PyTree
 from dtm_jax.checkpoints.manager import Checkpoints
-from dtm_jax.data import settings as dataset_settings
+from dtm_jax.data import settings
 from dtm_jax.errors import concerning
 from dtm_jax.evaluators import Context, Evaluators
 from dtm_jax.options import validation
@@ -38,33 +37,41 @@ from dtm_jax.storage import paths
 from dtm_jax.tasks import Run, State, Task
 from dtm_jax.training import mesh as meshes
 from dtm_jax.training.course import Course
+from dtm_jax.training.device_batches import device_batches
+from dtm_jax.training.sharded_step import abstract_state, init_state, jit_train_step, place_frozen
 
 
-def train(config, workdir: str) -> State:
-  """Train as `config` says and return the last state; with zero steps only evaluate.
+def train(config: Any, workdir: str) -> State:
+  """Check `config`, train as it says, and return the last state. With zero steps it only evaluates.
 
-  `workdir` receives config.json, metrics.jsonl, TensorBoard events and checkpoints/, and is locked
-  meanwhile. A run that has all its steps and numbers changes nothing.
+  `config` itself stays as it is. `workdir` receives config.json, metrics.jsonl, TensorBoard events and
+  checkpoints/, and is locked meanwhile. A finished run with all its numbers changes nothing.
 
   Raises:
-    UserError: another run holds the workdir, its records do not fit this config, or it cannot be written.
-    NonFiniteError: the loss, the gradient or the state is not finite; see `training.flight_recorder`.
+    UserError: the config is wrong, another run holds the workdir, the workdir's records do not fit this
+      config, or the workdir cannot be written.
+    NonFiniteError: the loss, the gradient or the state is not finite; see `records.flight_recorder`.
   """
   validation.check(config)
-  validation.check_devices(config, jax.device_count(), jax.process_count())
-  workdir = paths.resolve(workdir)
-  with storage_faults.explained(workdir, rights=False), lock.hold(workdir) as held:
+  return run(config, workdir)
+
+
+def run(config: Any, workdir: str) -> State:
+  """Do what `train` does with a config that has been checked, such as `main`'s."""
+  mesh = _make_mesh(config)
+  folder = paths.resolve(workdir)
+  with storage_faults.explained(folder, rights=False), lock.hold(folder) as held:
     with contextlib.ExitStack() as stack:
-      setup = prepare(config, workdir, stack)
+      setup = prepare(config, folder, mesh, stack)
       if begin(setup):
         train_steps(setup, held)
-    processes.gather(None)  # none leaves long before another
+    processes.gather(None)  # no process leaves long before another
   return setup.state
 
 
 @dataclasses.dataclass
 class Setup:
-  """What one start of a run works with. `train_steps` replaces the state at every step."""
+  """The objects that one start of a run works with. `train_steps` replaces the state at every step."""
 
   config: Any
   workdir: epath.Path
@@ -90,21 +97,17 @@ class Setup:
     return self.course.step >= self.total_steps
 
   def evaluate(self, names: list[str], step: int) -> None:
-    """Run these evaluators and write the numbers of each as soon as they are there."""
+    """Run these evaluators and write the numbers of each as soon as it is done."""
     for name in names:
       self.metrics.write(step, self.evaluators.run(name, self.state), evaluator=name)
 
 
-def prepare(config, workdir: epath.Path, stack: contextlib.ExitStack) -> Setup:
+def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.ExitStack) -> Setup:
   """Make everything, compare it with the run's records, and restore. Nothing is written yet.
 
-  `stack` closes what has to be closed.
+  `stack` closes the objects that must be closed.
   """
-  mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
-  place = {f"data__dataset__{name}": value for name, value in config.data.dataset.items()}
-  with concerning(**place, data__split=config.data.split):
-    dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
-    dataset_settings.resolve(config, dataset)
+  config, dataset = _open_dataset(config)
   records = Records(workdir, config, dataset)
   records.check()
   course = Course.fresh(config.batch_size, dataset.num_examples)
@@ -116,11 +119,11 @@ def prepare(config, workdir: epath.Path, stack: contextlib.ExitStack) -> Setup:
   checkpoints = Checkpoints(folder, keep=config.checkpoint.keep, keep_every_steps=keep_every)
   stack.callback(checkpoints.close)
   state, course = restore_or_init(config, task, mesh, checkpoints, course, records)
-  if course.changed:  # the schedules go on at another place
+  if course.changed:  # the batch size is another: the schedules go on at another place
     task = build_task(config, course, dataset)
-  frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
+  frozen = place_frozen(task, mesh, config.mesh.rules)
   context = Context.bind(
-    task.predict, frozen, mesh,
+    task.outputs, frozen, mesh,
     tokenize=task.tokenize, training=dataset, image_size=config.data.image_size,
   )  # fmt: skip
   evaluators = Evaluators(config.evals, context, course.steps, course.total_steps(config))
@@ -132,9 +135,9 @@ def prepare(config, workdir: epath.Path, stack: contextlib.ExitStack) -> Setup:
 
 
 def begin(setup: Setup) -> bool:
-  """Write the records of this start and run the evaluators that are due; whether there are steps to train.
+  """Write the records of this start, run the evaluators that are due, and return whether steps are left.
 
-  A finished run whose numbers are all there is left untouched.
+  A finished run with all its numbers is left untouched.
   """
   records, metrics, start, finished = setup.records, setup.metrics, setup.course.step, setup.finished
   changed = lambda name: records.forced or records.changed(f"evals.{name}")
@@ -150,7 +153,7 @@ def begin(setup: Setup) -> bool:
 
 
 def train_steps(setup: Setup, held: lock.Lock) -> None:
-  """Train from the step of the restored state to the last one, with the hooks in between."""
+  """Train from the step of the restored state to the last step, with the hooks in between."""
   config, course, checkpoints, total_steps = (
     setup.config, setup.course, setup.checkpoints, setup.total_steps,
   )  # fmt: skip
@@ -186,7 +189,7 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
         scalars = window.summary() | device_memory()
         counts = {"compilations": compilations.count, "corrupt_images": data.corrupt_count()}
         setup.metrics.write(step, scalars | {"epoch": course.epoch_at(step)} | counts)
-        recorder.close_window(setup.state, course.meta_at(step))  # before it is saved
+        recorder.close_window(setup.state, course.meta_at(step))  # checks the state before it is saved
         window.reset()
       if save:
         setup.metrics.flush()
@@ -199,25 +202,26 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
           setup.evaluate(due, step)
 
 
-def replay(config) -> Finding | None:
-  """Run the steps of the recording `config.replay` again and find what is not finite first; write nothing.
+def replay(config: Any) -> Finding | None:
+  """Run the steps of the recording `config.replay` again and find what is not finite first.
+
+  The config has been checked. Nothing is written.
 
   Raises:
     UserError: there is no recording, or it is of another data set or batch size.
   """
   recording = recordings.read(paths.resolve(config.replay))
-  mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
-  dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
-  dataset_settings.resolve(config, dataset)
+  mesh = _make_mesh(config)
+  config, dataset = _open_dataset(config)
   recordings.log_changes(recording, config)
   course = Course.fresh(config.batch_size, dataset.num_examples)
   task = build_task(config, course, dataset)
   with contextlib.closing(Checkpoints(str(recording.folder / "state"))) as checkpoints:
-    state, meta, step = checkpoints.restore(abstract_state(config, task, mesh))
+    state, meta, step = checkpoints.restore(abstract_state(task, mesh, config.mesh.rules))
   course = course.resumed(step, meta)
   if course.changed:
     task = build_task(config, course, dataset)
-  frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
+  frozen = place_frozen(task, mesh, config.mesh.rules)
   train_step, key = jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
   return replaying.replay(
     recording,
@@ -228,22 +232,21 @@ def replay(config) -> Finding | None:
   )
 
 
-def build_task(config, course: Course, dataset: data.Dataset) -> Task:
-  """The task of the config, whose schedules lie on `course`."""
+def build_task(config: Any, course: Course, dataset: data.Dataset) -> Task:
+  """Return the task of the config. `course` places its schedules."""
   places = course.for_schedules(config)
-  run = Run(batch_size=config.batch_size, class_names=dataset.class_names, **places)
-  return plugins.load("tasks", config.task).build(config, run)
+  facts = Run(batch_size=config.batch_size, class_names=dataset.class_names, **places)
+  return plugins.load("tasks", config.task).build(config, facts)
 
 
 def restore_or_init(
-  config, task: Task, mesh: Mesh, checkpoints: Checkpoints, course: Course, records: Records
+  config: Any, task: Task, mesh: Mesh, checkpoints: Checkpoints, course: Course, records: Records
 ) -> tuple[State, Course]:
-  """The state to start from, laid out on the mesh, and the course from there on."""
-  key = rngs.stream(jax.random.key(config.seed), "init")
-  abstract = abstract_state(config, task, mesh)
-  restored = checkpoints.restore(abstract)
+  """Return the state to start from, laid out on the mesh, and the course from there on."""
+  key, rules = rngs.stream(jax.random.key(config.seed), "init"), config.mesh.rules
+  restored = checkpoints.restore(abstract_state(task, mesh, rules))
   pretrained = None
-  if task.pretrained and (restored is None or records.changed("init_from.path")):
+  if restored is None or records.changed("init_from.path"):
     try:
       pretrained = task.pretrained(key)
     except FileNotFoundError:
@@ -251,62 +254,20 @@ def restore_or_init(
         raise
   records.check_weights("init_from", pretrained)
   if restored is None:
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    params = pretrained and meshes.place(pretrained, shardings["params"])
-    return jax.jit(task.init, out_shardings=shardings)(key, params), course
+    return init_state(task, key, mesh, rules, pretrained), course
   state, meta, step = restored
   logging.info("Resumed from step %d.", step)
   return state, course.resumed(step, meta)
 
 
-def abstract_state(config, task: Task, mesh: Mesh) -> PyTree:
-  """Shapes, types and shardings of the state."""
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
-  shardings = meshes.param_shardings(mesh, shapes, config.mesh.rules)
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-  )
+def _make_mesh(config: Any) -> Mesh:
+  validation.check_devices(config, jax.device_count(), jax.process_count())
+  return meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
 
 
-def jit_train_step(task: Task, state: State, frozen: PyTree, mesh: Mesh):
-  """The task's step under jit: state in and out with one sharding and in place, batch over all devices.
-
-  Split parameters are gathered as the step begins. Left to itself, XLA would keep them split and instead
-  gather the activations, layer by layer, which grow with the batch.
-  """
-  sharding = functools.partial(jax.tree.map, lambda x: x.sharding)
-
-  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey):
-    gather = lambda tree: jax.lax.with_sharding_constraint(tree, meshes.replicated(mesh))
-    state = state | {"params": gather(state["params"])}
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for what each device does with its own rows
-      return task.train_step(state, gather(frozen), batch, key)
-
-  return jax.jit(
-    train_step,
-    in_shardings=(sharding(state), sharding(frozen), meshes.batch_sharding(mesh), None),
-    out_shardings=(sharding(state), meshes.replicated(mesh)),
-    donate_argnums=0,
-  )
-
-
-def device_batches(
-  config, dataset: data.Dataset, mesh: Mesh, start: int, needs_labels: bool = False
-) -> Iterator[Batch]:
-  """The global batches after the first `start` examples, one ahead of the step that uses it."""
-  batches = data.train_batches(
-    dataset,
-    batch_size=config.batch_size,
-    image_size=config.data.image_size,
-    seed=config.seed,
-    start=start,
-    num_threads=config.data.num_threads,
-    **config.data.view,
-  )
-  if needs_labels:
-    data.require_known_labels(dataset)
-    batches = (data.require_labels(batch, dataset) for batch in batches)
-  ahead = meshes.to_device(next(batches), mesh)
-  while True:
-    batch, ahead = ahead, meshes.to_device(next(batches), mesh)
-    yield batch
+def _open_dataset(config: Any) -> tuple[Any, data.Dataset]:
+  """Return the config with the options that it leaves to the training set, and this set."""
+  options = {f"data__dataset__{name}": value for name, value in config.data.dataset.items()}
+  with concerning(**options, data__split=config.data.split):
+    dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
+    return settings.resolve(config, dataset), dataset

@@ -91,7 +91,7 @@ class Study:
     run = Run(0, dataset.num_examples / config.batch_size, config.batch_size, dataset.class_names)
     task = plugins.load("tasks", config.task).build(config, run)
     frozen = meshes.place(task.frozen, meshes.param_shardings(mesh, task.frozen, config.mesh.rules))
-    context = Context.bind(task.predict, frozen, mesh, tokenize=task.tokenize)
+    context = Context.bind(task.outputs, frozen, mesh, tokenize=task.tokenize)
     return evaluators.make("consistency", self.options, context), task.init(jax.random.key(0))
 
 

@@ -66,9 +66,9 @@ def test_learns_three_colours(task):
   assert measurements["batch_accuracy"] == 1
 
   tokens = jnp.asarray(task.tokenize([f"a photo of a {name}." for name in NAMES]))
-  image_BP = task.predict["image"](state, {}, {"image": image})
-  text_GP = task.predict["text"](state, {}, {"tokens": tokens})
-  cosine = contrastive.unit(image_BP) @ contrastive.unit(text_GP).T
+  image_BP = task.outputs["image"](state, {}, {"image": image})
+  text_GP = task.outputs["text"](state, {}, {"tokens": tokens})
+  cosine = contrastive.unit_norm(image_BP) @ contrastive.unit_norm(text_GP).T
   np.testing.assert_array_equal(jnp.argmax(cosine, axis=1), label)
 
 

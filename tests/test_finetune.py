@@ -94,9 +94,9 @@ def test_the_average_follows_every_update(world, batch, accumulate):
   jax.tree.map(lambda e, x: np.testing.assert_allclose(e, x, atol=1e-6), expected, state["ema"])
   moved = jax.tree.map(lambda e, p: np.abs(e - p).max(), state["ema"], state["params"])
   assert max(jax.tree.leaves(moved)) > 1e-5
-  logits = {name: task.predict[name](state, {}, batch) for name in ("logits", "logits_ema")}
+  logits = {name: task.outputs[name](state, {}, batch) for name in ("logits", "logits_ema")}
   averaged = state | {"params": state["ema"]}
-  np.testing.assert_array_equal(logits["logits_ema"], task.predict["logits"](averaged, {}, batch))
+  np.testing.assert_array_equal(logits["logits_ema"], task.outputs["logits"](averaged, {}, batch))
   assert not np.array_equal(logits["logits"], logits["logits_ema"])
 
 
@@ -105,7 +105,7 @@ def test_without_a_decay_there_is_no_average(world):
   config.ema.decay = None
   task = make_task(config)
   assert set(jax.eval_shape(task.init, jax.random.key(0))) == {"params", "opt_state", "step"}
-  assert "logits_ema" not in task.predict
+  assert "logits_ema" not in task.outputs
 
 
 def test_layer_decay_reaches_the_update(world, batch):

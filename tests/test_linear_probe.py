@@ -132,8 +132,8 @@ def test_heads_do_not_know_each_other_and_follow_momentum(world, batches):
 def test_evaluation_uses_the_running_statistics(world, batches):
   task, state = trained(probe_config(world), batches)
   one = {"image": batches[0]["image"][:1]}
-  alone = jax.jit(task.predict["logits"])(state, task.frozen, one)
-  together = jax.jit(task.predict["logits"])(state, task.frozen, batches[0])[:1]
+  alone = jax.jit(task.outputs["logits"])(state, task.frozen, one)
+  together = jax.jit(task.outputs["logits"])(state, task.frozen, batches[0])[:1]
   np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
 
 

@@ -125,7 +125,7 @@ def test_predictions_hide_nothing(world, batch):
   student = vit.build(**config.student, out_dim=32)
   pixels = normalize(jnp.asarray(batch["image"], jnp.float32) / 255, *NORMALIZATIONS["imagenet"])
   expected = jax.jit(student.apply)({"params": state["params"]}, pixels)["patches"].mean(axis=1)
-  features = task.predict["student"](state, task.frozen, batch)
+  features = task.outputs["student"](state, task.frozen, batch)
   np.testing.assert_allclose(features, expected, atol=1e-5)
 
 

@@ -26,7 +26,7 @@ from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, segment
 from dtm_jax.training import mesh as meshes
-from dtm_jax.training import optim
+from dtm_jax.training import schedules
 
 TINY = dict(width=16, depth=2, num_heads=2, channels=8, auxiliary_channels=4)
 
@@ -110,13 +110,13 @@ def test_a_batch_without_labelled_pixels_has_a_loss_of_zero():
 
 
 def test_a_linear_rate_goes_straight_down():
-  schedule = optim.make_schedule(peak=2.0, total_steps=30, warmup_steps=10, final=0.5, decay="linear")
+  schedule = schedules.make_schedule(peak=2.0, total_steps=30, warmup_steps=10, final=0.5, decay="linear")
   rates = np.array([schedule(step) for step in range(40)])
   np.testing.assert_allclose(rates[10:30], 0.5 + 1.5 * (1 - np.arange(20) / 20), rtol=1e-6)
   np.testing.assert_allclose(rates[30:], 0.5)
   np.testing.assert_allclose(rates[:10], np.arange(10) / 9 * 2.0, rtol=1e-6)
   with pytest.raises(ValueError, match=r"decay 'poly'.*cosine, linear"):
-    optim.make_schedule(peak=1.0, total_steps=3, warmup_steps=0, final=0.0, decay="poly")
+    schedules.make_schedule(peak=1.0, total_steps=3, warmup_steps=0, final=0.0, decay="poly")
 
 
 class TestWindows:

@@ -204,7 +204,7 @@ def trace_step(config, functions=False):
   }
   _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch, jax.random.key(0))
   assert measurements["loss"].shape == ()
-  for function in task.predict.values() if functions else ():
+  for function in task.outputs.values() if functions else ():
     jax.eval_shape(function, state, task.frozen, batch)
 
 
@@ -290,7 +290,7 @@ def first_batch(config, dataset):
   needs_labels = config.task in ("finetune", "linear_probe", "contrastive")
   config.update(batch_size=8)
   config.data.update(image_size=32, num_threads=2)
-  dataset_settings.resolve(config, dataset)
+  config = dataset_settings.resolve(config, dataset)
   batches = loop.device_batches(config, dataset, meshes.make_mesh(-1, 1), 0, needs_labels)
   if config.data.dataset.name not in reads:
     with pytest.raises(OptionError, match=r"[Dd]ata set '"):
@@ -321,4 +321,4 @@ def test_another_evaluator(world, name, path, choice):
 
 def make_evaluator(task, choice, section):
   mesh = meshes.make_mesh(-1, 1)
-  evaluators.make(choice, section, Context.bind(task.predict, task.frozen, mesh, tokenize=task.tokenize))
+  evaluators.make(choice, section, Context.bind(task.outputs, task.frozen, mesh, tokenize=task.tokenize))

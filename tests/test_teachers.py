@@ -243,7 +243,7 @@ def test_the_teacher_sees_images_of_a_size_that_gives_the_students_grid(weights,
   task = pretrain_task(tmp_path, weights, patch_size=4)
   assert len(builds) == 1
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
-  tokens = jax.eval_shape(task.predict["teacher_tokens"], {}, task.frozen, batch)
+  tokens = jax.eval_shape(task.outputs["teacher_tokens"], {}, task.frozen, batch)
   assert tokens.shape[1] == 64  # 8 x 8 patches of 8 pixels, of images of 64
 
 
@@ -265,7 +265,7 @@ def test_the_same_grid_on_other_images(tmp_path):
   write_frozen_vit(tmp_path, model_type="dinov2")
   task = pretrain_task(tmp_path, {"name": "dinov2", "path": str(tmp_path), "image_size": 64}, patch_size=4)
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
-  assert jax.eval_shape(task.predict["teacher_tokens"], {}, task.frozen, batch).shape[1] == 64
+  assert jax.eval_shape(task.outputs["teacher_tokens"], {}, task.frozen, batch).shape[1] == 64
 
 
 @pytest.mark.parametrize(("name", "model_type", "mean"), [

@@ -1,7 +1,7 @@
-"""A linear classifier that learns beside pre-training, from features through which no gradient flows.
+"""A linear classifier that learns beside pre-training. No gradient flows from it to the student.
 
-It tells in every step what the student's tokens are worth. It reads those of the masked forward pass, which
-is there anyway: no pass of its own, and a number somewhat below that of a probe on whole images.
+It measures in every step how much the student's tokens tell about the classes. It reads the tokens of the
+masked forward pass and needs no other pass. Its accuracy is somewhat below that of a probe on whole images.
 """
 
 import jax
@@ -15,29 +15,31 @@ EPS = 1e-6
 
 
 class OnlineProbe:
-  """Softmax regression by Adam on features standardised within the batch.
+  """Softmax regression, trained by Adam on features that are standardised within the batch.
 
   Args:
-    width, num_classes: D and G.
-    lr: constant.
+    width: D, the channels of the features.
+    num_classes: G.
+    lr: the constant learning rate.
   """
 
   def __init__(self, width: int, num_classes: int, lr: float):
     self._shape = (width, num_classes)
     self._optimizer = optax.adam(lr)
     logging.info(
-      "Online probe: %d x %d parameters, %.3g MFLOP an image a step, no forward pass of its own.",
+      "Online probe: %d x %d parameters, %.3g MFLOP per image and step, no extra forward pass.",
       width, num_classes, 6e-6 * width * num_classes,
     )  # fmt: skip
 
   def init(self) -> PyTree:
+    """Return the state of the probe: "params" and "opt_state"."""
     params = {"kernel": jnp.zeros(self._shape), "bias": jnp.zeros(self._shape[1])}
     return {"params": params, "opt_state": self._optimizer.init(params)}
 
   def update(
     self, state: PyTree, feature_BD: Float[Array, "B D"], label_B: Int[Array, "B"]
   ) -> tuple[PyTree, dict[str, Array]]:
-    """One step, and the loss and accuracy before it."""
+    """Make one update. Return the next state, and "probe_loss" and "probe_accuracy" before the update."""
     feature_BD = jax.lax.stop_gradient(feature_BD)
     feature_BD -= feature_BD.mean(axis=0, keepdims=True)
     feature_BD *= jax.lax.rsqrt(feature_BD.var(axis=0, keepdims=True) + EPS)

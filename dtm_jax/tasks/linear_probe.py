@@ -1,41 +1,127 @@
 """Linear classifiers on the frozen features of any teacher or earlier run, several learning rates at once."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from dtm_jax import rngs
+from dtm_jax import augment
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
-from dtm_jax.augment import augment, to_float
 from dtm_jax.errors import OptionError
 from dtm_jax.tasks import (
+  Labels,
+  Learner,
+  Output,
+  Pixels,
   Run,
   Scalars,
   State,
+  StepKeys,
   Task,
-  build_optimizer,
+  build_learner,
   build_teacher,
-  count_classes,
+  require_class_names,
   teacher_input,
 )
+from dtm_jax.teachers import Teacher
 
 EPS = 1e-6
 
+Statistics = dict[str, Float[Array, "C"]]
+"""The "mean" and "var" of every channel of the features."""
 
-def build(config, run: Run) -> Task:
-  """Sections read: data, augment, teacher, probe, optim.
 
-  Features are the mean of the teacher's patch tokens (the teacher "checkpoint" is an earlier run's student),
-  computed once a batch for all R heads. They are standardised by running statistics over batches, like a
-  BatchNorm without parameters, as the linear probes of masked image models do: their features' scales differ
-  much. Head r learns with `optim`'s schedule times `probe.rates[r]`; what one head learns does not
-  depend on the others. `evaluators.best_head` chooses among them.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LinearProbe(Task):
+  """The boxes of a step: `augment`, `teach`, `standardize`, `predict`, `compare`.
+
+  The R heads share the features of a batch, which are computed once. What one head learns does not depend on
+  the others.
+
+  Attributes:
+    shapes: the shapes of the heads' parameters.
+    flip: the probability of a flip.
+    rate_R: the factor of each head's learning rate.
+    momentum: the share of the running statistics that stays in each step.
+  """
+
+  teacher: Teacher
+  shapes: dict[str, jax.ShapeDtypeStruct]
+  flip: float
+  rate_R: Float[Array, "R"]
+  momentum: float
+  learner: Learner
+
+  def init(self, key: RandomKey, params: PyTree | None = None) -> State:
+    heads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.shapes) if params is None else params
+    statistics = {"mean": jnp.zeros(self.teacher.width), "var": jnp.ones(self.teacher.width)}
+    return self.learner.init(heads) | {"statistics": statistics}
+
+  def train_step(self, state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
+    """Make one update of all heads."""
+    keys = StepKeys(key, state["step"], len(batch["label"]))
+    feature_BC = self.teach(frozen, self.augment(batch["image"], keys))
+    now = {"mean": feature_BC.mean(axis=0), "var": feature_BC.var(axis=0)}
+    feature_BC = standardize(feature_BC, now)
+
+    def loss_fn(heads: PyTree) -> tuple[Array, Array]:
+      loss_R = self.compare(self.predict(heads, feature_BC), batch["label"])
+      return loss_R.sum(), loss_R
+
+    after, measurements, loss_R = self.learner.update(state, loss_fn)
+    # The statistics of the first batch replace the initial ones.
+    share = jnp.where(state["step"], 1 - self.momentum, 1.0)
+    after["statistics"] = optax.incremental_update(now, state["statistics"], share)
+    # A head with too high a rate may diverge. Its loss and gradient are not measured.
+    return after, {"loss": jnp.nanmin(loss_R), "learning_rate": measurements["learning_rate"]}
+
+  def augment(self, image: Pixels, keys: StepKeys) -> Float[Array, "B H W 3"]:
+    """Return the flipped images, values in [0, 1]."""
+    return augment.augment(keys.per_example("augment"), image, flip=self.flip, color_jitter=0.0)
+
+  def teach(self, frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B C"]:
+    """Return the features: the mean of the teacher's patch tokens."""
+    tokens = self.teacher.tokens(frozen, teacher_input(self.teacher, image))
+    return jax.lax.stop_gradient(tokens.mean(axis=1))
+
+  def predict(self, heads: PyTree, feature_BC: Float[Array, "B C"]) -> Float[Array, "B R G"]:
+    """Return the logits of every head."""
+    return jnp.einsum("bd,rdg->brg", feature_BC, heads["kernel"]) + heads["bias"][None]
+
+  def compare(self, logits_BRG: Float[Array, "B R G"], label_B: Labels) -> Float[Array, "R"]:
+    """Return the mean cross-entropy of every head."""
+    label_BR = jnp.broadcast_to(label_B[:, None], logits_BRG.shape[:2])
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BRG, label_BR).mean(axis=0)
+
+  @property
+  def outputs(self) -> dict[str, Output]:
+    return {"logits": self.logits, "rates": self.rates}
+
+  def logits(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B R G"]:
+    """Return the logits of every head. The running statistics standardise the features."""
+    feature_BC = self.teach(frozen, augment.to_float(batch["image"]))
+    return self.predict(state["params"], standardize(feature_BC, state["statistics"]))
+
+  def rates(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "R"]:
+    """Return the factor of each head's learning rate."""
+    return self.rate_R
+
+
+def build(config: Any, run: Run) -> LinearProbe:
+  """Build the task from the sections data, augment, teacher, probe and optim.
+
+  The features are the mean of the teacher's patch tokens; the teacher "checkpoint" is the student of an
+  earlier run. Running statistics over batches standardise the features, like a BatchNorm without parameters.
+  The linear probes of masked image models do this because the scales of their features differ much. Head r
+  learns with the schedule of `optim` times `probe.rates[r]`. The evaluator `best_head` chooses among them.
 
   Raises:
-    OptionError: the data set has no class names; no rates; or a gradient clipping or weight decay, which
-      would tie the heads together or is not part of a probe.
+    OptionError: the data set has no class names; there are no rates; or there is gradient clipping, which
+      would tie the heads together, or weight decay, which a probe does not have.
   """
-  num_classes = count_classes(config, run)
+  num_classes = len(require_class_names(config, run, "classify"))
   if config.optim.clip_norm or config.optim.weight_decay:
     raise OptionError(
       f"A linear probe has no clip_norm ({config.optim.clip_norm}) and no weight_decay "
@@ -45,71 +131,34 @@ def build(config, run: Run) -> Task:
   if not config.probe.rates:
     raise OptionError(f"probe.rates={config.probe.rates} names no learning rate.")
   rate_R = jnp.asarray(config.probe.rates, jnp.float32)
-  num_heads, momentum = len(rate_R), config.probe.statistics_momentum
   shapes = {
-    "kernel": jax.ShapeDtypeStruct((num_heads, teacher.width, num_classes), jnp.float32),
-    "bias": jax.ShapeDtypeStruct((num_heads, num_classes), jnp.float32),
+    "kernel": jax.ShapeDtypeStruct((len(rate_R), teacher.width, num_classes), jnp.float32),
+    "bias": jax.ShapeDtypeStruct((len(rate_R), num_classes), jnp.float32),
   }
-  optimizer, learning_rate = build_optimizer(config.optim, shapes, run)
-
-  def init(key: RandomKey, params: PyTree | None = None) -> State:
-    heads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) if params is None else params
-    statistics = {"mean": jnp.zeros(teacher.width), "var": jnp.ones(teacher.width)}
-    return {
-      "params": heads, "opt_state": optimizer.init(heads), "statistics": statistics, "step": jnp.int32(0)
-    }  # fmt: skip
-
-  def features(frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-    tokens = teacher.tokens(frozen, teacher_input(teacher, image))
-    return jax.lax.stop_gradient(tokens.mean(axis=1))
-
-  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
-    """One update of all heads."""
-    step, batch_size = state["step"], len(batch["label"])
-    keys = rngs.per_example(rngs.stream(key, "augment", step), batch_size)
-    feature_BD = features(frozen, augment(keys, batch["image"], flip=config.augment.flip, color_jitter=0.0))
-    now = {"mean": feature_BD.mean(axis=0), "var": feature_BD.var(axis=0)}
-    # The first batch's statistics replace the initial ones.
-    statistics = optax.incremental_update(now, state["statistics"], jnp.where(step, 1 - momentum, 1.0))
-    feature_BD = standardize(feature_BD, now)
-
-    def loss_fn(heads: PyTree) -> tuple[Array, Array]:
-      label_BR = jnp.broadcast_to(batch["label"][:, None], (batch_size, num_heads))
-      loss_BR = optax.softmax_cross_entropy_with_integer_labels(scores(heads, feature_BD), label_BR)
-      return loss_BR.mean(axis=0).sum(), loss_BR.mean(axis=0)
-
-    grads, loss_R = jax.grad(loss_fn, has_aux=True)(state["params"])
-    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-    updates = jax.tree.map(lambda x: x * rate_R.reshape((-1,) + (1,) * (x.ndim - 1)), updates)
-    after = {
-      "params": optax.apply_updates(state["params"], updates), "opt_state": opt_state,
-      "statistics": statistics, "step": step + 1,
-    }  # fmt: skip
-    # A head whose rate is too high may diverge: that is what the others are for.
-    return after, {"loss": jnp.nanmin(loss_R), "learning_rate": learning_rate(step)}
-
-  def logits(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B R G"]:
-    feature_BD = features(frozen, to_float(batch["image"]))
-    return scores(state["params"], standardize(feature_BD, state["statistics"]))
-
-  def rates(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "R"]:
-    return rate_R
-
-  return Task(
-    init=init,
-    train_step=train_step,
+  return LinearProbe(
     frozen=teacher.params,
-    predict={"logits": logits, "rates": rates},
     needs_labels=True,
-    may_diverge=r"(params|opt_state)/.*",  # a head whose rate is too high
+    may_diverge=r"(params|opt_state)/.*",  # a head with too high a rate may, and the others go on
+    teacher=teacher,
+    shapes=shapes,
+    flip=config.augment.flip,
+    rate_R=rate_R,
+    momentum=config.probe.statistics_momentum,
+    learner=_with_rates(build_learner(config.optim, shapes, run), rate_R),
   )
 
 
-def standardize(feature_BD: Float[Array, "B D"], statistics: PyTree) -> Float[Array, "B D"]:
-  """To mean zero and variance one, channel by channel."""
-  return (feature_BD - statistics["mean"][None]) * jax.lax.rsqrt(statistics["var"] + EPS)[None]
+def _with_rates(learner: Learner, rate_R: Float[Array, "R"]) -> Learner:
+  """Return a learner that multiplies the updates of head r by its rate."""
+
+  def update(grads: PyTree, opt_state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+    updates, opt_state = learner.optimizer.update(grads, opt_state, params)
+    return jax.tree.map(lambda x: x * rate_R.reshape((-1,) + (1,) * (x.ndim - 1)), updates), opt_state
+
+  optimizer = optax.GradientTransformation(learner.optimizer.init, update)
+  return dataclasses.replace(learner, optimizer=optimizer)
 
 
-def scores(heads: PyTree, feature_BD: Float[Array, "B D"]) -> Float[Array, "B R G"]:
-  """Of every head."""
-  return jnp.einsum("bd,rdg->brg", feature_BD, heads["kernel"]) + heads["bias"][None]
+def standardize(feature_BC: Float[Array, "B C"], statistics: Statistics) -> Float[Array, "B C"]:
+  """Scale every channel to mean zero and variance one."""
+  return (feature_BC - statistics["mean"][None]) * jax.lax.rsqrt(statistics["var"] + EPS)[None]

@@ -1,131 +1,223 @@
 """Masked pre-training on a frozen teacher's morphed tokens (Dynamic Token Morphing, arXiv 2401.00254)."""
 
-import jax
-import jax.numpy as jnp
-import optax
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from dtm_jax import masking, morphing, plugins, rngs
-from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey
-from dtm_jax.augment import augment, normalize, to_float
+import jax
+
+from dtm_jax import augment, masking, morphing, plugins, rngs
+from dtm_jax.arrays import Array, Batch, Bool, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer
-from dtm_jax.normalizations import mean_and_std
-from dtm_jax.tasks import Run, Scalars, State, Task, build_optimizer, build_teacher, teacher_input
+from dtm_jax.normalizations import Triple, mean_and_std
+from dtm_jax.tasks import (
+  Learner,
+  Output,
+  Pixels,
+  Run,
+  Scalars,
+  State,
+  StepKeys,
+  Task,
+  build_learner,
+  build_teacher,
+  teacher_input,
+)
 from dtm_jax.tasks._online_probe import OnlineProbe
 from dtm_jax.teachers import Teacher
 from dtm_jax.training import pretrained
 
+Morpher = Callable[[RandomKey, Float[Array, "B N C"], Float[Array, "B H W 3"]], Int[Array, "B N"]]
+"""(key, the teacher's tokens, images in [0, 1]) -> the group of each token."""
 
-def build(config, run: Run) -> Task:
-  """Sections read: data, augment, teacher, student, init_from, mask, morphers, loss, optim, probe.
 
-  `init_from.path` names a run's workdir or weights that the student goes on from. With `probe.lr` the state
-  has "probe", a linear classifier that learns beside the student and never moves it.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Pretraining(Task):
+  """The paper's figure: `teach`, `mask`, `group`, `predict`, `compare`.
+
+  Attributes:
+    grid: (rows, columns) of patches, which student and teacher share.
+    augmentation: the options of `augment.augment`.
+    normalization: mean and standard deviation of the student's input.
+    mask_options: the options of `masking.masks`.
+    morphers, weights: each morpher and its weight in the loss, by name.
+    num_schedules: S, the label maps that each morpher draws in a step.
+    distance: the options of `morphing.dtm_loss`.
+    probe: a linear classifier that learns beside the student and never moves it; None without one.
+    init_from: the section of the config.
+  """
+
+  teacher: Teacher
+  student: vit.VisionTransformer
+  image_size: int
+  grid: tuple[int, int]
+  augmentation: Mapping[str, Any]
+  normalization: tuple[Triple, Triple]
+  mask_options: Mapping[str, Any]
+  morphers: Mapping[str, Morpher]
+  weights: Mapping[str, Any]
+  num_schedules: int
+  distance: Mapping[str, Any]
+  learner: Learner
+  probe: OnlineProbe | None
+  init_from: Mapping[str, Any]
+
+  def init(self, key: RandomKey, params: PyTree | None = None) -> State:
+    state = self.learner.init(self._init_params(key) if params is None else params)
+    return state | ({"probe": self.probe.init()} if self.probe else {})
+
+  def train_step(self, state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
+    """Make one update, in the order of the paper's figure."""
+    keys = StepKeys(key, state["step"], len(batch["image"]))
+    image = self.augment(batch["image"], keys)
+    target_BNC = self.teach(frozen, image)
+    mask_BN = self.mask(keys)
+    label_SBN = self.group(target_BNC, image, keys)
+
+    def loss_fn(params: PyTree) -> tuple[Array, tuple[Scalars, Array]]:
+      output = self.predict(params, image, mask_BN, keys)
+      loss, losses = self.compare(output["prediction"], target_BNC, label_SBN)
+      return loss, (losses, output["patches"])
+
+    after, measurements, (losses, patches_BND) = self.learner.update(state, loss_fn)
+    measurements |= losses | count_groups(label_SBN)
+    if self.probe:
+      after["probe"], probed = self.probe.update(state["probe"], patches_BND.mean(axis=1), batch["label"])
+      measurements |= probed
+    return after, measurements
+
+  def augment(self, image: Pixels, keys: StepKeys) -> Float[Array, "B H W 3"]:
+    """Return the flipped and jittered images, values in [0, 1]. Student and teacher see the same ones."""
+    return augment.augment(keys.per_example("augment"), image, **self.augmentation)
+
+  def teach(self, frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
+    """Return the teacher's patch tokens v of images in [0, 1]."""
+    return jax.lax.stop_gradient(self.teacher.tokens(frozen, teacher_input(self.teacher, image)))
+
+  def mask(self, keys: StepKeys) -> Bool[Array, "B N"]:
+    """Return which patches the student does not see."""
+    return masking.masks(keys_B=keys.per_example("mask"), grid=self.grid, **self.mask_options)
+
+  def group(
+    self, target_BNC: Float[Array, "B N C"], image: Float[Array, "B H W 3"], keys: StepKeys
+  ) -> dict[str, Int[Array, "S B N"]]:
+    """Return S label maps of every morpher, drawn on the teacher's tokens."""
+    key = keys.stream("morph")
+
+    def draw(name: str) -> Int[Array, "S B N"]:
+      keys_S: Key[Array, "S"] = jax.random.split(rngs.stream(key, name), self.num_schedules)
+      return jax.vmap(self.morphers[name], (0, None, None))(keys_S, target_BNC, image)
+
+    return {name: draw(name) for name in self.morphers}
+
+  def predict(
+    self, params: PyTree, image: Float[Array, "B H W 3"], mask_BN: Bool[Array, "B N"], keys: StepKeys
+  ) -> dict[str, Array]:
+    """Return the student's view of masked images: "prediction" u [B, N, C] and "patches" [B, N, D]."""
+    return self.student.apply(
+      {"params": params}, augment.normalize(image, *self.normalization), mask_BN, train=True,
+      rngs={"drop_path": keys.stream("drop_path")},
+    )  # fmt: skip
+
+  def compare(
+    self,
+    prediction_BNC: Float[Array, "B N C"],
+    target_BNC: Float[Array, "B N C"],
+    label_SBN: Mapping[str, Int[Array, "S B N"]],
+  ) -> tuple[Float[Array, ""], Scalars]:
+    """Morph both sides and return their distance: the weighted sum over morphers, and each "loss_<name>"."""
+    losses = {
+      f"loss_{name}": morphing.dtm_loss(prediction_BNC, target_BNC, label, **self.distance)
+      for name, label in label_SBN.items()
+    }
+    return sum(self.weights[name] * losses[f"loss_{name}"] for name in label_SBN), losses
+
+  @property
+  def outputs(self) -> dict[str, Output]:
+    return {
+      "student": self.student_features,
+      "teacher": self.teacher_features,
+      "student_tokens": self.student_tokens,
+      "teacher_tokens": self.teacher_tokens,
+    }
+
+  def student_features(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
+    """Return the mean of the student's final patch tokens. No patch is hidden."""
+    return self._student_output(state, batch)["patches"].mean(axis=1)
+
+  def teacher_features(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
+    """Return the mean of the teacher's patch tokens."""
+    return self.teacher_tokens(state, frozen, batch).mean(axis=1)
+
+  def student_tokens(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
+    """Return the student's prediction of the teacher's tokens. No patch is hidden."""
+    return self._student_output(state, batch)["prediction"]
+
+  def teacher_tokens(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
+    """Return the teacher's patch tokens of images as they are in the data set."""
+    return self.teach(frozen, augment.to_float(batch["image"]))
+
+  def pretrained(self, key: RandomKey) -> PyTree | None:
+    """Read the student of `init_from.path`, a run's workdir or weights."""
+    options = self.init_from
+    if not options["path"]:
+      return None
+    given = pretrained.load(options["path"], num_heads=self.student.num_heads, weights=options.get("weights"))
+    return vit_transfer.to_student(given, self._init_params(key), grid=self.grid)
+
+  def _init_params(self, key: RandomKey) -> PyTree:
+    return vit.init(self.student, key, self.image_size)
+
+  def _student_output(self, state: State, batch: Batch) -> dict[str, Array]:
+    image = augment.normalize(augment.to_float(batch["image"]), *self.normalization)
+    return self.student.apply({"params": state["params"]}, image)
+
+
+def count_groups(label_SBN: Mapping[str, Int[Array, "S B N"]]) -> Scalars:
+  """Return the mean number of groups of every morpher, "groups_<name>"."""
+  return {f"groups_{name}": jax.vmap(morphing.num_groups)(label).mean() for name, label in label_SBN.items()}
+
+
+def build(config: Any, run: Run) -> Pretraining:
+  """Build the task from the sections data, augment, teacher, student, init_from, mask, morphers, loss, optim
+  and probe.
+
+  `init_from.path` names a run's workdir, or weights, from which the student goes on. With `probe.lr` the
+  state has "probe", a linear classifier that learns beside the student.
 
   Raises:
-    OptionError: the student's patch grid is not the teacher's, and the message has both; or a probe of a data
-      set without classes.
+    OptionError: student and teacher have different grids of patches, or a probe has no classes to learn.
   """
   image_size = config.data.image_size
   teacher = build_teacher(config, config.student.get("patch_size", vit.Trunk.patch_size))
   student = vit.build(**config.student, out_dim=teacher.width)
-  mean, std = mean_and_std(config.augment.normalization)
-  grid = _shared_grid(student.patch_size, image_size, teacher)
-  labels = _labels(config.morphers, config.loss.schedules)
-  weights = {name: options.weight for name, options in config.morphers.items()}
-  distance = dict(distance=config.loss.distance, normalize_target=config.loss.normalize_target)
-
-  probe = _online_probe(config, student.width, run)
-
-  params_shape = jax.eval_shape(lambda key: vit.init(student, key, image_size), jax.random.key(0))
-  optimizer, learning_rate = build_optimizer(config.optim, params_shape, run)
-
-  def init(key: RandomKey, params: PyTree | None = None) -> State:
-    params = vit.init(student, key, image_size) if params is None else params
-    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-    return state | ({"probe": probe.init()} if probe else {})
-
-  def train_step(state: State, frozen: PyTree, batch: Batch, key: RandomKey) -> tuple[State, Scalars]:
-    """One update, in the order of the paper's figure."""
-    step, batch_size = state["step"], len(batch["image"])
-    each = lambda name: rngs.per_example(rngs.stream(key, name, step), batch_size)
-    image = augment(
-      each("augment"), batch["image"], flip=config.augment.flip, color_jitter=config.augment.color_jitter
-    )
-
-    target_BNC = teacher.tokens(frozen, teacher_input(teacher, image))
-    target_BNC = jax.lax.stop_gradient(target_BNC)
-    mask_BN = masking.masks(keys_B=each("mask"), grid=grid, **config.mask)
-    label_SBN = labels(rngs.stream(key, "morph", step), target_BNC, image)
-
-    def loss_fn(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Array]]:
-      output = student.apply(
-        {"params": params}, normalize(image, mean, std), mask_BN, train=True,
-        rngs={"drop_path": rngs.stream(key, "drop_path", step)},
-      )  # fmt: skip
-      losses = {
-        f"loss_{name}": morphing.dtm_loss(output["prediction"], target_BNC, label, **distance)
-        for name, label in label_SBN.items()
-      }
-      return sum(weights[name] * losses[f"loss_{name}"] for name in label_SBN), (losses, output["patches"])
-
-    (loss, (losses, patches_BND)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
-    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-
-    groups = {
-      f"groups_{name}": jax.vmap(morphing.num_groups)(label).mean() for name, label in label_SBN.items()
-    }
-    measurements = {
-      "loss": loss, **losses, **groups,
-      "learning_rate": learning_rate(step), "grad_norm": optax.tree.norm(grads),
-    }  # fmt: skip
-    after = {"params": params, "opt_state": opt_state, "step": step + 1}
-    if probe:
-      after["probe"], probed = probe.update(state["probe"], patches_BND.mean(axis=1), batch["label"])
-      measurements |= probed
-    return after, measurements
-
-  def student_features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
-    """The mean of the student's final patch tokens; no patch is hidden."""
-    image = normalize(to_float(batch["image"]), mean, std)
-    return student.apply({"params": state["params"]}, image)["patches"].mean(axis=1)
-
-  def teacher_features(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
-    """The mean of the teacher's patch tokens."""
-    return teacher_tokens(state, frozen, batch).mean(axis=1)
-
-  def teacher_tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
-    return teacher.tokens(frozen, teacher_input(teacher, to_float(batch["image"])))
-
-  def student_tokens(state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
-    """What the student says the teacher's tokens are; no patch is hidden."""
-    image = normalize(to_float(batch["image"]), mean, std)
-    return student.apply({"params": state["params"]}, image)["prediction"]
-
-  def params_to_go_on_from(key: RandomKey) -> PyTree:
-    given = pretrained.load(
-      config.init_from.path, num_heads=student.num_heads, weights=config.init_from.get("weights")
-    )
-    return vit_transfer.to_student(given, vit.init(student, key, image_size), grid=grid)
-
-  return Task(
-    init=init,
-    train_step=train_step,
+  shapes = jax.eval_shape(lambda key: vit.init(student, key, image_size), jax.random.key(0))
+  return Pretraining(
     frozen=teacher.params,
-    predict={
-      "student": student_features,
-      "teacher": teacher_features,
-      "student_tokens": student_tokens,
-      "teacher_tokens": teacher_tokens,
+    needs_labels=config.probe.lr is not None,
+    teacher=teacher,
+    student=student,
+    image_size=image_size,
+    grid=_shared_grid(student.patch_size, image_size, teacher),
+    augmentation=dict(flip=config.augment.flip, color_jitter=config.augment.color_jitter),
+    normalization=mean_and_std(config.augment.normalization),
+    mask_options=dict(config.mask),
+    morphers={
+      name: plugins.build("morphers", {k: v for k, v in options.items() if k != "weight"})
+      for name, options in config.morphers.items()
     },
-    pretrained=params_to_go_on_from if config.init_from.path else None,
-    needs_labels=probe is not None,
+    weights={name: options.weight for name, options in config.morphers.items()},
+    num_schedules=config.loss.schedules,
+    distance=dict(distance=config.loss.distance, normalize_target=config.loss.normalize_target),
+    learner=build_learner(config.optim, shapes, run),
+    probe=_online_probe(config, student.width, run),
+    init_from=dict(config.init_from),
   )
 
 
-def _online_probe(config, width: int, run: Run) -> OnlineProbe | None:
+def _online_probe(config: Any, width: int, run: Run) -> OnlineProbe | None:
   if config.probe.lr is None:
     return None
   if run.class_names is None:
@@ -134,7 +226,7 @@ def _online_probe(config, width: int, run: Run) -> OnlineProbe | None:
 
 
 def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[int, int]:
-  """The grid of patches of the student and the teacher, who may see different sizes of one picture."""
+  """Return the grid of patches that student and teacher share. Their images may differ in size."""
   grid = (image_size // patch_size,) * 2
   if grid != teacher.grid:
     raise OptionError(
@@ -144,22 +236,3 @@ def _shared_grid(patch_size: int, image_size: int, teacher: Teacher) -> tuple[in
       f"size, or --config.data.image_size={teacher.grid[0] * patch_size}."
     )
   return grid
-
-
-def _labels(morphers, num_schedules: int):
-  """(key, target, image) -> {name: label_SBN}: S label maps from every morpher of the config."""
-  assign = {
-    name: plugins.build("morphers", {k: v for k, v in options.items() if k != "weight"})
-    for name, options in morphers.items()
-  }
-
-  def labels(
-    key: RandomKey, target_BNC: Float[Array, "B N C"], image: Float[Array, "B H W 3"]
-  ) -> dict[str, Int[Array, "S B N"]]:
-    def draw(name: str) -> Int[Array, "S B N"]:
-      keys_S: Key[Array, "S"] = jax.random.split(rngs.stream(key, name), num_schedules)
-      return jax.vmap(assign[name], (0, None, None))(keys_S, target_BNC, image)
-
-    return {name: draw(name) for name in assign}
-
-  return labels
