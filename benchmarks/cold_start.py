@@ -1,14 +1,13 @@
-"""From the command to the end of the first step, with and without the persistent compilation cache.
+"""Time a start from the command to the end of the first step, with and without the compilation cache.
 
     python -m benchmarks.cold_start --config=configs/vitb16.py --batch=4 --repeats=3
 
-Each start is a process of its own that runs dtm_jax.main until its first step is done, from a folder of JPEGs
-where the config's data set is not here and with random weights where the teacher is not. "off" keeps no
-compiled programs, "cold" fills an empty folder, "warm" finds what the cold start left. What the start spends
-its time on is taken by putting a clock around the loop's own functions.
+Each start is a process that runs dtm_jax.main until its first step is done. If the data set of the config is
+not here, the start reads a folder of made-up JPEGs. If the teacher is not here, its weights are random. "off"
+keeps no compiled programs, "cold" fills an empty folder, and "warm" finds the programs of the cold start. A
+clock around functions of the loop shows where the time goes.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -18,7 +17,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-CLOCKED = {  # what is reported: module, function; the rest of `loop.train` is "other"
+CLOCKED = {  # name in the report: module, function; the rest of `loop.run` is "other"
   "TensorFlow's import": ("dtm_jax.training.startup", "hide_accelerators_from_tensorflow"),
   "distributed": ("dtm_jax.training.startup", "start_distributed"),
   "data set": ("dtm_jax.plugins", "build"),
@@ -27,6 +26,7 @@ CLOCKED = {  # what is reported: module, function; the rest of `loop.train` is "
   "writers": ("dtm_jax.records.reporting", "make_writer"),
   "checkpoints": ("dtm_jax.loop", "Checkpoints"),
 }
+KINDS = ("off", "cold", "warm")
 STARTED, RESULT = "DTM_JAX_BENCHMARK_STARTED", "DTM_JAX_BENCHMARK_RESULT"
 EVENTS = {
   "/jax/core/compile/jaxpr_trace_duration": "tracing",
@@ -36,13 +36,15 @@ EVENTS = {
 
 
 class Clock:
-  """Seconds by name; of nested functions the outermost counts."""
+  """Counts seconds by name. Of nested functions only the outermost counts."""
 
   def __init__(self):
     self.seconds = defaultdict(float)
     self._inside = False
 
   def wrap(self, name: str, function):
+    """Return the function with its time counted under `name`."""
+
     @functools.wraps(function)
     def clocked(*args, **kwargs):
       if self._inside:
@@ -58,7 +60,7 @@ class Clock:
 
 
 def child() -> None:
-  """dtm_jax.main with a clock on it, ended after the first step. Its arguments are main's own."""
+  """Run dtm_jax.main with a clock and end after the first step. The arguments are those of main."""
   began = time.time()
   clock = Clock()
   clock.seconds["Python"] = began - float(os.environ[STARTED])
@@ -90,6 +92,7 @@ def child() -> None:
 
 
 def watch_the_loop(clock: Clock) -> None:
+  """Put the clock around the functions of the loop."""
   import jax
 
   from dtm_jax import loop, plugins
@@ -134,16 +137,17 @@ def watch_the_loop(clock: Clock) -> None:
 
 
 def finish(clock: Clock) -> None:
+  """Write the seconds and end the process, because the rest of the run does not matter."""
   seconds = dict(clock.seconds)
   seconds["in all"] = time.time() - float(os.environ[STARTED])
   parts = [v for name, v in seconds.items() if not name.startswith(("JAX: ", "first step: ", "in all"))]
   seconds["other"] = seconds["in all"] - sum(parts)
   Path(os.environ[RESULT]).write_text(json.dumps(seconds))
-  os._exit(0)  # the rest of the run is not of interest
+  os._exit(0)
 
 
 def start(argv, folder: Path, workdir: Path, *, cache: bool) -> dict[str, float]:
-  """Seconds by part of one start."""
+  """Return the seconds of one start, by part."""
   result = workdir.with_suffix(".json")
   environment = os.environ | {
     "JAX_ENABLE_COMPILATION_CACHE": str(cache).lower(), "DTM_JAX_CACHE": str(folder), RESULT: str(result),
@@ -158,8 +162,9 @@ def start(argv, folder: Path, workdir: Path, *, cache: bool) -> dict[str, float]
 
 
 def main_arguments(args, overrides, folder: Path) -> list[str]:
-  """The flags of dtm_jax.main: the config as the user gave it, on data and a teacher that are here."""
+  """Return the flags of dtm_jax.main: the config of the user, with data and a teacher that are here."""
   from benchmarks import workload
+  from benchmarks.photos import write_photos
 
   config = workload.config_from(args.config, overrides, args.dtype)
   argv = [f"--config={args.config}", *overrides, f"--config.batch_size={args.batch}"]
@@ -168,7 +173,7 @@ def main_arguments(args, overrides, folder: Path) -> list[str]:
   if config.data.dataset.name == "imagenet" and config.data.dataset.get("data_dir") is None:
     photos = folder / "photos"
     photos.mkdir()
-    workload.photos(photos, max(64, args.batch))
+    write_photos(photos, max(64, args.batch))
     argv += ["--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={photos}"]
   elif config.data.dataset.name == "cifar10" and config.data.dataset.get("data_dir") is None:
     from dtm_jax.storage.local_copies import cache_folder
@@ -178,34 +183,41 @@ def main_arguments(args, overrides, folder: Path) -> list[str]:
   return argv
 
 
-def main(argv=None):
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", default="configs/vitb16.py")
-  parser.add_argument("--batch", type=int, default=4)
-  parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--dtype", default="auto", help="of the products; auto: float32 on a CPU")
-  parser.add_argument("--name", default="cold_start", help="of the result's files")
-  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
-  parser.add_argument("--out", type=Path, default=Path("results"))
-  args, overrides = parser.parse_known_args(argv)
-  from benchmarks import measuring, workload
+def parse(argv=None):
+  """Return the options of the benchmark and the rest, which belongs to the config."""
+  from benchmarks import measuring
+
+  parser = measuring.make_parser(__doc__, "cold_start", config="configs/vitb16.py", batch=4, repeats=3)
+  return parser.parse_known_args(argv)
+
+
+def collect(args, overrides) -> dict[str, list[dict[str, float]]]:
+  """Return the seconds by part of all starts of each kind."""
+  from benchmarks import workload
 
   folder = workload.temporary_folder()
   flags = main_arguments(args, overrides, folder)
-  kinds = ("off", "cold", "warm")
-  runs = {kind: [] for kind in kinds}
+  runs = {kind: [] for kind in KINDS}
   for i in range(args.repeats):
-    for kind in kinds:  # warm follows cold
+    for kind in KINDS:  # warm follows cold
       cache = folder / f"cache{i}"
       runs[kind].append(start(flags, cache, folder / f"{kind}{i}", cache=kind != "off"))
+  return runs
+
+
+def main(argv=None):
+  from benchmarks import measuring
+
+  args, overrides = parse(argv)
+  runs = collect(args, overrides)
   names = list(dict.fromkeys(name for each in runs["cold"] for name in each))
   median = lambda kind, name: measuring.quartiles([each.get(name, 0.0) for each in runs[kind]])
-  summary = {kind: {name: median(kind, name) for name in names} for kind in kinds}
+  summary = {kind: {name: median(kind, name) for name in names} for kind in KINDS}
   order = ["in all", *(name for name in names if name != "in all")]
-  rows = [[name, *(measuring.spread(summary[kind][name], ".1f") for kind in kinds)] for name in order]
+  rows = [[name, *(measuring.spread(summary[kind][name], ".1f") for kind in KINDS)] for name in order]
   body = (
     f"Batch {args.batch}; seconds, median and quartiles of {args.repeats} starts of each kind, in turns. "
-    "Lines with JAX are sums over the whole start and lie within others, as do the first step's parts.\n\n"
+    "Lines with JAX are sums over the whole start. They and the first step's parts lie within others.\n\n"
     + measuring.table([Path(args.config).stem, "no cache", "cache, empty", "cache, filled"], rows)
   )
   print(

@@ -1,12 +1,12 @@
-"""What the host does for a batch: images per CPU-second, memory over a long run, and the wait in training.
+"""Measure the input pipeline: images per CPU-second, memory over a long run, and the wait in training.
 
     python -m benchmarks.input --workdir=FOLDER_OF_A_RUN
 
 Generated JPEGs of 500 x 375 pixels go through `data.train_batches` (decode, random resized crop to 224,
 batch), through simplejpeg alone with as many threads, and through tf.data's fused decode-and-crop with a
-bicubic resize. Each runs in a process of its own, pinned to one core, and counts its own CPU time: the
-result is images a second of a whole core even where other work takes part of it. The repeats are interleaved.
-The wait is that of the run in --workdir, from its metrics.jsonl.
+bicubic resize. Each reader has a process, pinned to one core, and counts its CPU time. So the result is
+images a second of a whole core, even if other work takes a part of the core. The repeats are interleaved.
+The wait is read from the metrics.jsonl of the run in --workdir.
 """
 
 import argparse
@@ -23,33 +23,21 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-PHOTO = (375, 500, 3)
+from benchmarks import measuring, photos
+
 SIZES = dict(batch=128, image_size=224, threads=16, examples=1_281_167)
 GOALS = {"pipeline, images a second of one core": 1000, "pipeline / decode alone": 0.75, "wait": 0.01}
 READERS = {}
 
 
 def reader(function):
-  """Readers yield the number of images of each batch that they have made."""
+  """Register a reader, which yields the number of images of each batch."""
   READERS[function.__name__] = function
   return function
 
 
-def write_photos(folder: Path, count: int) -> float:
-  """`count` JPEGs of quality 90, smooth colours with some grain; returns the mean size in bytes."""
-  import cv2
-
-  rng = np.random.default_rng(0)
-  for i in range(count):
-    smooth = cv2.resize(rng.random((12, 16, 3), np.float32), PHOTO[1::-1], interpolation=cv2.INTER_CUBIC)
-    coarse = cv2.resize(rng.standard_normal((188, 250, 3), np.float32), PHOTO[1::-1])
-    pixels = 255 * np.clip(smooth + 0.04 * coarse, 0, 1)
-    cv2.imwrite(str(folder / f"{i:05}.jpg"), pixels.astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
-  return float(np.mean([path.stat().st_size for path in folder.glob("*.jpg")]))
-
-
 class Repeated:
-  """A few photos in the place of ImageNet's number: Grain's shuffle costs more where there are few."""
+  """A few photos, repeated to the size of ImageNet, because Grain's shuffle costs more in a small set."""
 
   def __init__(self, dataset, count: int):
     self._dataset, self._count = dataset, count
@@ -66,8 +54,8 @@ def pipeline(folder, args, antialias=False):
   from dtm_jax import data
   from dtm_jax.datasets import folder as image_folder
 
-  photos = image_folder.build(data_dir=str(folder), labels=False)
-  dataset = dataclasses.replace(photos, num_examples=args.examples, source=Repeated(photos, args.examples))
+  few = image_folder.build(data_dir=str(folder), labels=False)
+  dataset = dataclasses.replace(few, num_examples=args.examples, source=Repeated(few, args.examples))
   batches = data.train_batches(
     dataset,
     batch_size=args.batch, image_size=args.image_size, seed=0, antialias=antialias, num_threads=args.threads,
@@ -96,7 +84,7 @@ def decode_alone(folder, args, view=lambda image: image):
 
 @reader
 def decode_and_crop(folder, args):
-  """What lies between this and the pipeline is Grain, a generator for each image, and the batch."""
+  """The pipeline adds to this: Grain, a random generator for each image, and the batch."""
   from dtm_jax.data.views import TrainView
 
   view, rng = TrainView(args.image_size), np.random.default_rng(0)
@@ -136,7 +124,7 @@ def resident_mb() -> float:
 
 
 def measure(name: str, folder: Path, args) -> dict:
-  """In the child: one reader, after a first batch that warms it up."""
+  """Measure one reader in the child process, after a first batch that warms it up."""
   os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
   batches = READERS[name](folder, args)
   next(batches)
@@ -164,14 +152,17 @@ def in_child(name: str, folder: Path, args, count: int) -> dict:
 
 
 def growth(memory: list[tuple[int, float]]) -> dict[str, float]:
-  """MB of memory at the end, and what each 10,000 images add, over the later two thirds of a run."""
+  """Return the MB of memory at the end, and the MB per 10,000 images over the later two thirds of a run."""
   images, mb = np.array(memory[len(memory) // 3 :]).T
   slope = np.polyfit(images, mb, 1)[0] if len(mb) > 1 else float("nan")
   return {"images": int(images[-1]), "end_mb": float(mb[-1]), "mb_per_10000_images": 1e4 * float(slope)}
 
 
 def waits(workdir: Path) -> np.ndarray:
-  """Which share of its time each logged stretch but the first, that compiles, waited for input."""
+  """Return the share of its time that each logged window waited for input, without the first window.
+
+  The first window compiles.
+  """
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   found = [line[WAIT] for line in lines if WAIT in line][1:]
   if not found:
@@ -183,10 +174,8 @@ WAIT = "input_wait"
 
 
 def collect(args) -> dict:
-  from benchmarks import measuring
-
   with TemporaryDirectory(prefix="dtm_jax_photos_") as folder:
-    size = write_photos(Path(folder), args.photos)
+    size = photos.write_photos(Path(folder), args.photos)
     runs = {name: [] for name in READERS}
     for i in range(args.repeats):
       for name in random.Random(i).sample(list(READERS), len(READERS)):
@@ -206,8 +195,6 @@ def collect(args) -> dict:
 
 
 def markdown(record: dict) -> str:
-  from benchmarks import measuring
-
   rows = [
     [name.replace("_", " "), measuring.spread(row["images_per_core_second"], ".0f"),
      measuring.spread(row["to_decode_alone"], ".2f")]
@@ -226,18 +213,14 @@ def markdown(record: dict) -> str:
     "core's CPU time, and the ratio to decoding alone; median and quartiles.",
     measuring.table(["reader", "images / core s", "to decode alone"], rows),
     long, waited, "Goals: 1,000 images a second of one core; 0.75 of decode alone; a wait of 1 %.",
-    "GPU: empty. Input runs on the host; the wait beside an accelerator has not been measured.",
+    "Input runs on the host. The wait beside an accelerator has not been measured.",
   ])  # fmt: skip
 
 
 def parse(arguments=None):
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  defaults = dict(photos=400, count=2000, long=20000, repeats=5) | SIZES
-  for name, default in defaults.items():
-    parser.add_argument(f"--{name}", type=int, default=default)
-  parser.add_argument("--workdir", type=Path, help="a run whose wait to report")
-  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
-  parser.add_argument("--out", type=Path, default=Path("results"))
+  """Return the options of the benchmark."""
+  parser = measuring.make_parser(__doc__, "input", photos=400, count=2000, long=20000, repeats=5, **SIZES)
+  parser.add_argument("--workdir", type=Path, help="report the wait of this run")
   parser.add_argument("--child", choices=list(READERS), help=argparse.SUPPRESS)
   parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
   return parser.parse_args(arguments)
@@ -247,13 +230,11 @@ def main(arguments=None):
   args = parse(arguments)
   if args.child:
     print(json.dumps(measure(args.child, args.folder, args)), flush=True)
-    os._exit(0)  # threads of readers that never end
-  from benchmarks import measuring
-
+    os._exit(0)  # the threads of the readers never end
   record = collect(args)
   sizes = {name: getattr(args, name) for name in ("count", "repeats", *SIZES)}
   print(measuring.report(
-    args.out, "input", title="What input costs", module="benchmarks.input", body=markdown(record),
+    args.out, args.name, title="What input costs", module="benchmarks.input", body=markdown(record),
     record=sizes | record, note=args.note, packages=("grain", "simplejpeg", "tensorflow-cpu"),
   ))  # fmt: skip
 

@@ -1,13 +1,14 @@
-"""Timing on a machine that may have other things to do, and the JSON and the table of what was seen.
+"""Time calls on a machine that may have other work, and write the results as JSON and as a table.
 
     times, first = interleaved({"a": call_a, "b": call_b}, rounds=15)
     quartiles(times["a"] / times["b"])
 
-The repeats are interleaved: each round times all calls once, in an order of its own, so that whatever else
-the machine does falls on all alike. Ratios are of times of one round. Before it is timed, a call is made once
-untimed: caches and free memory are then its own and not what another call has left, as in a loop of it alone.
+The repeats are interleaved: each round times all calls once, in a new order, so other work on the machine
+slows all calls alike. Ratios compare times of one round. Before each timed call the same call is made once
+untimed. So caches and free memory are in the state that this call leaves, as in a loop of this call alone.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -24,11 +25,34 @@ import jax
 import numpy as np
 
 SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS")
-"""Variables of the environment that change what is measured."""
+"""Environment variables that change the measurements."""
+
+
+def make_parser(
+  doc: str | None, name: str, *, config: str | None = None, **numbers: int
+) -> argparse.ArgumentParser:
+  """Return a parser with the options that benchmarks share.
+
+  Args:
+    doc: the docstring of the benchmark.
+    name: the default name of the result files.
+    config: the default config; None if the benchmark reads none.
+    numbers: further whole-number options with their defaults.
+  """
+  parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+  if config:
+    parser.add_argument("--config", default=config)
+    parser.add_argument("--dtype", default="auto", help="type of the matrix products; auto: float32 on a CPU")
+  for option, default in numbers.items():
+    parser.add_argument(f"--{option}", type=int, default=default)
+  parser.add_argument("--name", default=name, help="name of the result files")
+  parser.add_argument("--note", default="", help="a sentence about the state of the machine, for the table")
+  parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the result files")
+  return parser
 
 
 def seconds(call: Callable[..., object], *args) -> float:
-  """How long one call takes, with what it started on the device."""
+  """Return the seconds of one call, until the device has finished."""
   start = time.perf_counter()
   jax.block_until_ready(call(*args))
   return time.perf_counter() - start
@@ -37,9 +61,9 @@ def seconds(call: Callable[..., object], *args) -> float:
 def interleaved(
   calls: Mapping[str, Callable[[int], object]], rounds: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """{name: seconds of each round}, and {name: seconds of the first call, that compiles}.
+  """Return the seconds of every round and the seconds of the first call, which compiles, both by name.
 
-  Each call gets the number of the round, for draws of its own; the first call gets 0.
+  Each call receives the number of the round, so it can draw new random numbers. The first call receives 0.
   """
   first = {name: seconds(call, 0) for name, call in calls.items()}
   times = {name: [] for name in calls}
@@ -51,13 +75,13 @@ def interleaved(
 
 
 def quartiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-  """The median, and low and high, between which half of the values lie."""
+  """Return the "median", and "low" and "high", between which half of the values lie."""
   low, median, high = np.percentile(values, (25, 50, 75))
   return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def spread(values: Mapping[str, float] | None, form: str = ".3f") -> str:
-  """ "median (low-high)" of `quartiles`; "-" for None."""
+  """Format `quartiles` as "median (low-high)", and None as "-"."""
   if values is None:
     return "-"
   median, low, high = (format(values[name], form) for name in ("median", "low", "high"))
@@ -65,7 +89,7 @@ def spread(values: Mapping[str, float] | None, form: str = ".3f") -> str:
 
 
 def machine(*packages: str) -> str:
-  """The device JAX uses and the versions that matter; `packages` are named beside JAX."""
+  """Describe the device and the versions of Python, JAX and `packages`."""
   device = jax.devices()[0]
   name = f"{os.cpu_count()} cores of {_cpu()}" if device.platform == "cpu" else device.device_kind
   if jax.device_count() > 1 and device.platform != "cpu":
@@ -75,7 +99,7 @@ def machine(*packages: str) -> str:
 
 
 def _cpu() -> str:
-  """The processor's own name, where Linux tells it."""
+  """Return the name of the processor if Linux knows it."""
   try:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
@@ -85,13 +109,13 @@ def _cpu() -> str:
 
 
 def command(module: str) -> str:
-  """What was typed, after what the environment sets: `XLA_FLAGS=... python -m benchmarks.step --batch=8`."""
+  """Return the command line with its settings: `XLA_FLAGS=... python -m benchmarks.step --batch=8`."""
   settings = [f"{name}={shlex.quote(os.environ[name])}" for name in SETTINGS if os.environ.get(name)]
   return " ".join([*settings, "python", "-m", module, *sys.argv[1:]])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A markdown table; all columns but the first are aligned to the right."""
+  """Return a Markdown table. All columns but the first are aligned to the right."""
   lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
   lines += ["| " + " | ".join(row) + " |" for row in rows]
   return "\n".join(lines)
@@ -101,9 +125,13 @@ def report(
   out: Path, name: str, *, title: str, module: str, body: str, record: Mapping[str, object], note: str = "",
   packages: Sequence[str] = (),
 ) -> str:  # fmt: skip
-  """Writes `out`/name.md and name.json and returns the former: title, command, machine, day, note and body.
+  """Write `out`/name.md and name.json, and return the text of the former.
 
-  `note` is a sentence on the machine's state; the JSON has `record` below the same facts.
+  The text has title, command, machine, day, note and body. The JSON has the same facts and the `record`.
+
+  Args:
+    note: a sentence about the state of the machine.
+    packages: the packages whose versions matter.
   """
   facts = {
     "command": command(module),

@@ -1,17 +1,16 @@
-"""What a compiled step needs, as its compiler plans it, and what the backward pass keeps by its shapes."""
+"""Measure the memory of a step: the plan of the compiler, and the arrays kept for the backward pass."""
 
 import jax
 import jax.extend.core
 import numpy as np
 
-from benchmarks import beginnings, measuring, workload
-from dtm_jax.training import mesh as meshes
+from benchmarks import measuring, prefixes, workload
 
 GIB = 2**30
 
 
-def of(compiled) -> dict[str, float]:
-  """GiB by kind as the compiler plans them, and the device's own count where it keeps one."""
+def memory_by_kind(compiled: jax.stages.Compiled) -> dict[str, float]:
+  """Return the GiB of each kind that the compiler plans, and the peak of the device if it counts."""
   plan = compiled.memory_analysis()
   arguments, outputs = plan.argument_size_in_bytes, plan.output_size_in_bytes
   temporary, shared = plan.temp_size_in_bytes, plan.alias_size_in_bytes
@@ -27,25 +26,26 @@ def of(compiled) -> dict[str, float]:
 
 
 def flops_by_xla(lowered, compiled, batch_size: int) -> dict[str, float]:
-  """XLA's own count in GFLOP an image, before and after it optimises; of a scan it sees one turn."""
+  """Return XLA's count of GFLOP per image, before and after optimisation. It counts one turn of a scan."""
   counts = {"as lowered": lowered.cost_analysis(), "as compiled": compiled.cost_analysis()}
   return {name: cost["flops"] / batch_size / 1e9 for name, cost in counts.items() if cost and "flops" in cost}
 
 
 def kept_for_backward(config) -> float:
-  """GiB that the student's forward keeps for its backward, from shapes alone: the same on any device.
+  """Return the GiB that the student's forward pass keeps for its backward pass.
 
-  Parameters that the backward reads are not counted, their casts are.
+  The number follows from shapes alone and is the same on any device. Parameters that the backward pass reads
+  do not count, but their casts do.
   """
-  functions, *_ = beginnings.of(config)
-  task, mesh = workload.task_of(config), meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
-  state, frozen = workload.state_and_frozen(config, task, mesh, abstract=True)
+  task, key = workload.task_of(config), jax.random.key(config.seed)
+  loss = prefixes.prefix_functions(task)["loss"]
+  state, frozen = workload.abstract_state_and_frozen(config, task, workload.mesh_of(config))
   size = config.data.image_size
   batch = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)}
 
   def backward(params, frozen, batch):
-    """A function that is a tree: its leaves are what was kept."""
-    return jax.vjp(lambda params: functions["loss"](params, 0, frozen, batch), params)[1]
+    """Return a function that is a tree. Its leaves are the arrays that were kept."""
+    return jax.vjp(lambda params: loss(params, 0, frozen, batch, key), params)[1]
 
   jaxpr = jax.make_jaxpr(backward)(state["params"], frozen, batch).jaxpr
   kept = {x for x in jaxpr.outvars if isinstance(x, jax.extend.core.Var)} - set(jaxpr.invars)
@@ -53,18 +53,19 @@ def kept_for_backward(config) -> float:
 
 
 def plan(path: str, overrides, batch_size: int, dtype: str) -> dict:
-  """What a step of `batch_size` images would take, without running it."""
+  """Return the memory that a step of `batch_size` images would take. The step is not run."""
   config = workload.config_from(path, overrides, dtype)
   config.batch_size = batch_size
   kept = kept_for_backward(config)
   _, compiled = workload.compiled_step(config, batch_size)
   return {
     "batch": batch_size, "dtype": dtype, "backend": jax.default_backend(), "remat": config.student.remat,
-    "kept_for_backward": kept, **of(compiled),
+    "kept_for_backward": kept, **memory_by_kind(compiled),
   }  # fmt: skip
 
 
 def markdown(plans) -> str:
+  """Return a table with one row per plan."""
   names = ("kept_for_backward", "arguments", "temporary", "planned in all")
   rows = [
     [f"{each['batch']}, {each['dtype']}, remat {each['remat']}", *(f"{each[name]:.2f}" for name in names)]

@@ -1,7 +1,8 @@
-"""How many floating-point operations an image takes, counted from shapes: matrix products only, 2·m·k·n each.
+"""Count the floating-point operations per image from shapes: matrix products only, 2·m·k·n each.
 
-A step is the teacher's forward, and the student's forward and backward (twice the forward; what is computed
-again to save memory is no work). Matching and morphing are counted apart, with all K rounds.
+A step is the teacher's forward pass and the student's forward and backward pass. The backward pass counts as
+two forward passes; work that is repeated to save memory does not count. Matching and morphing are counted
+apart, with all K rounds.
 """
 
 from dtm_jax.models.vit import model as vit
@@ -9,29 +10,31 @@ from dtm_jax.teachers import Teacher
 
 
 def tower(num_tokens: int, width: int, depth: int, mlp_width: int) -> int:
-  """Blocks of attention and MLP, forward."""
+  """Return the operations of `depth` blocks of attention and MLP, forward."""
   projections = 4 * width * width + 2 * width * mlp_width
   return depth * (2 * num_tokens * projections + 4 * num_tokens**2 * width)
 
 
 def embedding(num_patches: int, patch_size: int, width: int) -> int:
+  """Return the operations of the patch embedding, forward."""
   return 2 * num_patches * patch_size**2 * 3 * width
 
 
 def student_forward(model: vit.VisionTransformer, grid: tuple[int, int]) -> int:
+  """Return the operations of the student with its head, forward."""
   patches, width = grid[0] * grid[1], model.width
   blocks = tower(1 + patches, width, model.depth, round(model.mlp_ratio * width))
   return blocks + embedding(patches, model.patch_size, width) + 2 * patches * width * (model.out_dim or 0)
 
 
 def teacher_forward(teacher: Teacher) -> int:
-  """Of a CLIP's image tower, from the shapes of its parameters.
+  """Return the operations of a CLIP's image tower, from the shapes of its parameters.
 
   Raises:
-    ValueError: it is another teacher.
+    ValueError: the teacher is not a CLIP.
   """
   if not teacher.name.startswith("clip "):
-    raise ValueError(f"Only the operations of a CLIP are counted, not those of teacher {teacher.name!r}.")
+    raise ValueError(f"The operations of teacher {teacher.name!r} are unknown: only a CLIP can be counted.")
   patches = teacher.grid[0] * teacher.grid[1]
   depth, width, mlp_width = teacher.params["blocks"]["mlp"]["fc1"]["kernel"].shape
   projection = 2 * patches * width * teacher.width if "projection" in teacher.params else 0
@@ -40,9 +43,10 @@ def teacher_forward(teacher: Teacher) -> int:
 
 
 def morphing_and_loss(num_patches: int, channels: int, schedules: int, max_rounds: int) -> int:
-  """Of bipartite matching: in each round half of the tokens meet the other half, and one product moves them.
+  """Return the operations of bipartite matching, morphing and the loss with its gradient.
 
-  Then the means of student and target, and the gradient of the former.
+  In each round half of the tokens meet the other half, and one product moves them. Then come the means of
+  student and target, and the gradient of the student's.
   """
   one_round = 2 * (num_patches // 2) ** 2 * channels + 2 * num_patches**2 * channels
   return schedules * (max_rounds * one_round + 3 * 2 * num_patches**2 * channels)

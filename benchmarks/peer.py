@@ -1,15 +1,14 @@
-"""Our train step beside the same work in PyTorch, on the same machine, in turns.
+"""Compare our train step with the same work in PyTorch, on the same machine, in turns.
 
     python -m benchmarks.peer --config=configs/vitb16.py --batch=4 --repeats=9
 
-Each side lives in a process of its own, with all cores, and works only while the other waits: two thread
-pools in one process would fight. A round has two steps of each, in an order of its own, and times the second:
-the first brings back the caches, which in training no other takes away. The ratio is of one round. float32
-on a CPU; on a GPU bf16 (autocast and torch.compile on PyTorch's side): that branch has not been run yet, for
-want of a GPU.
+Each side has a process with all cores and works only while the other waits, because two thread pools in one
+process would compete. A round has two steps of each side, in a new order, and times the second step. The
+first one fills the caches, which in training belong to one side alone. A ratio compares times of one round.
+The type is float32 on a CPU and bf16 on a GPU (PyTorch with autocast and torch.compile). The GPU branch has
+not been run yet, because there was no GPU.
 """
 
-import argparse
 import importlib.util
 import random
 import subprocess
@@ -19,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import measuring
+
 SIDES = ("jax", "torch")
 
 
 def jax_step(config):
-  """() -> the loss of one step."""
+  """Return a function () -> the loss of one step of ours."""
   from benchmarks import step
 
   own = step.Step(config)
@@ -31,6 +32,7 @@ def jax_step(config):
 
 
 def torch_step(config):
+  """Return a function () -> the loss of one step of PyTorch."""
   import torch
 
   from benchmarks import peer_torch
@@ -43,7 +45,7 @@ def torch_step(config):
 
 
 def work(side: str, args, overrides) -> None:
-  """The worker's life: two steps to warm up, then two, of which one is timed, for every line in."""
+  """Make two steps to warm up, then two steps for every line of the input. The second of them is timed."""
   from benchmarks import workload
 
   config = workload.config_from(args.config, overrides, args.dtype)
@@ -53,14 +55,14 @@ def work(side: str, args, overrides) -> None:
     step()
   print("ready", flush=True)
   for _ in sys.stdin:
-    step()  # the caches are the other's until here
+    step()  # fills the caches again after the other side's turn
     start = time.perf_counter()
     loss = step()
     print(f"{time.perf_counter() - start} {loss}", flush=True)
 
 
 class Worker:
-  """A process that does one step whenever it is told to."""
+  """A process that makes one step when asked."""
 
   def __init__(self, side: str, argv):
     command = [sys.executable, "-m", "benchmarks.peer", f"--worker={side}", *argv]
@@ -73,7 +75,7 @@ class Worker:
     return line
 
   def step(self) -> float:
-    """Seconds of one step, after another."""
+    """Return the seconds of one step, after an untimed one."""
     self.process.stdin.write("go\n")
     self.process.stdin.flush()
     seconds, loss = map(float, self.answer().split())
@@ -87,10 +89,10 @@ class Worker:
 
 
 def in_turns(args, argv) -> dict[str, np.ndarray]:
-  """{side: seconds of each round}."""
+  """Return the seconds of every round of both sides."""
   workers = {}
   try:
-    for side in SIDES:  # one after the other: both want all cores
+    for side in SIDES:  # one after the other, because both use all cores
       workers[side] = Worker(side, argv)
       if (answer := workers[side].answer()) != "ready":
         raise RuntimeError(f"The worker of {side} said {answer!r}.")
@@ -106,14 +108,12 @@ def in_turns(args, argv) -> dict[str, np.ndarray]:
 
 def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
-  args, overrides = arguments(argv)
+  args, overrides = parse(argv)
   if args.worker:
     return work(args.worker, args, overrides)
   if importlib.util.find_spec("torch") is None:
     sys.exit("The peer needs PyTorch: pip install -r requirements-test.txt")
   times = in_turns(args, argv)
-  from benchmarks import measuring
-
   rate = {side: measuring.quartiles(args.batch / each) for side, each in times.items()}
   ratio = measuring.quartiles(times["torch"] / times["jax"])
   rows = [
@@ -135,16 +135,10 @@ def main(argv=None):
   print(text)
 
 
-def arguments(argv):
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", default="configs/vitb16.py")
-  parser.add_argument("--batch", type=int, default=4)
-  parser.add_argument("--repeats", type=int, default=9)
-  parser.add_argument("--dtype", default="auto", help="of our products; auto: float32 on a CPU")
+def parse(argv):
+  """Return the options of the benchmark and the rest, which belongs to the config."""
+  parser = measuring.make_parser(__doc__, "peer", config="configs/vitb16.py", batch=4, repeats=9)
   parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
-  parser.add_argument("--name", default="peer", help="of the result's files")
-  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
-  parser.add_argument("--out", type=Path, default=Path("results"))
   return parser.parse_known_args(argv)
 
 

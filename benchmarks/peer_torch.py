@@ -1,8 +1,8 @@
-"""The same work in plain PyTorch, for the benchmark beside ours: teacher, student, merging, loss, update.
+"""The work of a train step in plain PyTorch, for `benchmarks.peer`: teacher, student, merging, loss, update.
 
-CLIP and BEiT are transformers' modules with random weights. The merging is written here from the paper's
-equations with shapes that shrink from round to round, as one does without a compiler that wants them fixed;
-so a schedule holds for the whole batch.
+CLIP and BEiT are modules of transformers with random weights. The merging follows the paper's equations. Its
+shapes shrink from round to round, because PyTorch needs no fixed shapes. So one schedule holds for the whole
+batch.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ NO_DECAY = ("bias", "cls_token", "lambda_1", "lambda_2")
 
 
 def draw_schedule(rng: np.random.Generator, num_tokens: int, max_rounds: int) -> list[int]:
-  """The paper's r_1..r_k for drawn n̄ and k."""
+  """Draw n̄ and k, and return the paper's r_1..r_k."""
   merged = num_tokens - int(rng.integers(1, num_tokens + 1))
   rounds = int(rng.integers(1, max_rounds + 1))
   each = merged // rounds
@@ -31,9 +31,9 @@ def draw_schedule(rng: np.random.Generator, num_tokens: int, max_rounds: int) ->
 
 
 def merge(target_BNC: torch.Tensor, merges: list[int], *, shuffle: bool = True) -> tuple[torch.Tensor, int]:
-  """(group of each token [B, N], number of groups) after rounds that merge up to `merges` tokens."""
+  """Return the group of each token [B, N] and the number of groups, after these numbers of merges."""
   batch_size, num_tokens, width = target_BNC.shape
-  sums = target_BNC.float()  # of a group; its direction is the mean's
+  sums = target_BNC.float()  # the sum of each group, which has the direction of its mean
   place = torch.arange(num_tokens, device=sums.device).expand(batch_size, -1)
   for count in merges:
     live = sums.shape[1]
@@ -64,7 +64,7 @@ def merge(target_BNC: torch.Tensor, merges: list[int], *, shuffle: bool = True) 
 
 
 def group_means(tokens_BNC: torch.Tensor, place_BN: torch.Tensor, groups: int) -> tuple[torch.Tensor, ...]:
-  """The mean of every group [B, n̄, C] and its size [B, n̄]."""
+  """Return the mean [B, n̄, C] and the size [B, n̄] of every group."""
   batch_size, _, width = tokens_BNC.shape
   size = torch.zeros(batch_size, groups, device=tokens_BNC.device)
   size = size.scatter_add(1, place_BN, torch.ones_like(place_BN, dtype=size.dtype))
@@ -74,7 +74,7 @@ def group_means(tokens_BNC: torch.Tensor, place_BN: torch.Tensor, groups: int) -
 
 
 def morphed_loss(student_BNC, target_BNC, place_BN, groups: int) -> torch.Tensor:
-  """(1/N) Σ_i w_i d(û_i, v̂_i), d the smooth L1 with β = 2, averaged over images."""
+  """Return (1/N) Σ_i w_i d(û_i, v̂_i), averaged over images. d is the smooth L1 distance with β = 2."""
   student, size = group_means(student_BNC, place_BN, groups)
   target, _ = group_means(target_BNC, place_BN, groups)
   distance = F.smooth_l1_loss(student, target, beta=2.0, reduction="none").mean(dim=2)
@@ -82,7 +82,7 @@ def morphed_loss(student_BNC, target_BNC, place_BN, groups: int) -> torch.Tensor
 
 
 class Student(torch.nn.Module):
-  """BEiT with mask token, shared and own relative biases, final norm and head."""
+  """A BEiT with mask token, relative position biases, final norm and head."""
 
   def __init__(self, options, image_size: int, out_dim: int):
     super().__init__()
@@ -105,7 +105,7 @@ class Student(torch.nn.Module):
 
 
 class Step:
-  """round -> seconds' worth of work: one update on one fixed batch, as the config says."""
+  """The train step of the config on one fixed batch. A call makes one update and returns its loss."""
 
   def __init__(self, config, student, clip, *, device: str, seed: int = 0):
     torch.manual_seed(seed)
@@ -142,7 +142,6 @@ class Step:
     return [torch.tensor(each, device=self.device)[None, :, None, None] for each in NORMALIZATIONS[name]]
 
   def __call__(self) -> float:
-    """The loss of one update."""
     num_tokens, config = self.grid**2, self.config
     half = torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else contextlib.nullcontext()
     image = augment(self.image, config.augment.color_jitter)
@@ -167,14 +166,14 @@ class Step:
     return loss.item()  # waits for the device
 
   def _target(self, image):
-    """The projected patch tokens."""
+    """Return the projected patch tokens."""
     model = self.teacher.vision_model
     tokens = model(pixel_values=image).last_hidden_state[:, 1:]
     return self.teacher.visual_projection(model.post_layernorm(tokens))
 
 
 def augment(image: torch.Tensor, strength: float) -> torch.Tensor:
-  """Flips, and brightness, contrast and saturation by a factor for each image; in [0, 1]."""
+  """Jitter brightness, contrast and saturation by a factor for each image, and flip. Values are in [0, 1]."""
   image = image.float() / 255
   factor = lambda: 1 + strength * (2 * torch.rand(len(image), 1, 1, 1, device=image.device) - 1)
   weights = torch.tensor((0.299, 0.587, 0.114), device=image.device)[None, :, None, None]

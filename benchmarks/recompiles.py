@@ -1,26 +1,24 @@
-"""How often draws of n̄ and k make JAX trace or compile again: never, or the command fails.
+"""Count how often new draws of n̄ and k make JAX trace or compile again. The command fails unless it is never.
 
     python -m benchmarks.recompiles --draws=10000
 
-Two programs are run `draws` times each, every time with another n̄, k and split: the whole train step of a
-small config, with one schedule a step, and matching, morphing and loss alone at 196 tokens. JAX's own events
-count traces and compilations, also those inside others; after the first call there must be none.
+Two programs run `draws` times each, every time with another n̄, k and split: the whole train step of a small
+config with one schedule a step, and matching, morphing and loss alone at 196 tokens. JAX's own events count
+traces and compilations, including those inside others. After the first call there must be none.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.monitoring
 import jax.numpy as jnp
 
 from benchmarks import measuring, workload
-from dtm_jax import loop, morphing
+from dtm_jax import morphing
 from dtm_jax.models.clip import model as clip
-from dtm_jax.training import mesh as meshes
+from dtm_jax.training import sharded_step
 
 EVENTS = {
   "/jax/core/compile/jaxpr_trace_duration": "traces",
@@ -29,7 +27,7 @@ EVENTS = {
 
 
 class Counter:
-  """Counts JAX's traces and compilations while it is entered."""
+  """A context that counts the traces and compilations of JAX."""
 
   def __init__(self):
     self.counts = dict.fromkeys(EVENTS.values(), 0)
@@ -47,13 +45,13 @@ class Counter:
 
 
 def train_step(config) -> Callable[[int], tuple[int, int]]:
-  """round -> (groups, 0) of one step of the config, drawn anew for each step."""
+  """Return a function round -> (groups, 0) that makes one step of the config with a new draw."""
   config.morphers.dtm.drawn_per = "step"
   config.loss.schedules = 1
-  task, mesh = workload.task_of(config), meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+  task, mesh = workload.task_of(config), workload.mesh_of(config)
   state, frozen = workload.state_and_frozen(config, task, mesh)
   batch = workload.synthetic_batch(config, mesh)
-  step, key = loop.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
+  step, key = sharded_step.jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
 
   def call(i: int) -> tuple[int, int]:
     nonlocal state
@@ -64,7 +62,7 @@ def train_step(config) -> Callable[[int], tuple[int, int]]:
 
 
 def matching_and_loss(num_tokens: int, width: int, max_rounds: int) -> Callable[[int], tuple[int, int]]:
-  """round -> (n̄, k) of one call on one image's random tokens; the schedule is drawn inside."""
+  """Return a function round -> (n̄, k) that draws a schedule and matches the random tokens of one image."""
   target, student = jax.random.normal(jax.random.key(0), (2, 1, num_tokens, width))
 
   @jax.jit
@@ -84,7 +82,7 @@ def matching_and_loss(num_tokens: int, width: int, max_rounds: int) -> Callable[
 
 
 def count(call: Callable[[int], tuple[int, int]], draws: int) -> dict:
-  """Traces and compilations of the first call and of the other draws together, and how the draws differed."""
+  """Count traces and compilations of the first call and of all later calls, and the different draws."""
   with Counter() as first:
     seen = {call(0)}
   start = time.perf_counter()
@@ -100,25 +98,27 @@ def count(call: Callable[[int], tuple[int, int]], draws: int) -> dict:
   }
 
 
-def small_config(path: str, overrides=()):
-  """`path` with a random teacher of two narrow blocks in place of one that is not here."""
+def small_config(path: str, overrides=(), dtype: str = "auto"):
+  """Return the config in `path`, made small: 32 pixels and a random teacher of two narrow blocks."""
   batch_size = max(2, jax.device_count())
   grid = [f"--config.batch_size={batch_size}", "--config.data.image_size=32"]
   tower = clip.ImageConfig(clip.Tower(32, 2, 2, 64), image_size=32, patch_size=4)
   teacher = workload.random_clip(workload.temporary_folder(), clip.CLIPConfig(tower, None, 16))
-  return workload.config_from(path, [*grid, f"--config.teacher.path={teacher}", *overrides])
+  return workload.config_from(path, [*grid, f"--config.teacher.path={teacher}", *overrides], dtype)
+
+
+def parse(argv=None):
+  """Return the options of the benchmark and the rest, which belongs to the config."""
+  parser = measuring.make_parser(
+    __doc__, "recompiles", config="configs/debug.py", draws=10_000, tokens=196, width=64, rounds=14
+  )
+  return parser.parse_known_args(argv)
 
 
 def main(argv=None):
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", default="configs/debug.py", help="of the train step: 32 pixels")
-  for name, default in (("draws", 10_000), ("tokens", 196), ("width", 64), ("rounds", 14)):
-    parser.add_argument(f"--{name}", type=int, default=default)
-  parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
-  parser.add_argument("--out", type=Path, default=Path("results"))
-  args, overrides = parser.parse_known_args(argv)
+  args, overrides = parse(argv)
   calls = {
-    f"train step of {args.config}": train_step(small_config(args.config, overrides)),
+    f"train step of {args.config}": train_step(small_config(args.config, overrides, args.dtype)),
     f"matching, morphing and loss, {args.tokens} tokens": matching_and_loss(
       args.tokens, args.width, args.rounds
     ),
@@ -132,8 +132,8 @@ def main(argv=None):
     for name, each in results.items()
   ]  # fmt: skip
   text = measuring.report(
-    args.out, "recompiles", title="Recompilations", module="benchmarks.recompiles", note=args.note,
-    body="A draw differs by n̄, at 196 tokens also by k.\n\n" + measuring.table(header, rows),
+    args.out, args.name, title="Recompilations", module="benchmarks.recompiles", note=args.note,
+    body="The draws differ by n̄, those of the second program by k too.\n\n" + measuring.table(header, rows),
     record={"programs": results},
   )  # fmt: skip
   print(text)

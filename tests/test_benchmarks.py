@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
+import without_clu
 
-from benchmarks import beginnings, measuring, operations, peer, recompiles, remat, step, workload
+from benchmarks import measuring, operations, peer, prefixes, recompiles, remat, step, workload
 from dtm_jax import morphing
 from dtm_jax.models.vit import model as vit
 from dtm_jax.training import mesh as meshes
@@ -83,30 +84,31 @@ def test_a_step_of_vit_b_takes_141_gflop_an_image():
 
 
 @pytest.mark.slow
-def test_the_parts_are_those_of_the_step(world, tmp_path, monkeypatch):
-  """`require_same` inside compares loss and gradient with the step's own; here, that it can tell."""
-  alone = meshes.make_mesh(devices=jax.devices()[:1])  # programs for one device compile sooner
-  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
-  args, overrides = step.arguments(
-    ["--config=configs/debug.py", "--batch=8", "--repeats=2", "--matmul=64", f"--out={tmp_path}",
-     f"--config.teacher.path={world / 'clip'}"]
-  )  # fmt: skip
-  config = workload.config_from(args.config, overrides)
-  config.batch_size = args.batch
-  record = step.measure(config, args)
-  json.dumps(record)
-  assert set(record["parts_s"]) == set(beginnings.PARTS)
+def test_the_parts_are_those_of_the_step_without_clu_and_tensorflow(world, tmp_path, monkeypatch):
+  """`require_same` compares loss and gradient with the step. The end of the test shows that it can fail."""
+  argv = ["--config=configs/debug.py", "--batch=8", "--repeats=2", "--matmul=64", f"--out={tmp_path}",
+          f"--config.teacher.path={world / 'clip'}"]  # fmt: skip
+  imports = "from benchmarks import cold_start, input, morphers, morphing, peer, recompiles, remat, step\n"
+  one_device = "--xla_backend_optimization_level=0"  # programs for one device compile sooner
+  without_clu.run(imports + "step.main(sys.argv[1:])", *argv, XLA_FLAGS=one_device)
+  record = json.loads((tmp_path / "step.json").read_text())
+  assert set(record["parts_s"]) == set(prefixes.PARTS)
   shares = record["parts_share"]
   assert {"median", "low", "high"} == set(shares["teacher"])
   assert record["memory"]["planned in all"] > 0
   assert math.isfinite(record["mfu"]["median"])
-  text = step.body(record | {"plans": []}, args.repeats)
-  assert all(f"| {part} |" in text for part in beginnings.PARTS)
+  text = (tmp_path / "step.md").read_text()
+  assert all(f"| {part} |" in text for part in prefixes.PARTS)
 
+  alone = meshes.make_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
+  args, overrides = step.parse(argv)
+  config = workload.config_from(args.config, overrides)
+  config.batch_size = args.batch
   other = config.copy_and_resolve_references()
   other.mask.num_masked = 10
   run = step.Step(config)
-  calls = step.beginnings_on(run, beginnings.of(other)[0])
+  calls = step.prefixes_on(run, workload.task_of(other))
   with pytest.raises(AssertionError):
     step.require_same(run, calls)
 

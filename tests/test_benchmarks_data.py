@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import input as input_benchmark
 from benchmarks import morphing as morphing_benchmark
+from benchmarks import photos
 
 PROTECTED = tuple(morphing_benchmark.PROTECTED)
 
@@ -43,7 +44,7 @@ def test_the_table_of_morphing(tmp_path):
 
 
 def test_the_readers_of_input_make_whole_batches(tmp_path):
-  assert input_benchmark.write_photos(tmp_path, 3) > 5000
+  assert photos.write_photos(tmp_path, 3) > 5000
   args = input_benchmark.parse(["--batch=4", "--image_size=32", "--threads=2"])
   for name in ("pipeline", "decode_alone", "decode_and_crop"):
     batches = input_benchmark.READERS[name](tmp_path, args)

@@ -1,0 +1,36 @@
+"""The jitted, sharded step runs without the loop, CLU and TensorFlow."""
+
+import pytest
+import small_world
+import without_clu
+
+STEPS = """
+import jax
+import numpy as np
+from configs import debug
+from dtm_jax import plugins
+from dtm_jax.tasks import Run
+from dtm_jax.training import mesh as meshes
+from dtm_jax.training import sharded_step
+
+config = debug.get_config()
+config.teacher.path = sys.argv[1]
+task = plugins.load("tasks", config.task).build(config, Run(10, 5.0, 16))
+mesh = meshes.make_mesh(data=4, fsdp=2)
+state = sharded_step.init_state(task, jax.random.key(0), mesh, config.mesh.rules)
+frozen = sharded_step.place_frozen(task, mesh, config.mesh.rules)
+step = sharded_step.jit_train_step(task, state, frozen, mesh)
+batch = meshes.to_device({"image": np.zeros((16, 32, 32, 3), np.uint8)}, mesh)
+for seed in range(2):
+  state, measurements = step(state, frozen, batch, jax.random.key(seed))
+assert step._cache_size() == 1, "the key is a constant of the step"
+assert np.isfinite(measurements["loss"])
+print("steps:", state["step"])
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_step_runs_without_clu_and_tensorflow(tmp_path):
+  """It takes two steps of the debug config on a mesh of 4 x 2 devices, with two seeds and one program."""
+  small_world.write_clip(tmp_path / "clip")
+  assert without_clu.run(STEPS, str(tmp_path / "clip")) == "steps: 2\n"
