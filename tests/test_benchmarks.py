@@ -1,4 +1,4 @@
-"""The benchmarks at toy size: what they report and count, never how long it took."""
+"""The benchmarks at toy size: the tests check reports and counts, never times."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_the_command_names_what_the_environment_sets(monkeypatch):
 
 
 def test_a_step_of_vit_b_takes_141_gflop_an_image():
-  """The number of the project's plan; and the tower's count is that of XLA, of one block without scan."""
+  """The number is that of the project's plan. XLA counts the same for one block without scan."""
   student = operations.student_forward(vit.build("B", out_dim=512), (14, 14))
   teacher = operations.tower(197, 768, 12, 3072) + operations.embedding(196, 16, 768) + 2 * 196 * 768 * 512
   assert round((3 * student + teacher) / 1e9) == 141
@@ -128,7 +128,7 @@ def test_what_remat_keeps_falls_from_none_to_block(world, tmp_path):
 
 @pytest.mark.slow
 def test_draws_compile_once(tmp_path):
-  """Of the bare matching at 196 tokens, and of the small step: many schedules, one trace."""
+  """Many schedules need one trace, in the bare matching at 196 tokens and in the small step."""
   matching = recompiles.count(recompiles.matching_and_loss(196, 8, 14), draws=60)
   whole = recompiles.count(recompiles.train_step(recompiles.small_config("configs/debug.py")), draws=40)
   for result in (matching, whole):
@@ -147,7 +147,7 @@ def test_the_count_sees_a_recompilation():
 
 
 def test_the_peer_merges_as_we_do():
-  """Its variable shapes and our fixed ones give the same groups and the same loss."""
+  """PyTorch's variable shapes and our fixed shapes give the same groups and the same loss."""
   torch = pytest.importorskip("torch")
   from benchmarks import peer_torch
 

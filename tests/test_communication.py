@@ -1,4 +1,4 @@
-"""The bytes of every collective: of a text with a known answer, and of the real step on eight devices."""
+"""The bytes of every collective, in a text with a known answer and in the step on eight devices."""
 
 import sys
 from pathlib import Path
@@ -98,7 +98,7 @@ def compiled(config, mesh: str):
 
 @pytest.mark.slow
 def test_data_parallel_steps_exchange_gradients_and_nothing_else(config):
-  """Every gradient once; the tables of relative positions as the biases [heads, T, T] made from them."""
+  """Every gradient is sent once. Relative position tables are sent as biases [heads, T, T]."""
   found, state, _ = compiled(config, "data")
   assert {each.kind for each in found} == {"all-reduce"}
   assert None not in {each.times for each in found}
@@ -113,7 +113,7 @@ def test_data_parallel_steps_exchange_gradients_and_nothing_else(config):
 
 @pytest.mark.slow
 def test_fsdp_gathers_parameters_and_no_activations(config):
-  """What is split is gathered once, the teacher too; gradients are reduced as on the data mesh."""
+  """All split parameters, also the teacher's, are gathered once. Gradients are reduced as before."""
   found, state, frozen = compiled(config, "fsdp")
   assert {each.kind for each in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
   split = bytes_of([

@@ -1,4 +1,4 @@
-"""The contrastive task: its loss against sums written out, and what a step does."""
+"""The contrastive task: its loss equals sums written out, and steps teach three colours."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ NAMES = ("cat", "dog", "owl")
 
 
 def cross_entropy(logits, target):
-  """-Σ_j target_j log softmax(logits)_j, mean over rows, in NumPy."""
+  """Return -Σ_j target_j log softmax(logits)_j, averaged over rows, in NumPy."""
   logits = logits - logits.max(axis=1, keepdims=True)
   log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   return -(target * log_softmax).sum(axis=1).mean()

@@ -1,4 +1,4 @@
-"""Fine-tuning: the recipe's pieces against NumPy, and whole runs that stop, resume and evaluate."""
+"""Fine-tuning: the parts of the recipe equal NumPy's, and whole runs stop, resume and evaluate."""
 
 import importlib
 
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
 
 
 def tiny_config(world):
-  """configs/finetune_cifar10.py at toy size, with everything switched on."""
+  """Return configs/finetune_cifar10.py at toy size, with everything switched on."""
   config = importlib.import_module("configs.finetune_cifar10").get_config()
   config.data.dataset.data_dir = config.evals.test.dataset.data_dir = str(world)
   config.batch_size, config.total_steps = 16, 6
@@ -58,7 +58,7 @@ def batch():
 
 
 def test_the_step_is_its_parts(world, batch):
-  """Augmentation, mixing and model one after the other; cross-entropy and smoothing by NumPy."""
+  """The test calls augmentation, mixing and model in turn. NumPy smooths and takes the cross-entropy."""
   config = tiny_config(world)
   config.model.drop_path = 0.0
   task = make_task(config)
@@ -109,7 +109,7 @@ def test_without_a_decay_there_is_no_average(world):
 
 
 def test_layer_decay_reaches_the_update(world, batch):
-  """With SGD and a rate of one, the gradient of each layer times its factor is the step."""
+  """With SGD and a rate of one, the update is the gradient of each layer times its factor."""
   config = tiny_config(world)
   config.optim.update(name="sgd", lr=1.0, final_lr=1.0, weight_decay=0.0, betas=(0.0, 0.0))
   plain = config.copy_and_resolve_references()
@@ -128,7 +128,7 @@ def test_layer_decay_reaches_the_update(world, batch):
 
 @pytest.fixture(scope="module")
 def student_weights(tmp_path_factory):
-  """A file of a random student, in the authors' names."""
+  """Write a random student in the authors' names and return the file."""
   folder = tmp_path_factory.mktemp("student")
   student = vit.build("Ti", **TINY, patch_size=4, out_dim=8)
   params = jax.jit(lambda key: vit.init(student, key, 32))(jax.random.key(3))
@@ -137,7 +137,7 @@ def student_weights(tmp_path_factory):
 
 
 def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, monkeypatch):
-  """From pre-trained weights, with the average, evaluated at the end; fsdp shards the average too."""
+  """The run starts from pre-trained weights, keeps an average and evaluates. fsdp shards the average too."""
   config = tiny_config(world)
   config.init_from.path = str(student_weights)
   config.mesh.update(data=4, fsdp=2)

@@ -1,4 +1,4 @@
-"""The linear probe: parts of splits, heads that do not know each other, a choice blind to the test set."""
+"""The linear probe: parts of splits, independent heads, and a choice that does not see the test set."""
 
 import importlib
 import shutil
@@ -104,7 +104,7 @@ def trained(config, batches):
 
 
 def test_heads_do_not_know_each_other_and_follow_momentum(world, batches):
-  """Against NumPy's softmax regression with momentum, and each head against itself alone."""
+  """A head equals NumPy's softmax regression with momentum, and each head equals a probe of it alone."""
   config = probe_config(world)
   config.augment.flip = 0.0
   _, state = trained(config, batches)
@@ -172,7 +172,7 @@ def test_the_test_set_has_no_part_in_the_choice(world):
   assert results["accuracy"] == [4, 4, 3][best] / 32  # labels of the test images are 0..9 round and round
 
   class Changed:
-    """The test set as if all its images were of another head's class."""
+    """The test set with the class of another head as the label of every image."""
 
     def __len__(self):
       return 32
@@ -199,7 +199,7 @@ def test_a_run_stops_and_resumes_to_the_bit(world, tmp_path, monkeypatch):
 
 
 def test_another_teacher_of_the_same_width_in_the_same_workdir_is_refused(world, tmp_path):
-  """It would train nothing and report the heads of one teacher on the features of the other."""
+  """The run would train nothing and report the heads of one teacher on the features of the other."""
   config = probe_config(world)
   config.total_steps = 2
   loop.train(config, str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""The loop over several steps, with hooks at different periods, interrupted and on several meshes."""
+"""The loop runs several steps with hooks at different periods, is interrupted, and runs on several meshes."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
-  """kill -9 of the real command once a checkpoint is there, then the same command again."""
+  """The command is killed (-9) once a checkpoint is there. Then a run resumes it."""
   run = command(world, tmp_path, "--config.total_steps=7", "--config.checkpoint.save_steps=2")
   with (tmp_path / "log").open("w") as log:
     process = subprocess.Popen(run, cwd=ROOT, env=environment(8), stdout=log, stderr=log)
@@ -108,7 +108,7 @@ def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=["data8", "data4xfsdp2"])
 def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, shape):
-  """The fixture runs on data=8; parameters of this size are sharded once the threshold is lowered."""
+  """The fixture runs on data=8."""
   config = small_world.debug_config(world, total_steps=4, mesh__data=shape[0], mesh__fsdp=shape[1])
   config.optim.warmup_steps = 2
   state = loop.train(config, str(tmp_path / "mesh"))
@@ -124,7 +124,7 @@ def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, sha
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_number_of_devices_does_not_change_the_losses(world, tmp_path, monkeypatch, uninterrupted, count):
-  """The fixture runs on eight."""
+  """The fixture runs on eight devices."""
   fewer = meshes.make_mesh(devices=jax.devices()[:count])
   monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: fewer)
   state = loop.train(small_world.debug_config(world, total_steps=7, evals={}), str(tmp_path))
@@ -169,14 +169,17 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, tmp_path):
 
 
 def test_zero_steps_only_evaluate(world, tmp_path):
-  loop.train(small_world.debug_config(world, total_steps=0), str(tmp_path))
+  config = small_world.debug_config(world, total_steps=0)
+  before = config.to_yaml()
+  loop.train(config, str(tmp_path))
+  assert config.to_yaml() == before
   lines = small_world.metrics(tmp_path)
   assert {line["step"] for line in lines} == {0}
   assert "knn/student_accuracy" in lines[-1]
 
 
 def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tmp_path, uninterrupted):
-  """From its workdir, in shards, and from what it exports; and once it has a checkpoint, never again."""
+  """The other run's workdir (in shards) or exported weights start a run. Later its own checkpoint counts."""
   earlier, workdir = uninterrupted
   config = small_world.debug_config(
     world, total_steps=0, evals={}, init_from__path=str(workdir), mesh__data=4, mesh__fsdp=2
@@ -201,12 +204,12 @@ def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tm
 
 
 class Killed(BaseException):
-  """Stands for kill -9: no handler of the run catches it."""
+  """An exception in place of kill -9, which no handler of the run catches."""
 
 
 @pytest.fixture(scope="module")
 def evaluated(world, tmp_path_factory):
-  """A run of six steps that saves every second step and evaluates every second and at the start."""
+  """Return a run of four steps that saves and evaluates every second step and evaluates at the start."""
   workdir = tmp_path_factory.mktemp("evaluated")
   loop.train(evaluated_config(world), str(workdir))
   return workdir
@@ -220,7 +223,7 @@ def evaluated_config(world):
 
 
 def numbers(workdir):
-  """The lines without what depends on the clock and on compilations."""
+  """Return the lines without the numbers that depend on the clock or on compilations."""
   clock = ("images_per_sec", "input_wait", "compilations", "memory_gib", "memory_peak_gib")
   return [{k: v for k, v in line.items() if k not in clock} for line in small_world.metrics(workdir)]
 
@@ -273,7 +276,7 @@ def test_a_finished_or_refused_start_changes_no_file(world, evaluated, caplog):
 
 
 def test_another_batch_size_sees_every_example_once_and_ends_at_the_same_number(world, tmp_path, monkeypatch):
-  """Two epochs of 80 examples: two steps of 16, then the 128 that are left in steps of 8."""
+  """The run has two epochs of 80 examples: two steps of 16, then the remaining 128 examples in steps of 8."""
   seen = []
   original = loop.data.train_batches
 

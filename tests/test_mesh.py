@@ -1,4 +1,4 @@
-"""The mesh, the rules from names to shardings, and the batch on its devices."""
+"""The mesh, the rules that give names their shardings, and the batch on the devices."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Durations and schedules against NumPy, the optimiser against a NumPy twin of torch's AdamW."""
+"""Durations and schedules equal NumPy's. The optimiser equals a NumPy twin of torch's AdamW."""
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ MODELS = {
 
 @pytest.mark.parametrize("model", MODELS)
 def test_decay_of_every_parameter_of_a_base_model(model):
-  """The rule in the authors' names: no decay with at most one axis, nor of biases, CLS and positions."""
+  """In the authors' names: no decay for at most one axis, biases, the class token and positions."""
   shapes = vit_config.param_shapes(MODELS[model](), (14, 14))
   decay = jax.tree_util.tree_map_with_path(
     lambda path, x: np.broadcast_to(
@@ -186,7 +186,7 @@ def test_layer_decay_of_every_parameter_of_a_base_model(model):
 
 
 def adamw_twin(params, grads, rates, decays, *, clip, betas, eps=1e-8):
-  """torch's AdamW over a dict of float64 arrays, after clip_grad_norm_; a rate and a decay per array."""
+  """Make a step of torch's AdamW on float64 arrays after clip_grad_norm_. Each has a rate and a decay."""
   params = {k: np.array(p, np.float64) for k, p in params.items()}
   m = {k: np.zeros_like(p) for k, p in params.items()}
   v = {k: np.zeros_like(p) for k, p in params.items()}

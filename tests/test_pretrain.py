@@ -1,4 +1,4 @@
-"""The pre-training step: the paper's figure put together by hand, and one compilation for all draws."""
+"""The pre-training step equals the paper's figure put together by hand, and compiles once for all draws."""
 
 from functools import partial
 
@@ -58,7 +58,7 @@ def test_a_thousand_steps_are_traced_once(world, batch):
 
 @pytest.mark.parametrize("normalize_target", [False, True])
 def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
-  """Teacher, mask, student, labels and loss called one after the other give what the step measures."""
+  """The test calls teacher, mask, student, labels and loss one after the other."""
   task, config = make_task(world, loss__normalize_target=normalize_target)
   key = jax.random.key(config.seed)
   state = jax.jit(task.init)(key)
@@ -130,7 +130,7 @@ def test_predictions_hide_nothing(world, batch):
 
 
 def test_a_probe_learns_beside_and_moves_nothing(world):
-  """Four classes of four grey levels; the student's parameters stay the same to the bit."""
+  """The probe learns four classes of grey levels. The student's parameters stay the same to the bit."""
   label = np.arange(16, dtype=np.int32) % 4
   noise = np.random.default_rng(3).integers(0, 20, (16, 32, 32, 3))
   labelled = {"image": (60 * label[:, None, None, None] + noise).astype(np.uint8), "label": label}

@@ -1,4 +1,4 @@
-"""The same training on any number of devices: losses, draws and parameters, on data and on fsdp meshes."""
+"""Training is the same on any number of devices: losses, draws and parameters, on data and fsdp meshes."""
 
 import functools
 
@@ -18,7 +18,7 @@ MESHES = {"data 2": (2, 1), "data 8": (8, 1), "fsdp 8": (1, 8)}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """(data, fsdp) -> measurements of every step, and the last parameters."""
+  """Return a function (data, fsdp) -> measurements of every step, and the last parameters."""
   world = tmp_path_factory.mktemp("world")
   small_world.write_clip(world / "clip")
   config = small_world.debug_config(
