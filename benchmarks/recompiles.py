@@ -16,7 +16,7 @@ import jax.monitoring
 import jax.numpy as jnp
 
 from benchmarks import measuring, workload
-from dtm_jax import morphing
+from dtm_jax import morphing, partitions
 from dtm_jax.models.clip import model as clip
 from dtm_jax.training import sharded_step
 
@@ -72,7 +72,7 @@ def matching_and_loss(num_tokens: int, width: int, max_rounds: int) -> Callable[
     label_BN = morphing.bipartite_match(target, merges_K, split="random", key=split_key)
     loss, grad = jax.value_and_grad(morphing.dtm_loss)(student, target, label_BN[None])
     last = jnp.max(jnp.where(merges_K > 0, 1 + jnp.arange(max_rounds), 0))
-    return loss, grad, morphing.num_groups(label_BN)[0], last
+    return loss, grad, partitions.num_groups(label_BN)[0], last
 
   def call(i: int) -> tuple[int, int]:
     _, _, groups, rounds = step(i)

@@ -15,7 +15,7 @@ import small_world
 import without_clu
 
 from benchmarks import measuring, operations, peer, prefixes, recompiles, remat, step, workload
-from dtm_jax import morphing
+from dtm_jax import morphing, partitions
 from dtm_jax.models.vit import model as vit
 from dtm_jax.training import mesh as meshes
 
@@ -156,9 +156,9 @@ def test_the_peer_merges_as_we_do():
   for merges in ([4, 3, 5], [10], [0, 2], [12, 3, 3], [1] * 6):
     ours = morphing.bipartite_match(jnp.asarray(target), jnp.asarray(merges))
     place, groups = peer_torch.merge(torch.tensor(target), merges, shuffle=False)
-    theirs = morphing.canonical_labels(jnp.asarray(place.numpy()))
+    theirs = partitions.canonical_labels(jnp.asarray(place.numpy()))
     np.testing.assert_array_equal(ours, theirs)
-    assert groups == int(morphing.num_groups(ours)[0])
+    assert groups == int(partitions.num_groups(ours)[0])
     loss = peer_torch.morphed_loss(torch.tensor(student), torch.tensor(target), place, groups)
     expected = morphing.dtm_loss(jnp.asarray(student), jnp.asarray(target), ours[None])
     np.testing.assert_allclose(float(loss), float(expected), rtol=1e-5)

@@ -15,9 +15,9 @@ FLOORS = {
   "evaluators": 6,
   **dict.fromkeys(("morphers", "teachers", "datasets", "records", "options"), 5),
   "training": 4,
-  **dict.fromkeys(("models", "data", "checkpoints", "matching", "augment"), 3),
-  **dict.fromkeys(("morphing", "masking", "storage"), 2),
-  **dict.fromkeys(("rngs", "plugins", "normalizations", "processes", "progress"), 1),
+  **dict.fromkeys(("models", "data", "checkpoints", "morphing", "augment"), 3),
+  **dict.fromkeys(("matching", "masking", "storage"), 2),
+  **dict.fromkeys(("rngs", "partitions", "plugins", "normalizations", "processes", "progress"), 1),
   **dict.fromkeys(("arrays", "errors"), 0),
 }
 MODULES = sorted((ROOT / "dtm_jax").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The matching kernel, interpreted: the oracle's groups and the plain rounds'; that it lowers for a TPU."""
+"""The interpreted kernel finds the groups of the oracle and of the plain rounds, and it lowers for a TPU."""
 
 import functools
 
@@ -10,17 +10,17 @@ import pytest
 from test_morphing import DECIDABLE, assert_canonical, clip_like_tokens
 
 from dtm_jax import morphing
-from dtm_jax.matching import tpu_kernel as matching_kernel
+from dtm_jax.matching import rounds, tpu_kernel
 from dtm_jax.morphers import bipartite
 
-interpreted = functools.partial(matching_kernel.kernel_rounds, interpret=True)
+interpreted = functools.partial(tpu_kernel.kernel_rounds, interpret=True)
 match = jax.jit(
   morphing.bipartite_match, static_argnames=("split", "protect_first", "merged_feature", "rounds")
 )  # fmt: skip
 
 
 def schedules(num_tokens):
-  """From nothing to all merged; with a gap, and with more than a round can merge."""
+  """Make schedules from none to all merged, one with a gap, and one with more than a round can merge."""
   n = num_tokens
   merges = [[0, 0, 0, 0], oracle.paper_merges(1, 4, n), oracle.paper_merges(n // 3 + 1, 3, n), [n, n, n, n]]
   merges += [oracle.released_merges(n // 2, 3, n), [n // 4, 0, n // 4, 1]]
@@ -37,18 +37,18 @@ def schedules(num_tokens):
     (2, "random", True, "size_weighted"),
   ],
 )
-def test_groups_equal_the_oracles_and_the_plain_rounds(num_tokens, split, protect_first, merged_feature):
+def test_groups_equal_the_oracle_and_the_plain_rounds(num_tokens, split, protect_first, merged_feature):
   merges_BK = schedules(num_tokens)
   target_BNC = clip_like_tokens(num_tokens, len(merges_BK), num_tokens)
   key = jax.random.key(num_tokens)
   options = dict(protect_first=protect_first, merged_feature=merged_feature)
-  label = lambda rounds: np.array(
-    match(jnp.array(target_BNC), jnp.array(merges_BK), split=split, key=key, rounds=rounds, **options)
+  label = lambda way: np.array(
+    match(jnp.array(target_BNC), jnp.array(merges_BK), split=split, key=key, rounds=way, **options)
   )
   label_BN, plain_BN = label(interpreted), label(None)
   order_BKN = [None] * len(merges_BK)
   if split == "random":
-    order_BKN = np.array(morphing.random_order(key, *merges_BK.shape, num_tokens))
+    order_BKN = np.array(rounds.random_order(key, *merges_BK.shape, num_tokens))
 
   decidable = 0
   for b, merges_K in enumerate(merges_BK):
@@ -62,21 +62,21 @@ def test_groups_equal_the_oracles_and_the_plain_rounds(num_tokens, split, protec
   assert_canonical(label_BN)
 
 
-def test_ties_and_tokens_without_direction_as_in_the_plain_rounds():
+def test_ties_and_tokens_without_direction_equal_the_plain_rounds():
   target_BNC = np.ones((3, 6, 2), np.float32)
   target_BNC[1, [2, 3]], target_BNC[2] = np.nan, 0.0
   merges_BK = jnp.array([[2, 0], [3, 1], [2, 2]])
   for protect_first in (False, True):
     kernel, plain = (
-      match(jnp.array(target_BNC), merges_BK, protect_first=protect_first, rounds=rounds)
-      for rounds in (interpreted, None)
+      match(jnp.array(target_BNC), merges_BK, protect_first=protect_first, rounds=way)
+      for way in (interpreted, None)
     )
     np.testing.assert_array_equal(kernel, plain)
 
 
 @pytest.mark.parametrize("split", morphing.SPLITS)
-def test_it_lowers_for_a_tpu_alone(split):
-  """As the morpher calls it: two schedules at a time, a schedule for each image. Elsewhere, plain rounds."""
+def test_the_kernel_lowers_for_a_tpu_only(split):
+  """Lower it as the morpher calls it, with two schedules per image. Other platforms get the plain rounds."""
   assign = bipartite.build(split=split, implementation="pallas")
   keys_S = jax.random.split(jax.random.key(0), 2)
   tokens_BNC, images = jnp.zeros((2, 196, 512)), jnp.zeros((2, 224, 224, 3))

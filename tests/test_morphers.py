@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtm_jax import morphing, plugins
+from dtm_jax import morphing, partitions, plugins
 from dtm_jax.morphers import bipartite
 
 BATCH, GRID, PATCH, WIDTH = 4, 4, 8, 8
@@ -35,8 +35,8 @@ def inputs():
 def assert_canonical_partition(label_BN, batch_size, num_tokens):
   assert label_BN.shape == (batch_size, num_tokens)
   assert label_BN.dtype == np.int32
-  np.testing.assert_array_equal(morphing.canonical_labels(jnp.array(label_BN)), label_BN)
-  np.testing.assert_array_equal(morphing.group_sizes(jnp.array(label_BN)).sum(1), [num_tokens] * batch_size)
+  np.testing.assert_array_equal(partitions.canonical_labels(jnp.array(label_BN)), label_BN)
+  np.testing.assert_array_equal(partitions.group_sizes(jnp.array(label_BN)).sum(1), [num_tokens] * batch_size)
 
 
 @pytest.mark.parametrize("name", MORPHERS)
@@ -112,7 +112,7 @@ def test_schedules_are_drawn_per(schedule, drawn_per, num_shards, draws):
   )
   keys = jax.random.split(jax.random.key(1), 20)
   label_SBN = jax.jit(jax.vmap(assign, (0, None, None)))(keys, tokens_BNC, jnp.zeros((12, 8, 8, 3)))
-  counts = np.array(jax.vmap(morphing.num_groups)(label_SBN)).reshape(20, draws, 12 // draws)
+  counts = np.array(jax.vmap(partitions.num_groups)(label_SBN)).reshape(20, draws, 12 // draws)
   assert (counts == counts[:, :, :1]).all()
   different = np.array([len(np.unique(row)) for row in counts[:, :, 0]])
   assert different.mean() > 0.6 * draws
@@ -124,7 +124,7 @@ def test_min_groups_and_max_merged_bound_the_groups():
   for options in ({"min_groups": 9}, {"schedule": "released", "max_merged": 7}):
     assign = jax.jit(bipartite.build(**options, max_rounds=4))
     label_BN = assign(jax.random.key(1), tokens_BNC, jnp.zeros((200, 8, 8, 3)))
-    counts = np.array(morphing.num_groups(label_BN))
+    counts = np.array(partitions.num_groups(label_BN))
     assert (counts.min(), counts.max()) == (9, 16)
 
 
@@ -163,20 +163,20 @@ def test_exactly_as_many_groups_as_asked(name):
   tokens_BNC = tokens_BNC[:, jnp.arange(NUM_TOKENS) % 3]
   for num_groups in (1, 2, 7, 15, 16):
     label_BN = jax.jit(build(name, groups=num_groups))(jax.random.key(2), tokens_BNC, images_BHW3)
-    assert morphing.num_groups(label_BN).tolist() == [num_groups]
+    assert partitions.num_groups(label_BN).tolist() == [num_groups]
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_drawn_counts_fill_their_range_per_image_or_per_step(name):
   tokens_BNC, images_BHW3 = make_inputs(64, GRID)
   assign = jax.jit(build(name, min_groups=3, max_groups=7))
-  count_B = np.array(morphing.num_groups(assign(jax.random.key(2), tokens_BNC, images_BHW3)))
+  count_B = np.array(partitions.num_groups(assign(jax.random.key(2), tokens_BNC, images_BHW3)))
   assert np.bincount(count_B, minlength=8)[3:].min() >= 4  # of 64 / 5 = 12.8 expected each
   assert (count_B.min(), count_B.max()) == (3, 7)
 
   assign = jax.jit(jax.vmap(build(name, drawn_per="step"), (0, None, None)))
   label_SBN = assign(jax.random.split(jax.random.key(3), 12), tokens_BNC[:3], images_BHW3[:3])
-  count_SB = np.array(jax.vmap(morphing.num_groups)(label_SBN))
+  count_SB = np.array(jax.vmap(partitions.num_groups)(label_SBN))
   assert (count_SB == count_SB[:, :1]).all()
   assert len(np.unique(count_SB)) > 4
 

@@ -1,16 +1,18 @@
-"""Dynamic token morphing: against a slow oracle, and the properties that the paper's equations imply."""
+"""Dynamic token morphing equals a slow oracle and has the properties that the paper's equations imply."""
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import oracle_morphing as oracle
 import pytest
 
-from dtm_jax import morphing, rngs
+from dtm_jax import morphing, partitions, rngs
+from dtm_jax.matching import rounds
 
 NUM_TOKENS = (1, 2, 7, 16, 49, 50, 64, 196, 197)
 DECIDABLE = 3e-7
-"""float32 has been seen to decide otherwise than float64 at similarities up to 2e-7 apart, never beyond."""
+"""float32 decides differently from float64 only if two similarities are within 2e-7, as far as observed."""
 
 match = jax.jit(
   morphing.bipartite_match, static_argnames=("split", "protect_first", "merged_feature")
@@ -18,7 +20,7 @@ match = jax.jit(
 
 
 def clip_like_tokens(seed, batch_size, num_tokens, width=32):
-  """A direction common to all tokens, a few objects, noise; in every other image noise alone."""
+  """Make tokens of a common direction, a few objects and noise. Every other image has noise only."""
   rng = np.random.default_rng(seed)
   objects = rng.normal(size=(batch_size, 6, width))[:, rng.integers(0, 6, num_tokens)]
   structure = 1.5 * rng.normal(size=width) + objects
@@ -27,7 +29,7 @@ def clip_like_tokens(seed, batch_size, num_tokens, width=32):
 
 
 def grid_of_schedules(num_tokens, max_rounds):
-  """Paper's (n̄, k) and the released (m, k), from nothing merged to more than can be."""
+  """Make paper and released schedules, from none merged to more than can merge."""
   merges = [oracle.paper_merges(1, 1, num_tokens), oracle.paper_merges(num_tokens, max_rounds, num_tokens)]
   for share in (0.0, 0.3, 0.7, 0.97):
     for k in (1, 2, 5, max_rounds):
@@ -40,7 +42,7 @@ def grid_of_schedules(num_tokens, max_rounds):
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 196])
-def test_merges_follow_both_rules(num_tokens):
+def test_merges_equal_both_rules(num_tokens):
   max_rounds = 14
   n, k = (x.ravel() for x in np.meshgrid(np.arange(1, num_tokens + 1), np.arange(1, max_rounds + 1)))
   paper = jax.vmap(lambda n, k: morphing.paper_merges(n, k, num_tokens, max_rounds))(n, k)
@@ -99,26 +101,26 @@ def test_impossible_schedules_are_refused(draw):
 
 @pytest.mark.parametrize("protect_first", [False, True])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
-def test_alternate_split_equals_the_oracles(num_tokens, protect_first):
-  assert_groups_equal_the_oracles(num_tokens, "alternate", protect_first, "size_weighted")
+def test_alternate_split_equals_the_oracle(num_tokens, protect_first):
+  assert_groups_equal_the_oracle(num_tokens, "alternate", protect_first, "size_weighted")
 
 
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
-def test_random_split_equals_the_oracles(num_tokens):
-  assert_groups_equal_the_oracles(num_tokens, "random", False, "size_weighted")
+def test_random_split_equals_the_oracle(num_tokens):
+  assert_groups_equal_the_oracle(num_tokens, "random", False, "size_weighted")
 
 
 @pytest.mark.parametrize("num_tokens", [2, 7, 50])
-def test_protected_random_split_equals_the_oracles(num_tokens):
-  assert_groups_equal_the_oracles(num_tokens, "random", True, "size_weighted")
+def test_protected_random_split_equals_the_oracle(num_tokens):
+  assert_groups_equal_the_oracle(num_tokens, "random", True, "size_weighted")
 
 
 @pytest.mark.parametrize("split", morphing.SPLITS)
-def test_mean_of_means_equals_the_oracles(split):
-  assert_groups_equal_the_oracles(50, split, False, "mean_of_means")
+def test_mean_of_means_equals_the_oracle(split):
+  assert_groups_equal_the_oracle(50, split, False, "mean_of_means")
 
 
-def assert_groups_equal_the_oracles(num_tokens, split, protect_first, merged_feature):
+def assert_groups_equal_the_oracle(num_tokens, split, protect_first, merged_feature):
   merges_BK = grid_of_schedules(num_tokens, max_rounds=14)
   target_BNC = clip_like_tokens(num_tokens, len(merges_BK), num_tokens)
   key = jax.random.key(num_tokens)
@@ -126,7 +128,7 @@ def assert_groups_equal_the_oracles(num_tokens, split, protect_first, merged_fea
   label_BN = np.array(match(jnp.array(target_BNC), jnp.array(merges_BK), split=split, key=key, **options))
   order_BKN = [None] * len(merges_BK)
   if split == "random":
-    order_BKN = np.array(morphing.random_order(key, *merges_BK.shape, num_tokens))
+    order_BKN = np.array(rounds.random_order(key, *merges_BK.shape, num_tokens))
 
   decidable = 0
   for b, (target_NC, merges_K) in enumerate(zip(target_BNC, merges_BK, strict=True)):
@@ -151,14 +153,14 @@ def assert_canonical(label_BN):
 
 
 def test_released_rounds_by_hand():
-  """Angles on a circle; the first token protected. Round 1: {0, 2, 4, 6} seek among {1, 3, 5, 7}."""
+  """Match angles on a circle with a protected first token. In round 1, 0, 2, 4, 6 choose among 1, 3, 5, 7."""
   angle = np.array([0, 1, 10, 12, 20, 41, 40, 90.0])
   target_BNC = jnp.array(
     np.stack([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))], -1)[None], jnp.float32
   )
   one_round = match(target_BNC, jnp.array([2]), protect_first=True)
   np.testing.assert_array_equal(one_round, [[0, 1, 2, 2, 4, 5, 5, 7]])  # 6 with 5 and 2 with 3 are closest
-  # Live are now 0, 4, 1, {2, 3}, {5, 6}, 7: of 1 and {5, 6}, 1 is nearer to {2, 3} than {5, 6} to 4.
+  # The live order is now 0, 4, 1, {2, 3}, {5, 6}, 7. Token 1 is nearer to {2, 3} than {5, 6} is to 4.
   two_rounds = match(target_BNC, jnp.array([2, 1]), protect_first=True)
   np.testing.assert_array_equal(two_rounds, [[0, 1, 1, 1, 4, 5, 5, 7]])
 
@@ -171,31 +173,31 @@ def test_a_round_without_merges_changes_nothing():
     np.testing.assert_array_equal(plain, gaps)
 
 
-def test_ties_go_to_the_first_in_the_live_order():
+def test_the_first_in_the_live_order_wins_a_tie():
   same = jnp.ones((1, 6, 2))
   np.testing.assert_array_equal(match(same, jnp.array([2])), [[0, 0, 0, 3, 4, 5]])
   np.testing.assert_array_equal(match(same, jnp.array([2]), protect_first=True), [[0, 1, 1, 3, 1, 5]])
 
 
-def test_one_schedule_for_all_is_that_schedule_for_each():
+def test_one_schedule_for_the_batch_equals_the_same_schedule_for_each_image():
   target_BNC = jnp.array(clip_like_tokens(1, 4, 50))
   merges_K = jnp.array([9, 4, 0])
   np.testing.assert_array_equal(match(target_BNC, merges_K), match(target_BNC, jnp.tile(merges_K, (4, 1))))
 
 
-def test_random_split_differs_by_image_round_and_key():
+def test_random_split_differs_between_images_rounds_and_keys():
   target_BNC = jnp.tile(jnp.array(clip_like_tokens(2, 1, 64)), (3, 1, 1))
   label_BN = np.array(match(target_BNC, jnp.array([20]), split="random", key=jax.random.key(0)))
   other_BN = np.array(match(target_BNC, jnp.array([20]), split="random", key=jax.random.key(1)))
   assert len({row.tobytes() for row in (*label_BN, *other_BN)}) == 6
-  order_BKN = np.array(morphing.random_order(jax.random.key(0), 3, 2, 64))
+  order_BKN = np.array(rounds.random_order(jax.random.key(0), 3, 2, 64))
   assert len(np.unique(order_BKN)) > 0.99 * order_BKN.size
 
 
 def test_random_split_pairs_any_two_tokens():
-  """Two tokens of 8 are alike; one merge joins them whenever the split parts them: 4 times in 7."""
+  """Of 8 tokens two are alike. One merge joins them whenever the split parts them, with probability 4/7."""
   target_NC = np.eye(8, dtype=np.float32)
-  target_NC[6] = target_NC[2]  # both in the first set if the split alternates
+  target_NC[6] = target_NC[2]  # both are in the first set of an alternate split
   label_BN = match(
     jnp.tile(target_NC[None], (2000, 1, 1)), jnp.array([1]), split="random", key=jax.random.key(3)
   )  # fmt: skip
@@ -213,12 +215,12 @@ def test_a_token_without_direction_merges_last(bad, split):
   label_BN = np.array(match(jnp.array(target_BNC), jnp.array(merges_BK), split=split, key=jax.random.key(0)))
   assert_canonical(label_BN)
   expected = [oracle.num_groups(merges_K, num_tokens, False) for merges_K in merges_BK]
-  np.testing.assert_array_equal(morphing.num_groups(jnp.array(label_BN)), expected)
-  sizes = np.array(morphing.group_sizes(jnp.array(label_BN)))
+  np.testing.assert_array_equal(partitions.num_groups(jnp.array(label_BN)), expected)
+  sizes = np.array(partitions.group_sizes(jnp.array(label_BN)))
   assert sizes[0, 3] == sizes[0, 8] == 1
 
 
-def test_a_bad_token_disturbs_no_other_image_and_no_other_token():
+def test_a_bad_token_changes_no_other_image_and_no_other_token():
   target_BNC = clip_like_tokens(5, 2, 50)
   spoilt = target_BNC.copy()
   spoilt[1, 20] = np.nan
@@ -243,7 +245,7 @@ def test_half_precision_tokens_are_compared_in_float32():
 
 @pytest.fixture(scope="module")
 def partition():
-  """Tokens of 8 images and labels that leave 1 to 50 groups."""
+  """Tokens of 8 images, and labels with 1 to 50 groups."""
   target_BNC = jnp.array(clip_like_tokens(7, 8, 50))
   merges_BK = jax.vmap(lambda n, k: morphing.paper_merges(n, k, 50, 14))(
     jnp.array([1, 2, 5, 10, 25, 40, 49, 50]), jnp.array([14, 14, 9, 4, 2, 1, 1, 1])
@@ -251,26 +253,26 @@ def partition():
   return target_BNC, match(target_BNC, merges_BK, split="random", key=jax.random.key(0))
 
 
-def test_the_paper_schedule_leaves_the_groups_it_asks_for(partition):
-  np.testing.assert_array_equal(morphing.num_groups(partition[1])[2:], [5, 10, 25, 40, 49, 50])
+def test_the_paper_schedule_leaves_exactly_its_number_of_groups(partition):
+  np.testing.assert_array_equal(partitions.num_groups(partition[1])[2:], [5, 10, 25, 40, 49, 50])
 
 
-def test_group_sizes_partition_the_tokens(partition):
-  size_BN = np.array(morphing.group_sizes(partition[1]))
+def test_group_sizes_sum_to_the_number_of_tokens(partition):
+  size_BN = np.array(partitions.group_sizes(partition[1]))
   np.testing.assert_array_equal(size_BN.sum(1), [50] * 8)
   for size_N, label_N in zip(size_BN, np.array(partition[1]), strict=True):
     np.testing.assert_array_equal(size_N, np.bincount(label_N, minlength=50))
 
 
-def test_canonical_labels_name_any_labels_anew(partition):
+def test_canonical_labels_do_not_depend_on_the_names_of_the_groups(partition):
   names = jax.random.permutation(jax.random.key(1), 50)
-  np.testing.assert_array_equal(morphing.canonical_labels(names[partition[1]]), partition[1])
+  np.testing.assert_array_equal(partitions.canonical_labels(names[partition[1]]), partition[1])
 
 
 def test_morphing_keeps_the_weighted_sum(partition):
   tokens_BNC, label_BN = partition
   morphed_BNC = morphing.morph(tokens_BNC, label_BN)
-  size_BN = morphing.group_sizes(label_BN)
+  size_BN = partitions.group_sizes(label_BN)
   weighted = jnp.einsum("bn,bnc->bc", size_BN.astype(jnp.float32), morphed_BNC)  # v̂_i stands at its id i
   np.testing.assert_allclose(weighted, tokens_BNC.sum(1), rtol=1e-5, atol=1e-4)
   np.testing.assert_allclose(morphed_BNC.sum(1), tokens_BNC.sum(1), rtol=1e-5, atol=1e-4)
@@ -281,9 +283,9 @@ def test_morphing_twice_is_morphing_once(partition):
   np.testing.assert_allclose(morphing.morph(once, partition[1]), once, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("add", [morphing._scatter_at, morphing._product_at])
+@pytest.mark.parametrize("add", [rounds._scatter_at, rounds._product_at])
 def test_sums_on_every_platform_are_the_same(add):
-  """What a CPU does and what all others do; 7, here as in a round, is nowhere."""
+  """Compare the scatter of CPUs with the product of other devices. Rows with place 7 = N are dropped."""
   rng = np.random.default_rng(2)
   x_NC, place_N = rng.normal(size=(7, 5)).astype(np.float32), rng.integers(0, 8, 7)
   expected = [sum((x_NC[j] for j in range(7) if place_N[j] == i), np.zeros(5)) for i in range(7)]
@@ -296,7 +298,7 @@ def test_groups_on_every_platform_are_the_same(monkeypatch, merged_feature):
   merges_BK = jnp.asarray(grid_of_schedules(64, 6)[:16])
   groups = lambda: morphing.bipartite_match(target_BNC, merges_BK, merged_feature=merged_feature)
   here = jax.jit(groups)()
-  monkeypatch.setattr(morphing, "_scatter_at", morphing._product_at)
+  monkeypatch.setattr(rounds, "_scatter_at", rounds._product_at)
   np.testing.assert_array_equal(here, jax.jit(lambda: groups())())
 
 
@@ -327,7 +329,7 @@ def test_loss_equals_the_oracle(example, distance, normalize_target):
   np.testing.assert_allclose(value, expected, rtol=5e-6)
 
 
-def test_the_two_ends_are_the_token_wise_and_the_image_level_loss(example):
+def test_one_token_per_group_and_one_group_are_the_token_wise_and_image_level_losses(example):
   student, target, _ = example
   each, one = jnp.tile(jnp.arange(16), (1, 3, 1)), jnp.zeros((1, 3, 16), int)
   token_wise = morphing.smooth_l1(student, target).mean()
@@ -338,11 +340,11 @@ def test_the_two_ends_are_the_token_wise_and_the_image_level_loss(example):
 
 
 def test_loss_is_the_papers_sum_over_groups(example):
-  """(1/N) Σ_i w_i d(û_i, v̂_i), each group once, at its id."""
+  """The loss is (1/N) Σ_i w_i d(û_i, v̂_i). The value of group i stands at place i."""
   student, target, label_SBN = example
   label_BN = label_SBN[0]
   distance = morphing.smooth_l1(morphing.morph(student, label_BN), morphing.morph(target, label_BN))
-  expected = jnp.mean(jnp.sum(morphing.group_sizes(label_BN) * distance, axis=1) / 16)
+  expected = jnp.mean(jnp.sum(partitions.group_sizes(label_BN) * distance, axis=1) / 16)
   np.testing.assert_allclose(morphing.dtm_loss(student, target, label_SBN[:1]), expected, rtol=1e-5)
 
 
@@ -387,7 +389,7 @@ def test_half_precision_inputs_give_a_float32_loss(example):
 
 
 def whole(key, student_BNC, target_BNC):
-  """Schedule, matching, morphing and loss, for two schedules."""
+  """Compute the loss of two schedules: draw, match, morph and compare."""
   batch_size, num_tokens, _ = target_BNC.shape
 
   def assign(key):
@@ -399,7 +401,7 @@ def whole(key, student_BNC, target_BNC):
   return morphing.dtm_loss(student_BNC, target_BNC, label_SBN), label_SBN
 
 
-def test_a_thousand_draws_are_traced_once():
+def test_a_thousand_draws_need_one_trace():
   traces = []
 
   @jax.jit
@@ -415,7 +417,7 @@ def test_a_thousand_draws_are_traced_once():
   assert len(np.unique(losses)) > 900
 
 
-def test_eight_devices_find_what_one_finds():
+def test_eight_devices_find_the_same_groups_as_one():
   student_BNC, target_BNC = (clip_like_tokens(seed, 16, 49) for seed in (12, 13))
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   by_image = jax.NamedSharding(mesh, jax.P("data"))
@@ -428,6 +430,12 @@ def test_eight_devices_find_what_one_finds():
   np.testing.assert_allclose(loss, loss_8, rtol=1e-6)
 
 
+@pytest.fixture
+def without_shape_checks(monkeypatch):
+  """Call the functions as in production. The tests' shape checks would raise before our own errors do."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -438,6 +446,7 @@ def test_eight_devices_find_what_one_finds():
     ({"merges_BK": jnp.int32(3)}, r"merges_BK \(\) must be"),
   ],
 )
+@pytest.mark.usefixtures("without_shape_checks")
 def test_matching_refuses(options, message):
   arguments = {"merges_BK": jnp.array([3]), **options}
   with pytest.raises(ValueError, match=message):
@@ -452,6 +461,7 @@ def test_matching_refuses(options, message):
     ((2, 16, 8), (2, 16, 8), (2, 16), r"\(2, 16\) where label_SBN has \(16,\)"),
   ],
 )
+@pytest.mark.usefixtures("without_shape_checks")
 def test_loss_refuses_shapes(student, target, label, message):
   with pytest.raises(ValueError, match=message):
     morphing.dtm_loss(jnp.ones(student), jnp.ones(target), jnp.zeros(label, int))
@@ -462,6 +472,7 @@ def test_loss_refuses_an_unknown_distance(example):
     morphing.dtm_loss(*example, distance="huber")
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_morph_refuses_shapes():
   with pytest.raises(ValueError, match=r"tokens_BND has \(2, 16\) where label_BN has \(2, 15\)"):
     morphing.morph(jnp.ones((2, 16, 8)), jnp.zeros((2, 15), int))

@@ -1,1 +1,10 @@
-"""How the rounds of bipartite matching are computed."""
+"""The rounds of bipartite matching, computed for a device: one module for each way to compute them.
+
+`rounds.py` is plain JAX and runs everywhere. `tpu_kernel.py` is one Pallas kernel for TPUs. A way is a
+function
+
+    match_rounds(target_BNC, merges_BK, order_BKN, rules) -> slot_BN
+
+that `morphing.bipartite_match` takes as its argument `rounds`. It returns the slot of each token after all
+rounds: tokens of one group share a slot. docs/method.md tells which other ways were measured and rejected.
+"""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dtm_jax import morphing, rngs
+from dtm_jax import partitions, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.morphers import _clustering as clustering
@@ -94,6 +94,6 @@ def by_similarity(algorithm: Callable[..., Array], count: GroupCount, init: str,
     choose = functools.partial(clustering.seeds, num_seeds=count.bounds(num_tokens)[1], init=init)
     seed_BM = jax.vmap(choose)(rngs.per_example(seed_key, batch_size), sim_BNN)
     slot_BN = jax.vmap(functools.partial(algorithm, iterations=iterations))(sim_BNN, seed_BM, count_B)
-    return morphing.canonical_labels(slot_BN)
+    return partitions.canonical_labels(slot_BN)
 
   return assign

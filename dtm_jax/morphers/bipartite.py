@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from dtm_jax import morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
-from dtm_jax.matching import tpu_kernel as matching_kernel
+from dtm_jax.matching import rounds, tpu_kernel
 from dtm_jax.morphers import Assign
 
 SCHEDULES = ("paper", "released")
 DRAWN_PER = ("image", "step", "shard")
-IMPLEMENTATIONS = {"plain": morphing.match_rounds, "pallas": matching_kernel.match_rounds}
+IMPLEMENTATIONS = {"plain": rounds.match_rounds, "pallas": tpu_kernel.match_rounds}
 
 
 def build(

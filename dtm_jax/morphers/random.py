@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dtm_jax import morphing, rngs
+from dtm_jax import partitions, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.morphers import Assign, GroupCount
 
@@ -25,7 +25,7 @@ def build(
     count_key, group_key = jax.random.split(key)
     count_B = count.draw(count_key, batch_size, num_tokens)
     partition = lambda key, num_groups: random_partition(key, num_groups, num_tokens)
-    return morphing.canonical_labels(jax.vmap(partition)(rngs.per_example(group_key, batch_size), count_B))
+    return partitions.canonical_labels(jax.vmap(partition)(rngs.per_example(group_key, batch_size), count_B))
 
   return assign
 

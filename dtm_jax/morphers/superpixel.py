@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from dtm_jax import morphing
+from dtm_jax import partitions
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.morphers import Assign, GroupCount
@@ -72,7 +72,7 @@ def build(
       iterations=iterations,
     )
     slot_BN = jax.vmap(segment)(patch_colors(images_BHW3, grid), count_B)
-    return morphing.canonical_labels(slot_BN)
+    return partitions.canonical_labels(slot_BN)
 
   return assign
 

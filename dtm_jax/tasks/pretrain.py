@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from dtm_jax import augment, masking, morphing, plugins, rngs
+from dtm_jax import augment, masking, morphing, partitions, plugins, rngs
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.models.vit import model as vit
@@ -177,7 +177,7 @@ class Pretraining(Task):
 
 def count_groups(label_SBN: Mapping[str, Int[Array, "S B N"]]) -> Scalars:
   """Return the mean number of groups of every morpher, "groups_<name>"."""
-  return {f"groups_{name}": jax.vmap(morphing.num_groups)(label).mean() for name, label in label_SBN.items()}
+  return {f"groups_{name}": jax.vmap(partitions.num_groups)(label).mean() for name, label in label_SBN.items()}
 
 
 def build(config: Any, run: Run) -> Pretraining:
