@@ -1,10 +1,10 @@
-"""What each morpher costs, beside bipartite matching and as a share of the student's step.
+"""Time every morpher, beside bipartite matching and as a share of the student's step.
 
     python -m benchmarks.morphers --batch=32 --student
 
-times every module of morphers/, at its defaults and a few other options, on the same tokens and images. The
-repeats are interleaved: each round times all of them once, in an order of its own, so that whatever else the
-machine does falls on all alike. Ratios are of times of one round. The tables land in --out.
+This times every module of morphers/ at its defaults, and a few other options, on the same tokens and images.
+The repeats are interleaved (benchmarks/measuring.py), and a ratio compares two times of the same round. The
+tables are written to --out.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measuring
-from benchmarks.morphing import tokens
 from dtm_jax import morphing, plugins
 from dtm_jax.models.vit import model as vit
 
@@ -31,8 +30,16 @@ YARDSTICK = "bipartite"
 STUDENT = "ViT-B/16 student, forward and backward"
 
 
+def tokens(batch_size, num_tokens, width, common, seed=0):
+  """Make tokens like CLIP's: a direction that all share, a few objects, and noise."""
+  rng = np.random.default_rng(seed)
+  objects = rng.normal(size=(batch_size, 12, width))[:, rng.integers(0, 12, num_tokens)]
+  noise = rng.normal(size=(batch_size, num_tokens, width))
+  return (common * rng.normal(size=width) + objects + noise).astype(np.float32)
+
+
 def images(batch_size, grid, patch=16):
-  """Smooth colours with noise: RGB in [0, 1]."""
+  """Make images of smooth colours with noise, RGB in [0, 1], of `grid` by `grid` patches."""
   rng = np.random.default_rng(0)
   coarse = jnp.asarray(rng.random((batch_size, 4, 4, 3)), jnp.float32)
   smooth = jax.image.resize(coarse, (batch_size, grid * patch, grid * patch, 3), "cubic")
@@ -40,7 +47,7 @@ def images(batch_size, grid, patch=16):
 
 
 def student_step(batch_size, image_BHW3, width):
-  """round -> loss and gradients of a ViT-B/16 on the first `batch_size` images."""
+  """Return a call that computes loss and gradients of a ViT-B/16 on the first `batch_size` images."""
   model = vit.build("B", out_dim=width)
   params = vit.init(model, jax.random.key(0), image_BHW3.shape[1])
   image_BHW3 = image_BHW3[:batch_size]
@@ -62,7 +69,7 @@ def student_step(batch_size, image_BHW3, width):
 
 
 def summary(times, first, args):
-  """One row a morpher: milliseconds an image, ratio to bipartite, share of the student's step."""
+  """Return milliseconds per image, ratio to bipartite and share of the student's step for each morpher."""
   rows = {}
   for name, each in times.items():
     batch_size = args.student_batch if name == STUDENT else args.batch

@@ -1,16 +1,21 @@
-"""The letters of the axes, defined once.
+"""Define the letters of the axes and the types of arrays.
 
-    B images         N patch tokens (CLS never counted)   D student width
-    C teacher width  H W pixels                           A attention heads
-    K rounds         S schedules (label maps in a step)   L layers
-    G classes        T text tokens
+    B images         N patch tokens, without CLS         D student width
+    C teacher width  H W pixels                          A attention heads
+    K rounds         S schedules, label maps in a step   L layers
+    G classes        T text tokens                       E joint width of image and text
+    P prompts        Q queries                           R entries of a bank, heads of a probe
+    J shards         V pixel values, 0 to 255            M slots of groups
 
-Every public function states its shapes with these letters, `Float[Array, "B N D"]`; the tests
-check them at run time (jaxtyping's pytest hook), production never does.
-In the heart and in attention a name also carries its axes: `sim_NN`, `label_BN`.
+and in matching/: F, X tokens of the first and the second set of a round; Z, N padded to whole TPU lanes.
 
-`mask` is True where a patch is hidden, `live` and `valid` are True where an entry counts, and a
-`label` is the id of a group.
+Every public function states its shapes with these letters, as in `Float[Array, "B N D"]`. A single letter has
+a space before it, `" B"`, so that linters don't take it for a name. The tests check the shapes at run time
+with jaxtyping's pytest hook; production does not. In morphing and attention, names also carry their axes:
+`sim_NN`, `label_BN`.
+
+`mask` is True if a patch is hidden. `live` and `valid` are True if an entry counts. A `label` is the id of a
+group.
 """
 
 from typing import Any
@@ -18,10 +23,10 @@ from typing import Any
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 Batch = dict[str, Any]
-"""Arrays that share their leading axis B: "image" (uint8 or float), and "label", "index", "valid"."""
+"""Arrays with the same leading axis B: "image" (uint8 or float), and "label", "index", "valid"."""
 
 PyTree = Any
-"""Arrays in nested dicts; optax adds named tuples."""
+"""Arrays in nested dicts, and in optax's named tuples."""
 
 RandomKey = Key[Array, ""]
 """One typed key of `jax.random`."""

@@ -1,7 +1,7 @@
-"""Sockets: a folder of modules, one kind of thing each, chosen by name in the config.
+"""Load the choices of a config by name from the sockets, the folders with one module for each choice.
 
-`load("teachers", "clip")` is `import dtm_jax.teachers.clip`. A new teacher is one new file. A module whose
-name starts with _ is not a choice.
+`load("teachers", "clip")` is `import dtm_jax.teachers.clip`, so a new teacher is one new file. A module with
+a name that starts with _ is a helper and not a choice.
 """
 
 import ast
@@ -15,7 +15,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from dtm_jax.errors import OptionError
+from dtm_jax.errors import OptionError, check_choice
 
 SOCKETS = ("datasets", "evaluators", "morphers", "tasks", "teachers")
 PACKAGE = pathlib.Path(__file__).parent
@@ -24,16 +24,16 @@ GIVEN = {
   "datasets": ("split",),
   "evaluators": ("self", "context"),
 }
-"""Parameters that the caller passes, so that they are not options of the config."""
+"""Parameters that the caller passes. They are not options of the config."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One option of a choice: a parameter of its `build`, or of its class `Evaluator`.
+  """One option of a choice, which is a parameter of its `build` or of its class `Evaluator`.
 
   Attributes:
-    annotation: its type as written, such as "int | None".
-    required: there is no default.
+    annotation: the type as written in the source, such as "int | None".
+    required: True if there is no default.
   """
 
   name: str
@@ -42,9 +42,12 @@ class Option:
 
 
 def available(socket: str) -> list[str]:
-  """The names that `load(socket, ...)` knows, sorted. Nothing is imported."""
-  if socket not in SOCKETS:
-    raise OptionError(f"Unknown socket {socket!r}. Available sockets are: {', '.join(SOCKETS)}.")
+  """Return the names that `load(socket, ...)` knows, sorted. Nothing is imported.
+
+  Raises:
+    OptionError: there is no such socket.
+  """
+  check_choice("socket", socket, SOCKETS)
   return list(_names(socket))
 
 
@@ -55,7 +58,7 @@ def _names(socket: str) -> tuple[str, ...]:
 
 
 def require_name(socket: str, name: Any) -> None:
-  """Raise an OptionError, which lists the choices, if the socket has no module of this name."""
+  """Raise an OptionError that lists the choices if the socket has no module with this name."""
   names = available(socket)
   if name not in names:
     near = difflib.get_close_matches(str(name), names, n=1)
@@ -64,10 +67,10 @@ def require_name(socket: str, name: Any) -> None:
 
 
 def load(socket: str, name: str) -> ModuleType:
-  """The module `dtm_jax.<socket>.<name>`.
+  """Import and return the module `dtm_jax.<socket>.<name>`.
 
   Raises:
-    OptionError: there is no such module; the message lists those that exist.
+    OptionError: there is no such module. The message lists those that exist.
   """
   require_name(socket, name)
   return importlib.import_module(f"dtm_jax.{socket}.{name}")
@@ -75,10 +78,10 @@ def load(socket: str, name: str) -> ModuleType:
 
 @functools.cache
 def options_of(socket: str, name: str) -> dict[str, Option]:
-  """The options of a choice by name, in the order of its signature.
+  """Return the options of a choice by name, in the order of its signature.
 
-  The source is read and not run, since an import of JAX or TensorFlow takes seconds. Only a module that
-  defines its `build` in another way is imported.
+  The source is parsed and not imported, because an import of JAX or TensorFlow takes seconds. A module is
+  imported only if its `build` is not a plain function definition.
 
   Raises:
     OptionError: there is no such module.
@@ -118,16 +121,16 @@ def _of_module(socket: str, name: str) -> list[Option]:
 
 
 def build(socket: str, options: Any, *, function: str = "build", **more: Any) -> Any:
-  """`load(socket, options["name"]).build(...)`, or another `function`, with the other options and `more`.
+  """Call `build`, or another `function`, of the choice `options["name"]` with the other options and `more`.
 
-  An option of None is left to the default of the choice. What follows a slash in the name is the option
-  `variant`: "tfds/cifar100".
+  An option of None takes the default of the choice. The text after a slash in the name is the option
+  `variant`: "tfds/cifar100" is the choice "tfds" with variant="cifar100".
   """
   name, _, variant = options["name"].partition("/")
   keywords = {option: value for option, value in options.items() if option != "name" and value is not None}
   if variant:
     keywords["variant"] = variant
   for option in options_of(socket, name).values() if socket != "tasks" else ():
-    if option.required and "None" in option.annotation:  # the choice says what is missing
+    if option.required and "None" in option.annotation:  # the choice itself reports what is missing
       keywords.setdefault(option.name, None)
   return getattr(load(socket, name), function)(**keywords, **more)

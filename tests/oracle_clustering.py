@@ -1,10 +1,10 @@
-"""The clusterings of morphers/ once more, in NumPy and float64, with loops and centres in the open."""
+"""The clusterings of morphers/ in NumPy's float64, to test against, with explicit loops and centres."""
 
 import numpy as np
 
 
 def refill(slot, distance, num_groups):
-  """Empty groups, in order, take the tokens farthest from their centre that no group needs as its nearest."""
+  """Give empty groups, in order, the tokens farthest from their centre that are not nearest to a centre."""
   slot = slot.copy()
   members = [np.flatnonzero(slot == i) for i in range(num_groups)]
   stay = {tokens[np.argmin(distance[tokens])] for tokens in members if len(tokens)}
@@ -16,7 +16,7 @@ def refill(slot, distance, num_groups):
 
 
 def kmeans(tokens, seeds, iterations):
-  """The slots after each iteration, and before the first."""
+  """Return the slots before the first iteration and after each."""
   unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
   centres, history = unit[seeds], []
   for _ in range(iterations + 1):
@@ -29,7 +29,7 @@ def kmeans(tokens, seeds, iterations):
 
 
 def kmeans_objective(tokens, slot):
-  """Σ_j 1 - cos(v_j, c_j): of a group of w unit vectors, w less the length of their sum."""
+  """Return Σ_j 1 - cos(v_j, c_j), which is w minus the length of the sum for a group of w unit vectors."""
   unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
   return sum((slot == i).sum() - np.linalg.norm(unit[slot == i].sum(0)) for i in np.unique(slot))
 
@@ -53,14 +53,14 @@ def kmedoids(tokens, seeds, iterations):
 
 
 def kmedoids_objective(tokens, slot):
-  """With the best medoid of each group."""
+  """Return the sum of distances to the best medoid of each group."""
   distance = cosine_distance(tokens)
   groups = [np.flatnonzero(slot == i) for i in np.unique(slot)]
   return sum(distance[np.ix_(group, group)].sum(1).min() for group in groups)
 
 
 def slic(color, seeds, grid, compactness, iterations):
-  """Achanta et al.'s loop over centres and their windows, on patches; without connectivity."""
+  """Run the loop of Achanta et al. over centres and their windows, on patches and without connectivity."""
   rows, columns = grid
   place = np.stack(np.divmod(np.arange(rows * columns), columns), 1).astype(float)
   step = np.sqrt(rows * columns / len(seeds))

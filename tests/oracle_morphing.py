@@ -1,6 +1,6 @@
-"""Dynamic token morphing once more: slow, in NumPy's float64, with lists that really grow shorter.
+"""Dynamic token morphing in NumPy's float64, to test against: slow, with lists that grow shorter.
 
-Written from the equations. One image at a time; a group is the list of its members.
+It is written from the equations (docs/method.md), for one image at a time. A group is a list of its members.
 """
 
 import numpy as np
@@ -19,16 +19,16 @@ def released_merges(merged, rounds, max_merged):
 
 
 def num_groups(merges, num_tokens, protect_first):
-  """How many groups a schedule leaves: a round merges at most half of what it finds."""
+  """Return how many groups a schedule leaves. A round merges at most half of the live tokens."""
   for r in merges:
     num_tokens -= min(r, (num_tokens - protect_first) // 2)
   return num_tokens
 
 
 def match(target, merges, order=None, protect_first=False, merged_feature="size_weighted"):
-  """(label, margin): the groups of `target` [N, C], and by how much the closest decision was taken.
+  """Return (label, margin): the groups of `target` [N, C] and the similarity gap of the closest decision.
 
-  `order` [K, N] are the numbers that shuffle the live tokens; without it the split alternates.
+  `order` [K, N] holds the numbers that sort the live tokens. Without it the split alternates.
   """
   features = [np.asarray(v, np.float64) for v in target]
   groups = [[j] for j in range(len(features))]
@@ -78,17 +78,17 @@ def mean(features, sizes, merged_feature):
 
 
 def closest_decision(similarity, falling, r, protect_first):
-  """The smallest gap between what was chosen and what came next."""
+  """Return the smallest gap between a chosen similarity and the next one."""
   values = similarity[falling].max(1)
   order = values[:-1] - values[1:]
   if protect_first:
-    order = order[r - 1 : r]  # unprotected, the whole order decides the next split
+    order = order[r - 1 : r]  # without a protected token, the whole order decides the next split
   counterpart = np.diff(np.sort(similarity[falling[:r]], axis=1)[:, -2:]).ravel()
   return min(order.min(initial=np.inf), counterpart.min(initial=np.inf))
 
 
 def morph(tokens, label):
-  """Each token's place holds the mean of its group; the denominator is the reference's w + 1e-6."""
+  """Replace each token by the mean of its group, with w + 1e-6 as the denominator (docs/method.md, 3)."""
   tokens = np.asarray(tokens, np.float64)
   return np.stack([tokens[label == g].sum(0) / ((label == g).sum() + 1e-6) for g in label])
 

@@ -1,8 +1,7 @@
-"""The benchmarks of morphing and of input run, at toy size; no time is asserted, groups and counts are."""
+"""The benchmarks of morphing and of input run at toy size. Groups and counts are asserted, times are not."""
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,26 +9,13 @@ from benchmarks import input as input_benchmark
 from benchmarks import morphing as morphing_benchmark
 from benchmarks import photos
 
-PROTECTED = tuple(morphing_benchmark.PROTECTED)
 
-
-def test_every_variant_finds_the_oracles_groups():
-  names = morphing_benchmark.variants()
-  counts = morphing_benchmark.differences(names, 2, 4, 32, 24, 4, common=1.5)
-  assert set(counts) == set(names)
-  for name, count in counts.items():
+def test_every_variant_finds_the_groups_of_the_oracle():
+  for name in morphing_benchmark.variants():
+    count = morphing_benchmark.differences(name, 2, 4, 32, 24, 4, common=1.5)
+    assert count["images"] == 8, name
     assert count["decidable"] >= 7, name
     assert count["decidable_differ"] == 0, name
-
-
-@pytest.mark.parametrize("num_merges", [0, 1, 3, 6])
-def test_ranks_agree_where_values_are_equal(num_merges):
-  value_F = jnp.array([0.5, 0.9, 0.5, -jnp.inf, 0.9, 0.1, -jnp.inf])
-  expected = np.array([2, 0, 3, 5, 1, 4, 6])
-  for rank in (morphing_benchmark.sort_rank, morphing_benchmark.compare_rank, morphing_benchmark.top_k_rank):
-    np.testing.assert_array_equal(rank(value_F, num_merges), expected)
-  chosen = np.array(morphing_benchmark.threshold_rank(value_F, num_merges)) < num_merges
-  np.testing.assert_array_equal(chosen, expected < num_merges)
 
 
 def test_the_table_of_morphing(tmp_path):

@@ -1,4 +1,4 @@
-"""k-means, k-medoids and SLIC against NumPy, and what each of them promises."""
+"""k-means, k-medoids and SLIC equal NumPy's results and keep their promises."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ slic = jax.jit(superpixel.slic, static_argnames=("grid", "max_groups", "compactn
 
 
 def make_tokens(seed, num_objects=6, noise=1.0):
-  """Tokens of a few objects, and which object each is of."""
+  """Make tokens of a few objects, and return the object of each."""
   rng = np.random.default_rng(seed)
   owner = rng.permutation(np.arange(NUM_TOKENS) % num_objects)
   objects = rng.normal(size=(num_objects, WIDTH))
@@ -46,7 +46,7 @@ def same_group(label):
 # Cosines, seeds, empty groups ---------------------------------------------------------------------------
 
 
-def test_cosines_ignore_scale_and_what_has_no_direction():
+def test_cosines_do_not_depend_on_scale_and_are_zero_without_direction():
   tokens, _ = make_tokens(0)
   tokens[3], tokens[5, 0] = 0.0, np.nan
   sim_NN = np.array(clustering.cosine_similarity(jnp.array(tokens)))
@@ -59,14 +59,14 @@ def test_cosines_ignore_scale_and_what_has_no_direction():
 
 
 @pytest.mark.parametrize("init", clustering.INITS)
-def test_seeds_are_different_tokens_even_where_all_are_equal(init):
+def test_seeds_are_different_tokens_even_if_all_tokens_are_equal(init):
   sim_NN = jnp.ones((NUM_TOKENS, NUM_TOKENS))
   seed_M = choose_seeds(jax.random.key(0), sim_NN, NUM_TOKENS, init)
   np.testing.assert_array_equal(np.sort(seed_M), np.arange(NUM_TOKENS))
 
 
 def test_kmeans_plus_plus_samples_by_squared_distance():
-  """The pairs of seeds of 5 tokens: the first uniform, the second by 1 - cos to the first. χ², 20 pairs."""
+  """χ² test over the 20 pairs of 5 tokens: the first is uniform, the second proportional to 1 - cos."""
   tokens = make_tokens(1)[0][:5]
   sim_NN, draws = clustering.cosine_similarity(jnp.array(tokens)), 20_000
   keys = jax.random.split(jax.random.key(0), draws)
@@ -80,7 +80,7 @@ def test_kmeans_plus_plus_samples_by_squared_distance():
   assert ((counts - expected)[off] ** 2 / expected[off]).sum() < 43.8  # 19 degrees of freedom, p = 0.001
 
 
-def test_kmeans_plus_plus_finds_each_of_far_apart_objects():
+def test_kmeans_plus_plus_finds_every_one_of_distant_objects():
   tokens, owner = make_tokens(2, num_objects=6, noise=0.01)
   keys = jax.random.split(jax.random.key(0), 50)
   sim_NN = clustering.cosine_similarity(jnp.array(tokens))
@@ -93,9 +93,9 @@ def test_empty_groups_take_the_farthest_tokens():
   slot_N = jnp.array([0, 0, 0, 2, 2, 0, 3])
   distance_N = jnp.array([0.1, 0.9, 0.5, 0.8, 0.3, 0.7, 1.0])
   fill = lambda num_groups: clustering.fill_empty(slot_N, distance_N, jnp.int32(num_groups), 7).tolist()
-  assert fill(4) == [0, 1, 0, 2, 2, 0, 3]  # group 1 was empty; the farthest token is alone in its group
-  assert fill(5) == [0, 1, 0, 4, 2, 0, 3]  # and group 4
-  assert fill(7) == [0, 1, 6, 4, 2, 5, 3]  # tokens 0 and 4 are the nearest of theirs
+  assert fill(4) == [0, 1, 0, 2, 2, 0, 3]  # group 1 was empty; the farthest token is alone, so it stays
+  assert fill(5) == [0, 1, 0, 4, 2, 0, 3]  # group 4 was empty too
+  assert fill(7) == [0, 1, 6, 4, 2, 5, 3]  # tokens 0 and 4 are nearest to their centres, so they stay
 
 
 # k-means and k-medoids ----------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_empty_groups_take_the_farthest_tokens():
 
 @kmeans_and_kmedoids
 @pytest.mark.parametrize("num_groups", [1, 5, 23])
-def test_every_iteration_is_numpys(algorithm, reference, objective, num_groups):
+def test_every_iteration_equals_numpy(algorithm, reference, objective, num_groups):
   for seed in range(5):
     tokens, _ = make_tokens(seed)
     sim_NN = clustering.cosine_similarity(jnp.array(tokens))
@@ -114,7 +114,7 @@ def test_every_iteration_is_numpys(algorithm, reference, objective, num_groups):
       np.testing.assert_array_equal(slot_N, expected[iterations])
 
 
-def test_groups_of_kmeans_that_begin_empty_are_filled_as_numpys():
+def test_empty_initial_groups_of_kmeans_are_filled_as_in_numpy():
   tokens, _ = make_tokens(0)
   sim_NN, seeds = clustering.cosine_similarity(jnp.array(tokens)), np.array([7, 7, 7, 20, 20, 31])
   expected = oracle.kmeans(tokens.astype(np.float64), seeds, 3)
@@ -124,8 +124,8 @@ def test_groups_of_kmeans_that_begin_empty_are_filled_as_numpys():
 
 
 @kmeans_and_kmedoids
-def test_the_objective_never_rises_and_falls_at_first(algorithm, reference, objective):
-  """From random seeds, and from seeds that are one token's twins, which leave groups empty at first."""
+def test_the_objective_never_rises_and_falls_in_the_end(algorithm, reference, objective):
+  """Start from different seeds, and from copies of one token, which leave groups empty at first."""
   tokens, _ = make_tokens(3)
   twins = tokens.copy()
   twins[:12] = twins[0]
@@ -150,21 +150,21 @@ def test_planted_groups_are_found(algorithm, reference, objective):
     np.testing.assert_array_equal(same_group(best), same_group(owner))
 
 
-def test_every_group_of_kmedoids_holds_its_medoid_and_every_token_its_nearest():
+def test_kmedoids_converges_to_nearest_medoids():
   tokens, _ = make_tokens(4)
   sim_NN = clustering.cosine_similarity(jnp.array(tokens))
   slot_N = np.array(cluster(kmedoids, sim_NN, jnp.arange(7), jnp.int32(7), 20))
   distance = oracle.cosine_distance(tokens.astype(np.float64))
   groups = [np.flatnonzero(slot_N == i) for i in range(7)]
   medoids = np.array([group[distance[np.ix_(group, group)].sum(1).argmin()] for group in groups])
-  np.testing.assert_array_equal(distance[medoids].argmin(0), slot_N)  # converged: a fixed point
+  np.testing.assert_array_equal(distance[medoids].argmin(0), slot_N)  # a fixed point
 
 
 # Superpixels --------------------------------------------------------------------------------------------
 
 
 def test_lab_of_known_colors():
-  """Primaries, white, black and mid grey, as tabulated for sRGB and D65 by Lindbloom's calculator."""
+  """Compare primaries, white, black and grey with the values of Lindbloom's calculator for sRGB and D65."""
   rgb = [[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5], [2, 2, 2]]
   expected = [
     [100, 0, 0],
@@ -178,7 +178,7 @@ def test_lab_of_known_colors():
   np.testing.assert_allclose(superpixel.lab(jnp.array(rgb, jnp.float32)), expected, atol=0.02)
 
 
-def test_patch_colors_are_of_patches_row_by_row():
+def test_patch_colors_are_in_row_order():
   image = np.zeros((1, 6, 9, 3), np.float32)
   image[0, 3:, 6:] = 1.0
   color_BN3 = superpixel.patch_colors(jnp.array(image), (2, 3))
@@ -206,7 +206,7 @@ def test_seed_patches_are_different_for_every_count(grid):
 
 @pytest.mark.parametrize("num_groups", [1, 4, 11, 40])
 @pytest.mark.parametrize("compactness", [1.0, 20.0])
-def test_slic_is_numpys(num_groups, compactness):
+def test_slic_equals_numpy(num_groups, compactness):
   rng = np.random.default_rng(num_groups)
   color = (rng.normal(size=(8, 8, 3)) * 20).cumsum(0).cumsum(1).reshape(64, 3) / 4
   color = color.astype(np.float32)
@@ -217,8 +217,8 @@ def test_slic_is_numpys(num_groups, compactness):
 
 
 @pytest.mark.parametrize(("grid", "num_groups"), [(GRID, 30), ((1, 12), 2)], ids=["empty", "out of reach"])
-def test_slic_is_numpys_where_a_group_is_lost_or_a_patch_out_of_reach(grid, num_groups):
-  """Seeds of one colour lose all their patches now and then; two centres do not reach all of a long row."""
+def test_slic_equals_numpy_if_a_group_is_lost_or_a_patch_out_of_reach(grid, num_groups):
+  """Seeds of one colour sometimes lose all their patches, and two centres do not reach all of a long row."""
   seeds = np.array(superpixel.seed_patches(jnp.int32(num_groups), grid, num_groups))
   for seed in range(8):
     color = 20 * np.random.default_rng(seed).normal(size=(grid[0] * grid[1], 3)).astype(np.float32)
@@ -228,8 +228,8 @@ def test_slic_is_numpys_where_a_group_is_lost_or_a_patch_out_of_reach(grid, num_
     np.testing.assert_array_equal(slot_N, oracle.slic(color.astype(np.float64), seeds, **options))
 
 
-def test_superpixels_follow_edges_or_with_compactness_the_grid():
-  """Left of column 3 black, right of it white: two groups. With a large m they are two halves."""
+def test_superpixels_follow_edges_or_with_large_compactness_the_grid():
+  """An image with 3 black and 5 white columns gives these two groups, or two halves with a large m."""
   image = np.zeros((1, 64, 64, 3), np.float32)
   image[:, :, 24:] = 1.0
   label = lambda m: np.array(

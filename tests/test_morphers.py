@@ -1,4 +1,4 @@
-"""The contract of every module in morphers/, and what each of them promises besides."""
+"""Every module in morphers/ fulfils the contract of the socket and what it promises beyond that."""
 
 import inspect
 
@@ -72,7 +72,7 @@ def test_every_grid_is_partitioned_without_gradient(name, grid):
 
   grads, label_BN = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(tokens_BNC, images_BHW3)
   assert_canonical_partition(label_BN, 2, grid**2)
-  # The sum of the means, each at all its places, is the sum of the tokens: the labels add no gradient.
+  # Morphing keeps the sum of the tokens, so the gradient is 1 unless the labels add to it.
   np.testing.assert_allclose(grads[0], 1.0, atol=1e-5)
   np.testing.assert_array_equal(grads[1], 0.0)
 
@@ -94,7 +94,7 @@ def test_every_option_has_a_default_and_unknown_ones_are_refused(name):
     build(name, no_such_option=1)
 
 
-def test_identity_and_image_are_the_two_ends(inputs):
+def test_identity_has_one_token_per_group_and_image_one_group(inputs):
   identity, image = build("identity"), build("image")
   np.testing.assert_array_equal(identity(jax.random.key(0), *inputs), [np.arange(NUM_TOKENS)] * BATCH)
   np.testing.assert_array_equal(image(jax.random.key(0), *inputs), np.zeros((BATCH, NUM_TOKENS)))
@@ -105,7 +105,7 @@ def test_identity_and_image_are_the_two_ends(inputs):
   ("drawn_per", "num_shards", "draws"), [("image", 1, 12), ("step", 1, 1), ("shard", 3, 3), ("shard", 1, 1)]
 )
 def test_schedules_are_drawn_per(schedule, drawn_per, num_shards, draws):
-  """The same image throughout: as many different group counts as draws, up to chance, in equal parts."""
+  """With one image repeated, equal parts of the batch share a group count, and the draws differ mostly."""
   tokens_BNC = jnp.tile(jax.random.normal(jax.random.key(0), (1, 64, 8)), (12, 1, 1))
   assign = bipartite.build(
     schedule=schedule, drawn_per=drawn_per, num_shards=num_shards, max_rounds=4, split="alternate"
@@ -128,7 +128,7 @@ def test_min_groups_and_max_merged_bound_the_groups():
     assert (counts.min(), counts.max()) == (9, 16)
 
 
-def test_protect_first_reaches_the_matching(inputs):
+def test_protect_first_keeps_the_first_token_alone(inputs):
   released = bipartite.build(schedule="released", drawn_per="step", split="alternate", protect_first=True)
   label_SBN = jax.vmap(released, (0, None, None))(jax.random.split(jax.random.key(5), 10), *inputs)
   assert (np.array(label_SBN)[..., 1:] > 0).all()
@@ -157,8 +157,8 @@ def test_shards_must_divide_the_batch(inputs):
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_exactly_as_many_groups_as_asked(name):
-  """Hard tokens: three that repeat, so that most groups would be empty."""
+def test_exactly_the_requested_number_of_groups(name):
+  """Three tokens repeat, so most groups would be empty without care."""
   tokens_BNC, images_BHW3 = make_inputs(1, GRID)
   tokens_BNC = tokens_BNC[:, jnp.arange(NUM_TOKENS) % 3]
   for num_groups in (1, 2, 7, 15, 16):
@@ -167,7 +167,7 @@ def test_exactly_as_many_groups_as_asked(name):
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_drawn_counts_fill_their_range_per_image_or_per_step(name):
+def test_drawn_counts_cover_their_range_per_image_or_per_step(name):
   tokens_BNC, images_BHW3 = make_inputs(64, GRID)
   assign = jax.jit(build(name, min_groups=3, max_groups=7))
   count_B = np.array(partitions.num_groups(assign(jax.random.key(2), tokens_BNC, images_BHW3)))
@@ -182,7 +182,7 @@ def test_drawn_counts_fill_their_range_per_image_or_per_step(name):
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_a_fixed_count_leaves_chance_only_where_there_is_some(name, inputs):
+def test_with_a_fixed_count_only_random_morphers_depend_on_the_key(name, inputs):
   assign = jax.jit(build(name, groups=5))
   first, second = (np.array(assign(jax.random.key(seed), *inputs)) for seed in (2, 3))
   assert (first != second).any() == (name in RANDOM_BESIDES_THE_COUNT)
@@ -199,7 +199,7 @@ def test_a_fixed_count_leaves_chance_only_where_there_is_some(name, inputs):
     ({"drawn_per": "shard"}, "Unknown drawn_per 'shard'. Available: image, step"),
   ],
 )
-def test_senseless_counts_are_refused(name, options, message, inputs):
+def test_impossible_counts_are_refused(name, options, message, inputs):
   with pytest.raises(ValueError, match=message):
     build(name, **options)(jax.random.key(0), *inputs)
 
@@ -212,13 +212,13 @@ def test_senseless_counts_are_refused(name, options, message, inputs):
     ("superpixel", {"compactness": 0.0}, "compactness=0.0 must be above 0"),
   ],
 )
-def test_senseless_options_are_refused(name, options, message):
+def test_impossible_options_are_refused(name, options, message):
   with pytest.raises(ValueError, match=message):
     build(name, **options)
 
 
-def test_a_partition_at_random_knows_no_distance():
-  """Each of the 120 pairs of 16 tokens shares a group equally often, within 5 standard errors."""
+def test_random_groups_do_not_depend_on_distance():
+  """All 120 pairs of 16 tokens share a group equally often, within 5 standard errors."""
   tokens_BNC, images_BHW3 = jnp.zeros((4000, NUM_TOKENS, 1)), jnp.zeros((4000, 4, 4, 3))
   label_BN = np.array(jax.jit(build("random", groups=4))(jax.random.key(0), tokens_BNC, images_BHW3))
   together_NN = (label_BN[:, :, None] == label_BN[:, None, :]).mean(0)

@@ -283,6 +283,12 @@ def test_morphing_twice_is_morphing_once(partition):
   np.testing.assert_allclose(morphing.morph(once, partition[1]), once, rtol=1e-5, atol=1e-5)
 
 
+def test_ranks_of_equal_values_keep_their_order():
+  value_N = jnp.array([0.5, 0.9, 0.5, -jnp.inf, 0.9, 0.1, -jnp.inf])
+  np.testing.assert_array_equal(rounds.rank(-value_N), [2, 0, 3, 5, 1, 4, 6])
+  np.testing.assert_array_equal(rounds.rank(value_N), jnp.argsort(jnp.argsort(value_N)))
+
+
 @pytest.mark.parametrize("add", [rounds._scatter_at, rounds._product_at])
 def test_sums_on_every_platform_are_the_same(add):
   """Compare the scatter of CPUs with the product of other devices. Rows with place 7 = N are dropped."""

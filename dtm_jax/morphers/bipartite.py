@@ -1,11 +1,11 @@
-"""Dynamic token morphing's own morpher: a random schedule, then rounds of bipartite matching."""
+"""The morpher of Dynamic Token Morphing: a random schedule, then rounds of bipartite matching."""
 
 import jax
 import jax.numpy as jnp
 
 from dtm_jax import morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
-from dtm_jax.errors import OptionError
+from dtm_jax.errors import OptionError, check_choice
 from dtm_jax.matching import rounds, tpu_kernel
 from dtm_jax.morphers import Assign
 
@@ -28,31 +28,30 @@ def build(
   merged_feature: str = "size_weighted",
   implementation: str = "plain",
 ) -> Assign:
-  """The defaults are the paper's.
+  """Build the morpher. The defaults are those of the paper; docs/method.md tells what each option stands for.
 
   Args:
-    schedule: "paper" draws how many groups remain, "released" how many tokens merge, with a constant rate.
-    drawn_per: "image", the most varied; "step", one for the batch; or "shard", one for each of `num_shards`
-      equal parts of it, as the released code does, where every process draws its own.
-    min_groups: N̄, the fewest groups the paper's schedule asks for.
-    max_groups: the most; by default N. Equal to `min_groups`, it fixes their number.
-    max_merged: the most tokens the released schedule asks to merge; by default all.
-    max_rounds: K, the most rounds.
-    split, protect_first, merged_feature: of `morphing.bipartite_match`.
-    implementation: "plain", or "pallas", one kernel for all rounds on a TPU and the plain rounds elsewhere.
+    schedule: "paper" draws the number of groups that remain. "released" draws the number of tokens to merge,
+      at a constant rate.
+    drawn_per: "image" draws a schedule for each image, "step" one for the batch, and "shard" one for each of
+      `num_shards` equal parts of the batch. The released code draws one in each process, which is "shard".
+    num_shards: number of parts for drawn_per="shard".
+    min_groups: N̄, the smallest number of groups of the paper's schedule.
+    max_groups: the largest number of groups, by default N. If it equals `min_groups`, the number is fixed.
+    max_merged: the largest number of tokens that the released schedule merges, by default N.
+    max_rounds: K, the largest number of rounds.
+    split, protect_first, merged_feature: see `morphing.bipartite_match`.
+    implementation: "plain", or "pallas" for one kernel with all rounds on a TPU. Elsewhere "pallas" is
+      "plain".
 
   Raises:
-    OptionError: an unknown choice; or, when traced, a batch that the shards do not divide.
+    OptionError: a choice is unknown. When traced: `num_shards` does not divide the batch.
   """
-  for option, value, choices in (
-    ("schedule", schedule, SCHEDULES),
-    ("drawn_per", drawn_per, DRAWN_PER),
-    ("split", split, morphing.SPLITS),
-    ("merged_feature", merged_feature, morphing.MERGED_FEATURES),
-    ("implementation", implementation, tuple(IMPLEMENTATIONS)),
-  ):
-    if value not in choices:
-      raise OptionError(f"Unknown {option} {value!r}. Available: {', '.join(choices)}.")
+  check_choice("schedule", schedule, SCHEDULES)
+  check_choice("drawn_per", drawn_per, DRAWN_PER)
+  check_choice("split", split, morphing.SPLITS)
+  check_choice("merged_feature", merged_feature, morphing.MERGED_FEATURES)
+  check_choice("implementation", implementation, IMPLEMENTATIONS)
 
   def draw(key: Array, num_tokens: int) -> Array:
     if schedule == "paper":

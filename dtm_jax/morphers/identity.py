@@ -1,4 +1,4 @@
-"""Every token its own group: the loss is the token-wise one."""
+"""Every token is a group, so the loss is the token-wise loss."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from dtm_jax.morphers import Assign
 
 
 def build() -> Assign:
-  """No options."""
+  """Build the morpher. It has no options."""
 
   def assign(
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]

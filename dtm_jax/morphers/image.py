@@ -1,4 +1,4 @@
-"""All tokens in one group: the loss is the image-level one, between the means of the tokens."""
+"""All tokens are one group, so the loss is the image-level loss, between the means of the tokens."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from dtm_jax.morphers import Assign
 
 
 def build() -> Assign:
-  """No options."""
+  """Build the morpher. It has no options."""
 
   def assign(
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]

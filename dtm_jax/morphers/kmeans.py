@@ -1,11 +1,11 @@
-"""Spherical k-means on the teacher's tokens: groups by content alone, blind to place."""
+"""Spherical k-means on the teacher's tokens, which groups by content and ignores places."""
 
 import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, Int
-from dtm_jax.morphers import Assign, GroupCount, by_similarity
-from dtm_jax.morphers import _clustering as clustering
+from dtm_jax.morphers import Assign, GroupCount
+from dtm_jax.morphers._clustering import by_similarity, fill_empty
 
 
 def build(
@@ -17,38 +17,38 @@ def build(
   init: str = "k-means++",
   iterations: int = 10,
 ) -> Assign:
-  """The defaults draw n̄ as the paper's schedule does.
+  """Build the morpher. The defaults draw n̄ as the paper's schedule does.
 
   Args:
-    groups, min_groups, max_groups, drawn_per: of `GroupCount`.
-    init: how the first centres are chosen, of `clustering.seeds`.
-    iterations: how often the centres move; none moves none.
+    groups, min_groups, max_groups, drawn_per: see `GroupCount`.
+    init: how the initial centres are chosen, "k-means++" or "random".
+    iterations: number of k-means updates. With 0, every token joins its nearest initial centre.
 
   Raises:
-    ValueError: an unknown choice, or a senseless number.
+    OptionError: a choice is unknown, or a number is out of range.
   """
-  count = GroupCount(groups, min_groups, max_groups, drawn_per)
-  return by_similarity(kmeans, count, init, iterations)
+  return by_similarity(kmeans, GroupCount(groups, min_groups, max_groups, drawn_per), init, iterations)
 
 
 def kmeans(
   sim_NN: Float[Array, "N N"],
-  seed_M: Int[Array, "M"],
+  seed_M: Int[Array, " M"],
   num_groups: Int[Array, ""],
   *,
   iterations: int | Int[Array, ""],
-) -> Int[Array, "N"]:
-  """Lloyd's algorithm on the unit sphere: the slot of each token of one image, of exactly n̄ groups.
+) -> Int[Array, " N"]:
+  """Return the slot of each token of one image in exactly n̄ groups, by Lloyd's algorithm on the unit sphere.
 
       slot_j = argmax_i cos(v_j, c_i),    c_i = Σ_{slot_j = i} v_j / |v_j|
 
-  The objective Σ_j (1 - cos(v_j, c_{slot_j})) never rises. The centres are never formed: their products with
-  the tokens are sums of the tokens' own, so that an iteration costs M N² and not 2 M N C multiplications.
-  Source: Dhillon and Modha 2001; an empty group begins anew, see `clustering.fill_empty`.
+  The objective Σ_j (1 - cos(v_j, c_{slot_j})) never rises. The centres are never formed. Their inner products
+  with the tokens are sums of the tokens' own, so an iteration costs M N² multiplications in place of 2 M N C.
+  Empty groups get a token, see `fill_empty`. Source: Dhillon and Modha 2001.
 
   Args:
     sim_NN: the cosine of every pair of tokens.
-    seed_M: the tokens that the groups begin with, of which the first n̄ = `num_groups` count.
+    seed_M: the initial centres, as indices of tokens. The first n̄ = `num_groups` are used.
+    iterations: number of updates.
   """
   max_groups = seed_M.size
   live_M = jnp.arange(max_groups) < num_groups
@@ -56,10 +56,10 @@ def kmeans(
   def nearest(sim_MN: Array) -> Array:
     sim_MN = jnp.where(live_M[:, None], sim_MN, -jnp.inf)
     slot_N = jnp.argmax(sim_MN, axis=0)
-    return clustering.fill_empty(slot_N, 1.0 - jnp.max(sim_MN, axis=0), num_groups, max_groups)
+    return fill_empty(slot_N, 1.0 - jnp.max(sim_MN, axis=0), num_groups, max_groups)
 
   def centres(slot_N: Array) -> Array:
-    """cos(c_i, v_j)."""
+    # Returns cos(c_i, v_j).
     member_MN = jax.nn.one_hot(slot_N, max_groups, axis=0, dtype=jnp.float32)
     sum_MN = jnp.einsum("mi,ij->mj", member_MN, sim_NN, precision=jax.lax.Precision.HIGHEST)
     norm_M = jnp.sqrt(jnp.maximum(jnp.sum(sum_MN * member_MN, axis=1), 0.0))

@@ -1,10 +1,11 @@
-"""k-medoids on the teacher's tokens: as k-means, but the centre of a group is one of its tokens."""
+"""k-medoids on the teacher's tokens: like k-means, but the centre of a group is one of its tokens."""
 
 import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, Int
-from dtm_jax.morphers import Assign, GroupCount, by_similarity
+from dtm_jax.morphers import Assign, GroupCount
+from dtm_jax.morphers._clustering import by_similarity
 
 
 def build(
@@ -16,37 +17,37 @@ def build(
   init: str = "k-means++",
   iterations: int = 10,
 ) -> Assign:
-  """The defaults draw n̄ as the paper's schedule does.
+  """Build the morpher. The defaults draw n̄ as the paper's schedule does.
 
   Args:
-    groups, min_groups, max_groups, drawn_per: of `GroupCount`.
-    init: how the first medoids are chosen, of `clustering.seeds`.
-    iterations: how often the medoids move; none moves none.
+    groups, min_groups, max_groups, drawn_per: see `GroupCount`.
+    init: how the initial medoids are chosen, "k-means++" or "random".
+    iterations: number of k-medoids updates. With 0, every token joins its nearest initial medoid.
 
   Raises:
-    ValueError: an unknown choice, or a senseless number.
+    OptionError: a choice is unknown, or a number is out of range.
   """
-  count = GroupCount(groups, min_groups, max_groups, drawn_per)
-  return by_similarity(kmedoids, count, init, iterations)
+  return by_similarity(kmedoids, GroupCount(groups, min_groups, max_groups, drawn_per), init, iterations)
 
 
 def kmedoids(
   sim_NN: Float[Array, "N N"],
-  seed_M: Int[Array, "M"],
+  seed_M: Int[Array, " M"],
   num_groups: Int[Array, ""],
   *,
   iterations: int | Int[Array, ""],
-) -> Int[Array, "N"]:
-  """Voronoi iteration: the slot of each token of one image, of exactly n̄ groups.
+) -> Int[Array, " N"]:
+  """Return the slot of each token of one image in exactly n̄ groups, by Voronoi iteration.
 
       slot_j = argmin_i d(j, m_i),    m_i = argmin_{j: slot_j = i} Σ_{l: slot_l = i} d(j, l),    d = 1 - cos
 
-  The objective Σ_j d(j, m_{slot_j}) never rises. A medoid stays in its own group, even where another is as
-  near, so that no group is ever empty. Source: Park and Jun 2009.
+  The objective Σ_j d(j, m_{slot_j}) never rises. A medoid stays in its own group even if another medoid is as
+  near, so no group is ever empty. Source: Park and Jun 2009.
 
   Args:
     sim_NN: the cosine of every pair of tokens.
-    seed_M: the first medoids, of which the first n̄ = `num_groups` count.
+    seed_M: the initial medoids, as indices of tokens. The first n̄ = `num_groups` are used.
+    iterations: number of updates.
   """
   num_tokens, max_groups = sim_NN.shape[0], seed_M.size
   live_M = jnp.arange(max_groups) < num_groups

@@ -1,4 +1,4 @@
-"""Random groups, blind to content and place: the control that any other morpher must beat."""
+"""Random groups, independent of content and place: the control that every other morpher must beat."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def build(
   max_groups: int | None = None,
   drawn_per: str = "image",
 ) -> Assign:
-  """The defaults draw n̄ as the paper's schedule does; the options are of `GroupCount`."""
+  """Build the morpher. The defaults draw n̄ as the paper's schedule does; for the options see `GroupCount`."""
   count = GroupCount(groups, min_groups, max_groups, drawn_per)
 
   def assign(
@@ -30,11 +30,12 @@ def build(
   return assign
 
 
-def random_partition(key: RandomKey, num_groups: Int[Array, ""], num_tokens: int) -> Int[Array, "N"]:
-  """Exactly n̄ = `num_groups` groups: n̄ random tokens found one each, every other token joins any of them.
+def random_partition(key: RandomKey, num_groups: Int[Array, ""], num_tokens: int) -> Int[Array, " N"]:
+  """Draw exactly n̄ = `num_groups` groups: n̄ random tokens begin one each, and every other token joins any
+  of them.
 
-  All pairs of tokens are equally likely to share a group, however near. (Partitions are not equally likely:
-  the groups are of more even size than in a uniformly drawn one.)
+  All pairs of tokens are equally likely to share a group, however near they are. Partitions are not equally
+  likely: the sizes of the groups are more even than in a uniformly drawn partition.
   """
   order_key, join_key = jax.random.split(key)
   rank_N = jax.random.permutation(order_key, num_tokens)

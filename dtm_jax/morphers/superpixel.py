@@ -1,16 +1,17 @@
-"""SLIC superpixels of the image at the resolution of its patches: groups by colour and place, no teacher.
+"""SLIC superpixels of the image's patches, which group by colour and place and need no teacher.
 
-On the device, and ours, not scikit-image's: that one needs the images back on the host in every step, while
-the device waits; and its superpixels cut through patches, where one integer a patch is asked. Besides,
-patches are few: the distances of all to all fit, and no loop goes over windows.
+This is our own SLIC on the device. scikit-image's would need the images back on the host in every step, while
+the device waits. Its superpixels also cut through patches, but a label has one integer per patch. Patches are
+few, so all distances are computed at once, without a loop over windows.
 
-Superpixels need not be connected: SLIC joins scattered fragments to a neighbour in a last pass, which would
-change how many groups there are. Of 49 groups of a 14 x 14 grid 17 % are in pieces on images of CIFAR-10, 7 %
-with a compactness of 20.
+Superpixels may be disconnected. SLIC joins scattered fragments to a neighbour in a last pass, which would
+change the number of groups. On CIFAR-10, 17 % of 49 groups of a 14 x 14 grid are in pieces, and 7 % with a
+compactness of 20.
 
-scikit-image 0.26 on the same patches differs in its first step, by place alone, in its windows, twice as
-wide, and where groups are empty. Given its step and windows, the oracle of the tests agrees with it at an
-adjusted Rand index of 0.99 (49 groups, 20 images); as it is, this file does at 0.54, and chance at 0.
+scikit-image 0.26 on the same patches differs in three ways: its first assignment is by place alone, its
+windows are twice as wide, and it treats empty groups differently. With its first assignment and windows, the
+oracle of the tests agrees with it at an adjusted Rand index of 0.99 (49 groups, 20 images). As it is, this
+file agrees at 0.54; chance is 0.
 """
 
 import functools
@@ -23,7 +24,7 @@ from dtm_jax import partitions
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.morphers import Assign, GroupCount
-from dtm_jax.morphers import _clustering as clustering
+from dtm_jax.morphers._clustering import fill_empty
 
 # Linear sRGB to XYZ, each row divided by the white point D65 (0.95047, 1, 1.08883): IEC 61966-2-1.
 RGB_TO_XYZ = (
@@ -43,16 +44,16 @@ def build(
   compactness: float = 10.0,
   iterations: int = 10,
 ) -> Assign:
-  """The defaults draw n̄ as the paper's schedule does. Chance enters by n̄ alone.
+  """Build the morpher. The defaults draw n̄ as the paper's schedule does, and nothing else is random.
 
   Args:
-    groups, min_groups, max_groups, drawn_per: of `GroupCount`.
-    compactness: SLIC's m, the colour distance that weighs as much as the step of the seeds' grid.
-    iterations: how often the centres move; none moves none.
+    groups, min_groups, max_groups, drawn_per: see `GroupCount`.
+    compactness: SLIC's m, the colour distance that weighs as much as one step of the grid of seeds.
+    iterations: number of updates. With 0, every patch joins its nearest seed.
 
   Raises:
-    OptionError: an unknown choice, a senseless number; or, when traced, an image that N square patches do
-      not tile.
+    OptionError: a choice is unknown, or a number is out of range. When traced: N square patches do not tile
+      the image.
   """
   count = GroupCount(groups, min_groups, max_groups, drawn_per)
   if compactness <= 0 or iterations < 0:
@@ -78,10 +79,10 @@ def build(
 
 
 def patch_grid(image_size: tuple[int, int], num_tokens: int) -> tuple[int, int]:
-  """Rows and columns of the square patches, as many as tokens, that tile the image.
+  """Return the rows and columns of the `num_tokens` square patches that tile the image.
 
   Raises:
-    OptionError: there are none.
+    OptionError: no such patches tile the image.
   """
   height, width = image_size
   patch = round((height * width / num_tokens) ** 0.5)
@@ -92,7 +93,7 @@ def patch_grid(image_size: tuple[int, int], num_tokens: int) -> tuple[int, int]:
 
 
 def lab(rgb: Float[Array, "*N 3"]) -> Float[Array, "*N 3"]:
-  """CIE 1976 L*a*b* of sRGB in [0, 1], white D65; L* is in [0, 100]. Values outside are clipped."""
+  """Return CIE 1976 L*a*b* of sRGB in [0, 1] with white D65. L* is in [0, 100]; inputs are clipped."""
   rgb = jnp.clip(rgb.astype(jnp.float32), 0.0, 1.0)
   linear = jnp.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
   xyz = jnp.einsum("xc,...c->...x", jnp.asarray(RGB_TO_XYZ, jnp.float32), linear, precision=HIGHEST)
@@ -102,18 +103,19 @@ def lab(rgb: Float[Array, "*N 3"]) -> Float[Array, "*N 3"]:
 
 
 def patch_colors(images_BHW3: Float[Array, "B H W 3"], grid: tuple[int, int]) -> Float[Array, "B N 3"]:
-  """The mean L*a*b* of each patch, row by row."""
+  """Return the mean L*a*b* of each patch, row by row."""
   pixels = rearrange(
     lab(images_BHW3), "B (rows h) (columns w) c -> B (rows columns) (h w) c", rows=grid[0], columns=grid[1]
   )
   return jax.lax.stop_gradient(jnp.mean(pixels, axis=2))
 
 
-def seed_patches(num_groups: Int[Array, ""], grid: tuple[int, int], max_groups: int) -> Int[Array, "M"]:
-  """n̄ = `num_groups` different patches in even rows, whatever n̄; what comes after the n̄-th does not count.
+def seed_patches(num_groups: Int[Array, ""], grid: tuple[int, int], max_groups: int) -> Int[Array, " M"]:
+  """Return n̄ = `num_groups` different patches, evenly spread in rows. Entries after the n̄-th have no
+  meaning.
 
   SLIC's square grid of step S = sqrt(N/n̄) has n̄ places for few n̄ only. Here the number of rows is that of
-  the square grid, rounded, and each row has its share of the n̄, evenly spaced.
+  the square grid, rounded, and each row has its share of the n̄ seeds, evenly spaced.
   """
   rows, columns = grid
   seed_rows = jnp.round(jnp.sqrt(num_groups * rows / columns)).astype(jnp.int32)
@@ -134,19 +136,20 @@ def slic(
   max_groups: int,
   compactness: float,
   iterations: int,
-) -> Int[Array, "N"]:
-  """The slot of each patch of one image, of exactly n̄ groups.
+) -> Int[Array, " N"]:
+  """Return the slot of each patch of one image in exactly n̄ groups.
 
       slot_j = argmin_i |lab_j - lab_i|² + (m/S)² |xy_j - xy_i|²    over centres i with |xy_j - xy_i|_∞ ≤ S
 
-  and each centre moves to the mean of its patches; S = sqrt(N/n̄) patches, m = `compactness`. A patch in reach
-  of no centre takes the nearest of all; a group that lost all its patches begins anew, see
-  `clustering.fill_empty`. Seeds do not move to the lowest gradient near by, as SLIC's do to stay off noisy
-  pixels: a patch is the mean of many. Source: Achanta et al. 2012.
+  Then each centre moves to the mean of its patches. S = sqrt(N/n̄) patches and m = `compactness`. A patch
+  that no centre reaches takes the nearest of all centres. A group that loses all its patches gets a new one,
+  see `fill_empty`. SLIC moves its seeds off noisy pixels to the lowest gradient nearby. Ours stay, because a
+  patch is the mean of many pixels. Source: Achanta et al. 2012.
 
   Args:
     color_N3: the mean L*a*b* of each patch.
     num_groups: n̄ ≤ `max_groups` ≤ N.
+    iterations: number of updates.
   """
   rows, columns = grid
   step = jnp.sqrt(rows * columns / num_groups)
@@ -162,7 +165,7 @@ def slic(
     reach_MN |= live_M[:, None] & ~reach_MN.any(axis=0)[None, :]
     distance_MN = jnp.where(reach_MN, distance_MN, jnp.inf)
     slot_N = jnp.argmin(distance_MN, axis=0)
-    return clustering.fill_empty(slot_N, jnp.min(distance_MN, axis=0), num_groups, max_groups)
+    return fill_empty(slot_N, jnp.min(distance_MN, axis=0), num_groups, max_groups)
 
   def move(_: Array, slot_N: Array) -> Array:
     member_MN = jax.nn.one_hot(slot_N, max_groups, axis=0, dtype=jnp.float32)
