@@ -87,13 +87,14 @@ def options_of(socket: str, name: str) -> dict[str, Option]:
     OptionError: there is no such module.
   """
   require_name(socket, name)
-  tree = ast.parse((PACKAGE / socket / f"{name}.py").read_text(encoding="utf-8"))
-  body = tree.body
+  body = ast.parse((PACKAGE / socket / f"{name}.py").read_text(encoding="utf-8")).body
+  wanted = "build"
   if socket == "evaluators":
-    body = next((node.body for node in body if getattr(node, "name", None) == "Evaluator"), [])
-  wanted = "__init__" if socket == "evaluators" else "build"
-  function = next((node for node in body if getattr(node, "name", None) == wanted), None)
-  found = _of_source(function) if isinstance(function, ast.FunctionDef) else _of_module(socket, name)
+    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == "Evaluator"]
+    body = classes[0].body if classes else []
+    wanted = "__init__"
+  functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == wanted]
+  found = _of_source(functions[0]) if functions else _of_module(socket, name)
   return {option.name: option for option in found if option.name not in GIVEN.get(socket, ())}
 
 

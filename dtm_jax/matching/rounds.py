@@ -1,8 +1,9 @@
 """The rounds of bipartite matching in plain JAX, for any device.
 
-The tokens that are alive in an image stand in the first `count` of N slots; this is the live order. Even
+The tokens that are alive in an image stand in the first `num_live` of N slots; this is the live order. Even
 slots hold the first set of a round and odd slots the second. A round gives every slot its next slot, and
-slots that get the same one merge. All shapes are static: `count` and the number of merges are traced values.
+slots that get the same one merge. All shapes are static: `num_live` and the number of merges are traced
+values.
 
 Letters of this module: F tokens of the first set, X tokens of the second set.
 """
@@ -44,9 +45,9 @@ Rounds = Callable[[Array, Array, Array | None, Rules], Array]
 class Live(NamedTuple):
   """The tokens alive in one image, in the live order."""
 
-  feature_NC: Float[Array, "N C"]  # sum or mean of the tokens merged in each slot; 0 past count
+  feature_NC: Float[Array, "N C"]  # sum or mean of the tokens merged in each slot; 0 past num_live
   slot_N: Int[Array, " N"]  # the present slot of each original token
-  count: Int[Array, ""]
+  num_live: Int[Array, ""]
 
 
 def match_rounds(
@@ -92,8 +93,8 @@ def _match_image(target_NC: Array, merges_K: Array, order_KN: Array | None, *, r
     if order_N is not None:
       live = _shuffle(live, order_N, rules.protect_first)
     sim_FX = _similarity(live.feature_NC[0::2], live.feature_NC[1::2])
-    to_N, count = _pair(sim_FX, live.count, num_merges, rules.protect_first)
-    return _merge(live, to_N, count, rules.merged_feature), None
+    to_N, num_live = _pair(sim_FX, live.num_live, num_merges, rules.protect_first)
+    return _merge(live, to_N, num_live, rules.merged_feature), None
 
   # All K rounds are computed. With one schedule per image, some image of the batch nearly always needs them.
   live = Live(target_NC, jnp.arange(num_tokens), jnp.array(num_tokens))
@@ -105,10 +106,10 @@ def _shuffle(live: Live, order_N: Array, protect_first: bool) -> Live:
   """Sort the live tokens by `order_N`. A protected first token stays first."""
   if protect_first:
     order_N = order_N.at[0].set(-1.0)
-  order_N = jnp.where(jnp.arange(order_N.size) < live.count, order_N, jnp.inf)
+  order_N = jnp.where(jnp.arange(order_N.size) < live.num_live, order_N, jnp.inf)
   to_N = rank(order_N)
   from_N = jnp.zeros_like(to_N).at[to_N].set(jnp.arange(to_N.size))
-  return Live(live.feature_NC[from_N], to_N[live.slot_N], live.count)
+  return Live(live.feature_NC[from_N], to_N[live.slot_N], live.num_live)
 
 
 def _similarity(first_FC: Array, second_XC: Array) -> Array:
@@ -120,11 +121,11 @@ def _similarity(first_FC: Array, second_XC: Array) -> Array:
   return jnp.where((norm_F[:, None] > 0) & (norm_X[None, :] > 0), cosine_FX, NO_DIRECTION)
 
 
-def _pair(sim_FX: Array, count: Array, num_merges: Array, protect_first: bool) -> tuple[Array, Array]:
+def _pair(sim_FX: Array, num_live: Array, num_merges: Array, protect_first: bool) -> tuple[Array, Array]:
   """Return the next slot of each slot (N for empty slots), and how many slots are alive then."""
   num_first, num_second = sim_FX.shape
   slot_N = jnp.arange(num_first + num_second)
-  live_N = slot_N < count
+  live_N = slot_N < num_live
   sim_FX = jnp.where(live_N[0::2, None] & live_N[None, 1::2], sim_FX, -jnp.inf)
   if protect_first:
     sim_FX = sim_FX.at[0].set(-jnp.inf)
@@ -134,26 +135,26 @@ def _pair(sim_FX: Array, count: Array, num_merges: Array, protect_first: bool) -
   place_X = jnp.arange(num_second)
   best_F = jnp.min(jnp.where(sim_FX == highest_F[:, None], place_X[None, :], num_second - 1), axis=1)
   rank_F = rank(-highest_F)
-  num_merges = jnp.minimum(num_merges, (count - protect_first) // 2)
+  num_merges = jnp.minimum(num_merges, (num_live - protect_first) // 2)
   merges_F = rank_F < num_merges
 
   # The new live order: the tokens of the first set that did not merge, then the second set. With a protected
   # token the former keep their order, otherwise they stand by falling similarity. See docs/method.md.
-  num_left = (count + 1) // 2 - num_merges
+  num_left = (num_live + 1) // 2 - num_merges
   left_F = jnp.cumsum(~merges_F) - 1 if protect_first else rank_F - num_merges
   to_F = jnp.where(merges_F, num_left + best_F, left_F)
   to_X = num_left + place_X
   to_N = jnp.where(num_merges > 0, slot_N.at[0::2].set(to_F).at[1::2].set(to_X), slot_N)
-  return jnp.where(live_N, to_N, slot_N.size), count - num_merges
+  return jnp.where(live_N, to_N, slot_N.size), num_live - num_merges
 
 
-def _merge(live: Live, to_N: Array, count: Array, merged_feature: str) -> Live:
+def _merge(live: Live, to_N: Array, num_live: Array, merged_feature: str) -> Live:
   """Move every slot to `to_N`. Slots that meet there merge."""
   # The size-weighted mean is stored as a sum, because the cosine does not depend on the factor 1/w.
   feature_NC = _sum_at(to_N, live.feature_NC)
   if merged_feature == "mean_of_means":
     feature_NC /= jnp.maximum(group_sizes(to_N[None])[0], 1)[:, None]
-  return Live(feature_NC, to_N[live.slot_N], count)
+  return Live(feature_NC, to_N[live.slot_N], num_live)
 
 
 def _sum_at(place_N: Array, x_NC: Array) -> Array:

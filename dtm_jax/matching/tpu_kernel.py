@@ -177,7 +177,7 @@ def _diagonal(x_ZZ: Array) -> Array:
   return _index(x_ZZ.shape, 0) == _index(x_ZZ.shape, 1)
 
 
-def _index(shape: tuple[int, int], axis: int) -> Array:
+def _index(shape: tuple[int, ...], axis: int) -> Array:
   """Return the index of each row (axis 0) or column (axis 1)."""
   return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 

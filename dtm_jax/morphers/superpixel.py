@@ -63,7 +63,8 @@ def build(
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]
   ) -> Int[Array, "B N"]:
     batch_size, num_tokens, _ = tokens_BNC.shape
-    grid = patch_grid(images_BHW3.shape[1:3], num_tokens)
+    height, width = images_BHW3.shape[1:3]
+    grid = patch_grid((height, width), num_tokens)
     count_B = count.draw(key, batch_size, num_tokens)
     segment = functools.partial(
       slic,
