@@ -1,33 +1,35 @@
-"""The consistency study: do the tokens of a CLIP know their image's class, alone and averaged in groups?
+"""Study how well single tokens of a CLIP know their image's class, alone and averaged in groups, on CIFAR-10.
 
     python -m dtm_jax.main --config=configs/consistency.py [--config.clip.path=FOLDER_OR_REPOSITORY]
+    python scripts/consistency_report.py --workdir=runs/consistency --out=consistency.html
 
-The tiny CLIP of this repository on CIFAR-10, 64 tokens in 32 groups by every morpher; "random" is the
-control: what averaging alone does. Two minutes on two CPU cores; scripts/consistency_report.py makes a page
-of it. Another CLIP needs its own size, `--config.evals.consistency.image_size=224` and `resize=224`.
+Hardware: two CPU cores. Time: two minutes, measured.
+Expect: zero-shot accuracy of single tokens 35.0 %, 35.4 % after bipartite matching and 38.4 % in random
+groups. Source: our own run of all 10,000 test images; the table is in README.md.
+
+It groups the 64 tokens of this repository's tiny CLIP into 32 groups by every morpher. "random" is the
+control, which shows the effect of averaging alone. Another CLIP needs its own size:
+`--config.evals.consistency.image_size=224 --config.evals.consistency.resize=224`.
 """
 
-from ml_collections import config_dict
-
-from configs import durations, zeroshot_cifar10
+from configs import common, zeroshot_cifar10
+from configs.common import durations, placeholder
 
 GROUPS = 32
 
 
 def get_config():
   config = zeroshot_cifar10.get_config()
-  evaluation = config.evals.zeroshot
   config.evals = dict(
     consistency=dict(
-      dataset=evaluation.dataset,
+      **common.same_data(config.data),
       fit="train",
       max_fit=5000,
       fit_evenly=False,
       batch_size=250,
       split="test",
-      prompts=evaluation.prompts,
-      image_size=evaluation.image_size,
-      resize=config_dict.placeholder(int),
+      prompts="cifar10",
+      resize=placeholder(int),  # default: image_size
       **durations("every"),
       morphers=dict(
         bipartite=dict(name="bipartite", min_groups=GROUPS, max_groups=GROUPS),

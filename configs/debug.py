@@ -1,8 +1,8 @@
-"""The whole pre-training path at toy size, for tests and for a first look: seconds on a laptop.
+"""Pre-train at toy size: the whole path of `quickstart` in seconds, for tests and a first look.
 
     python -m dtm_jax.main --config=configs/debug.py --config.teacher.path=FOLDER_OF_A_SMALL_CLIP
 
-There is no number to expect: it only has to run.
+Hardware: any CPU. Time: seconds. Expect: no number, it only has to run.
 """
 
 from configs import quickstart

@@ -1,48 +1,26 @@
-"""Fine-tuning of a pre-trained ViT-B/16 on ImageNet-1k, by the recipe of DTM, which is that of BEiT v2.
+"""Fine-tune a pre-trained ViT-B/16 on ImageNet-1k by the recipe of DTM, which is that of BEiT v2.
 
     python -m dtm_jax.main --config=configs/finetune_vitb16_in1k.py \\
         --config.init_from.path=RUN_OR_WEIGHTS --workdir=gs://BUCKET/vitb16_finetuned
 
-Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no accuracy of ours.
-100 epochs with 20 of warm-up are BEiT v2-B's (arXiv 2208.06366); the rest is what the DTM authors run.
+Hardware: meant for 32 TPU v4 chips or 8 H100. Hours: not measured. Expect: not measured.
+Sources: 100 epochs with 20 of warm-up are BEiT v2-B's (arXiv 2208.06366). The rest is from the DTM authors.
 
-Any other labelled set is a name away: `--config.data.dataset.name=tfds/oxford_iiit_pet`, or
-`--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`. Its classes are its own; it is
-evaluated on its split "val", "validation" or "test", whichever there is first, or on
-`--config.evals.val.split=...`. `--config.data.image_size=0` takes the size of its images where they have
-one, and `--config.augment.normalization=dataset` the mean and standard deviation of their channels.
+Another labelled data set: `--config.data.dataset.name=tfds/oxford_iiit_pet`, or
+`--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`. The number of classes is that of
+the data set. It is evaluated on the first of its splits "val", "validation" and "test", or on
+`--config.evals.val.split=...`. `--config.data.image_size=0` takes the size of its images if they all have
+one, and `--config.augment.normalization=dataset` takes the mean and standard deviation of their channels.
 """
 
-from ml_collections import config_dict
-
-from configs import durations, references, vitb16
-
-placeholder = config_dict.placeholder
+from configs import common
+from configs.common import durations, placeholder
 
 
 def get_config():
-  base = vitb16.get_config()
-  config = config_dict.ConfigDict()
-  config.task = "finetune"
-  config.seed = 0
-  config.resume = "check"  # "force": go on in a workdir whose run had other settings
-  config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
-  config.batch_size = 1024
-  config.update(durations("total", epochs=100.0))
-
-  config.data = dict(
-    dataset=dict(name="imagenet", data_dir=placeholder(str)),
-    split="train",
-    image_size=224,
-    num_threads=64,
-    view=dict(
-      crop="random_resized",
-      scale=(0.08, 1.0),
-      interpolation="bicubic",
-      antialias=False,
-      rand_augment="rand-m9-mstd0.5-inc1",
-      max_pixels=200_000_000,
-    ),
+  config = common.run("finetune", 1024, epochs=100.0)
+  config.data = common.imagenet(
+    **common.random_resized((0.08, 1.0), rand_augment="rand-m9-mstd0.5-inc1"),
   )
   config.augment = dict(flip=0.5, color_jitter=0.0, erase_prob=0.25, normalization="imagenet")
   config.mix = dict(mixup=0.8, cutmix=1.0, cutmix_prob=0.5)
@@ -59,7 +37,7 @@ def get_config():
     remat="elementwise",
     dtype="bfloat16",
   )
-  config.init_from = dict(path=placeholder(str), weights=placeholder(str), rel_pos="both", resize="geometric")
+  config.init_from = common.pretrained()
   config.loss = dict(label_smoothing=0.1)
   config.optim = dict(
     name="adamw",
@@ -70,20 +48,16 @@ def get_config():
     betas=(0.9, 0.999),
     weight_decay=0.05,
     layer_decay=0.65,
-    clip_norm=0.0,
+    clip_norm=0.0,  # 0: no clipping
     accumulate=1,
   )
-  config.ema = dict(decay=placeholder(float))
-  config.mesh = base.mesh
-  config.checkpoint = base.checkpoint
-  config.log = base.log
+  config.ema = dict(decay=placeholder(float))  # default: no moving average of the weights
   config.evals = dict(
     val=dict(
       name="classification",
-      dataset=references(config.data.dataset),
-      split=placeholder(str),
+      **common.same_data(config.data),
+      split=placeholder(str),  # default: the validation or test split of the data set
       outputs=("logits",),
-      image_size=config.data.get_oneway_ref("image_size"),
       batch_size=1536,
       **durations("every", epochs=1.0),
     ),

@@ -1,9 +1,10 @@
-"""Fine-tuning of a pre-trained ViT-S/16 on ImageNet-1k: `finetune_vitb16_in1k` with the small model.
+"""Fine-tune a pre-trained ViT-S/16 on ImageNet-1k: `finetune_vitb16_in1k` with the small model.
 
     python -m dtm_jax.main --config=configs/finetune_vits16_in1k.py \\
         --config.init_from.path=RUN_OR_WEIGHTS --workdir=gs://BUCKET/vits16_finetuned
 
-Not yet run at full size: no hours and no accuracy of ours. Durations and layer decay are those of B.
+Hardware: not chosen. Hours: not measured. Expect: not measured.
+The durations and the layer decay are those of ViT-B.
 """
 
 from configs import finetune_vitb16_in1k

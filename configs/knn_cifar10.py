@@ -1,9 +1,12 @@
-"""kNN accuracy on CIFAR-10's 10,000 test images, by all 50,000 training images, of the quickstart's student.
+"""Measure kNN accuracy of the quickstart's student on CIFAR-10: 10,000 test images, all 50,000 training
+images.
 
     python -m dtm_jax.main --config=configs/knn_cifar10.py --workdir=runs/knn_cifar10
 
-Its teacher's projected tokens (`--config.teacher.name=clip --config.teacher.path=assets/tiny_clip_cifar10`):
-63.4, 64.6 and 63.9 % with 10, 20 and 200 neighbours.
+Hardware: two CPU cores. Time: not measured.
+Expect: not measured for the student. The projected tokens of its teacher
+(`--config.teacher.name=clip --config.teacher.path=assets/tiny_clip_cifar10`) reach 63.4, 64.6 and 63.9 % with
+10, 20 and 200 neighbours. Source: our own run.
 """
 
 from configs import knn_vitb16_in1k

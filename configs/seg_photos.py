@@ -1,13 +1,15 @@
-"""A small segmenter learns three real photos by heart: shows that files, labels, loss and mIoU fit together.
+"""Overfit a small segmenter to three real photos, to show that files, labels, loss and mIoU fit together.
 
     python scripts/get_segmentation_photos.py --out runs/segmentation_photos
     python -m dtm_jax.main --config=configs/seg_photos.py
 
-It is evaluated on what it was trained on: mIoU 0.498, pixel accuracy 0.911 (one seed, 3 min 14 s beside other
-work on two CPU cores). The number says nothing about segmentation.
+Hardware: two CPU cores. Time: 3 min 14 s beside other work, measured.
+Expect: mIoU 0.498 and pixel accuracy 0.911 on the same three photos. Source: our own run, one seed. The
+evaluation is on the training photos, so the number says nothing about segmentation.
 """
 
-from configs import references, seg_debug
+from configs import seg_debug
+from configs.common import references
 
 
 def get_config():

@@ -1,52 +1,31 @@
-"""DTM pre-training of ViT-B/16 on ImageNet-1k with CLIP ViT-B/16: the paper's equations.
+"""Pre-train ViT-B/16 with DTM on ImageNet-1k, with CLIP ViT-B/16 as teacher, by the paper's equations.
 
     python -m dtm_jax.main --config=configs/vitb16.py --workdir=gs://BUCKET/vitb16
 
-Hardware: made for 32 TPU v4 chips or 8 H100; not yet run at this scale, so no hours and no accuracy of ours.
-Expected after fine-tuning, by the paper (arXiv 2401.00254), for 300 epochs: see its Table 1.
-ImageNet is looked for as a TensorFlow Dataset; `--config.data.dataset.data_dir=FOLDER` names another place,
-and `--config.data.dataset.name=folder` reads any tree of images.
+Hardware: meant for 32 TPU v4 chips or 8 H100. Hours: not measured.
+Expect: not measured. For fine-tuning accuracy after 300 epochs see Table 1 of the paper (arXiv 2401.00254).
+Sources: docs/method.md says which values are the paper's, the released code's and BEiT v2's.
+
+ImageNet is read as a TensorFlow Dataset. `--config.data.dataset.data_dir=FOLDER` names another place, and
+`--config.data.dataset.name=folder` reads any tree of images.
 """
 
-from ml_collections import config_dict
-
-from configs import durations
-
-placeholder = config_dict.placeholder
+from configs import common
+from configs.common import durations, placeholder
 
 
 def get_config():
-  config = config_dict.ConfigDict()
-  config.task = "pretrain"
-  config.seed = 0
-  config.resume = "check"  # "force": go on in a workdir whose run had other settings
-  config.replay = placeholder(str)  # WORKDIR/flight/STEP: runs these steps again, to find what is not finite
-  config.batch_size = 2048
-  config.update(durations("total", epochs=300.0))
-
-  config.data = dict(
-    dataset=dict(name="imagenet", data_dir=placeholder(str)),
-    split="train",
-    image_size=224,
-    num_threads=64,
-    view=dict(
-      crop="random_resized",
-      scale=(0.2, 1.0),
-      interpolation="bicubic",
-      antialias=False,
-      max_pixels=200_000_000,
-    ),
-  )
+  config = common.run("pretrain", 2048, epochs=300.0)
+  config.data = common.imagenet(**common.random_resized((0.2, 1.0)))
   config.augment = dict(flip=0.5, color_jitter=0.4, normalization="imagenet")
   config.teacher = dict(
     name="clip",
     path="openai/clip-vit-base-patch16",
-    # None leaves an option to the teacher: CLIP's projected tokens and its own normalisation.
-    tokens=placeholder(str),
-    normalization=placeholder(object),
-    image_size=placeholder(int),  # None: the size that gives the student's grid of patches
+    tokens=placeholder(str),  # default: the teacher's choice; for CLIP "projected"
+    normalization=placeholder(object),  # default: the teacher's own mean and std
+    image_size=placeholder(int),  # default: the size that gives the student's grid of patches
     dtype="bfloat16",
-    attention=placeholder(str),
+    attention=placeholder(str),  # default: "xla"
   )
   config.student = dict(
     variant="B",
@@ -60,13 +39,13 @@ def get_config():
     unroll=1,
     dtype="bfloat16",
   )
-  config.init_from = dict(path=placeholder(str), weights=placeholder(str))  # a run, or weights
+  config.init_from = dict(path=placeholder(str), weights=placeholder(str))  # default: random weights
   config.mask = dict(
     kind="block",
     share=75 / 196,
     min_block=16 / 196,
-    num_masked=placeholder(int),  # in place of share
-    min_patches=placeholder(int),  # in place of min_block
+    num_masked=placeholder(int),  # default: share of the patches
+    min_patches=placeholder(int),  # default: min_block of the patches
   )
   config.morphers = dict(
     dtm=dict(
@@ -75,7 +54,7 @@ def get_config():
       schedule="paper",
       drawn_per="image",
       min_groups=1,
-      max_groups=placeholder(int),  # of the tokens' number
+      max_groups=placeholder(int),  # default: the number of tokens N
       max_rounds=14,
       split="random",
       protect_first=False,
@@ -95,9 +74,6 @@ def get_config():
     clip_norm=3.0,
     accumulate=1,
   )
-  config.probe = dict(lr=placeholder(float))  # of a linear classifier beside the student; None: there is none
-  config.mesh = dict(data=-1, fsdp=1, rules=((".*", "fsdp"),))
-  config.checkpoint = dict(**durations("save", steps=1000), keep=2, **durations("keep"))
-  config.log = dict(**durations("log", steps=50), profile_step=placeholder(int), flight_recorder=True)
+  config.probe = dict(lr=placeholder(float))  # learning rate of an online linear probe; default: no probe
   config.evals = dict()
   return config

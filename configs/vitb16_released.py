@@ -1,10 +1,12 @@
-"""DTM pre-training of ViT-B/16 as the authors' released code computes it, where that differs from the paper.
+"""Pre-train ViT-B/16 with DTM as the authors' released code does, where it differs from the paper.
 
     python -m dtm_jax.main --config=configs/vitb16_released.py --workdir=gs://BUCKET/vitb16_released
 
-The constant merge rate with one draw a step, alternating split, protected first patch, a teacher that sees
-the student's normalisation, and crops that Pillow resizes with antialiasing. That code ignores the EXIF
-orientation of photos, which we apply. Not yet run at full size: no hours and no accuracy of ours.
+Hardware: meant for 32 TPU v4 chips or 8 H100. Hours: not measured. Expect: not measured.
+
+The differences are a constant merge rate with one draw per step, an alternating split, a protected first
+patch, a teacher with the student's normalisation, and antialiased crops like Pillow's: see docs/method.md.
+The released code ignores the EXIF orientation of photos; we apply it.
 """
 
 from configs import vitb16

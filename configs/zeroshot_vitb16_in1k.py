@@ -1,10 +1,14 @@
-"""Zero-shot accuracy of CLIP ViT-B/16 on ImageNet-1k's 50,000 validation images, with OpenAI's 80 templates.
+"""Measure the zero-shot accuracy of CLIP ViT-B/16 on ImageNet-1k's 50,000 validation images, with 80
+templates.
 
     python -m dtm_jax.main --config=configs/zeroshot_vitb16_in1k.py [--config.clip.path=FOLDER_OR_REPOSITORY]
 
-Expected, at second hand: 68.6 % top-1 by CLIP's paper (arXiv 2103.00020), 68.3 % as the README of open_clip
-has measured the same weights. Not run by us. Other templates: `--config.evals.zeroshot.prompts=FILE`, one a
-line, {c} for the class; other names: `--config.evals.zeroshot.class_names=FILE`, one a line.
+Hardware: not chosen. Time: not measured.
+Expect: not measured. At second hand: 68.6 % by CLIP's paper (arXiv 2103.00020), and 68.3 % for the same
+weights by the README of open_clip. The templates are OpenAI's.
+
+Other templates: `--config.evals.zeroshot.prompts=FILE`, one per line, with {c} for the class. Other names:
+`--config.evals.zeroshot.class_names=FILE`, one per line.
 """
 
 from configs import zeroshot_cifar10

@@ -18,7 +18,7 @@ from dtm_jax.tasks import Run
 from dtm_jax.teachers import clip as clip_teacher
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
 
 
 def abstract_weights(found, **_):
@@ -63,6 +63,15 @@ def test_config_traces(name, monkeypatch):
   same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), state, after)
   assert all(jax.tree.leaves(same))
   assert measurements["loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_evaluation_follows_the_data_set_and_the_image_size(name):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.data.dataset.name, config.data.image_size = "folder", 48
+  for section in config.evals.values():
+    assert section.dataset.name == "folder"
+    assert section.image_size == 48
 
 
 @pytest.mark.parametrize(

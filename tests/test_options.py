@@ -25,7 +25,7 @@ from dtm_jax.options.value_rules import UNITS
 from dtm_jax.training import startup
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
 
 
 @pytest.fixture(autouse=True)

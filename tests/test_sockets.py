@@ -29,7 +29,7 @@ from dtm_jax.tasks import Run, build_teacher
 from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
 KEPT = {
   "teachers": {"dtype", "attention"},
   "datasets": set(),
