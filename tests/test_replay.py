@@ -1,6 +1,6 @@
-"""Five steps of scripts/replay_steps.py against PyTorch: student, matching, loss, clipping and AdamW.
+"""Five steps of scripts/replay_steps.py equal a PyTorch twin: student, matching, loss, clipping and AdamW.
 
-The twin is written from the published equations and the reference behaviour, one rule after the other.
+The twin is written from the equations and the rules of docs/method.md.
 """
 
 import importlib.util

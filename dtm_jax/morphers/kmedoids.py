@@ -17,16 +17,7 @@ def build(
   init: str = "k-means++",
   iterations: int = 10,
 ) -> Assign:
-  """Build the morpher. The defaults draw n̄ as the paper's schedule does.
-
-  Args:
-    groups, min_groups, max_groups, drawn_per: see `GroupCount`.
-    init: how the initial medoids are chosen, "k-means++" or "random".
-    iterations: number of k-medoids updates. With 0, every token joins its nearest initial medoid.
-
-  Raises:
-    OptionError: a choice is unknown, or a number is out of range.
-  """
+  """Build the morpher. The options are those of `kmeans.build`, with medoids as centres."""
   return by_similarity(kmedoids, GroupCount(groups, min_groups, max_groups, drawn_per), init, iterations)
 
 
