@@ -1,4 +1,4 @@
-"""Parts that the configs share: options of a run, durations in any unit, data, and what evaluates on it."""
+"""Provide what the configs share: options of a run, durations in any unit, data, and evaluation on it."""
 
 from ml_collections import config_dict
 

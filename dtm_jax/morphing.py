@@ -1,4 +1,4 @@
-"""Dynamic Token Morphing, in the order of the paper: schedule, matching, morphing, loss.
+"""Define Dynamic Token Morphing in the order of the paper: schedule, matching, morphing, loss.
 
 "Morphing Tokens Draw Strong Masked Image Models", arXiv 2401.00254. v_1..v_N are the teacher's patch tokens
 and u_1..u_N are the student's:

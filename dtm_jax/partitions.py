@@ -1,4 +1,4 @@
-"""Partitions of an image's tokens into groups, with one integer for each token.
+"""Write partitions of an image's tokens into groups as one integer for each token.
 
 label[b, j] is the id of the group that owns token j of image b, from 0 to N-1. The paper's partition
 M ∈ {0,1}^{n̄×N} is the one-hot form of the label. In canonical form, the id of a group is its smallest member:

@@ -29,7 +29,7 @@ GIVEN = {
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One option of a choice, which is a parameter of its `build` or of its class `Evaluator`.
+  """Describe one option of a choice: a parameter of its `build` or of its class `Evaluator`.
 
   Attributes:
     annotation: the type as written in the source, such as "int | None".

@@ -1,4 +1,4 @@
-"""The clusterings of morphers/ in NumPy's float64, to test against, with explicit loops and centres."""
+"""Compute the clusterings of morphers/ in NumPy's float64, to test against, with explicit loops."""
 
 import numpy as np
 

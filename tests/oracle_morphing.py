@@ -1,4 +1,4 @@
-"""Dynamic token morphing in NumPy's float64, to test against: slow, with lists that grow shorter.
+"""Compute dynamic token morphing in NumPy's float64, to test against: slowly, with lists that grow shorter.
 
 It is written from the equations (docs/method.md), for one image at a time. A group is a list of its members.
 """

@@ -1,4 +1,4 @@
-"""The rounds of bipartite matching, computed for a device: one module for each way to compute them.
+"""Compute the rounds of bipartite matching, with one module for each way to compute them.
 
 `rounds.py` is plain JAX and runs everywhere. `tpu_kernel.py` is one Pallas kernel for TPUs. A way is a
 function

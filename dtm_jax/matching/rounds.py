@@ -1,4 +1,4 @@
-"""The rounds of bipartite matching in plain JAX, for any device.
+"""Compute the rounds of bipartite matching in plain JAX, for any device.
 
 The tokens that are alive in an image stand in the first `num_live` of N slots; this is the live order. Even
 slots hold the first set of a round and odd slots the second. A round gives every slot its next slot, and
@@ -27,7 +27,7 @@ NO_DIRECTION = -2.0
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """The rules of a round that are options of `morphing.bipartite_match`, which explains them.
+  """Hold the rules of a round, which are options of `morphing.bipartite_match` and explained there.
 
   Attributes:
     protect_first: the first token stays alone.
@@ -43,7 +43,7 @@ Rounds = Callable[[Array, Array, Array | None, Rules], Array]
 
 
 class Live(NamedTuple):
-  """The tokens alive in one image, in the live order."""
+  """Hold the tokens that are alive in one image, in the live order."""
 
   feature_NC: Float[Array, "N C"]  # sum or mean of the tokens merged in each slot; 0 past num_live
   slot_N: Int[Array, " N"]  # the present slot of each original token

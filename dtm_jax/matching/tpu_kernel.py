@@ -1,4 +1,4 @@
-"""The rounds of matching as one Pallas kernel for TPUs, which keeps an image's Gram matrix on the chip.
+"""Compute the rounds of matching in one Pallas kernel for TPUs, with the Gram matrix kept on the chip.
 
 The rounds compare tokens by their inner products only. The inner products of merged tokens are sums of rows
 and columns of the previous ones. So one program per image reads G = V Vᵀ once and writes one slot per token.

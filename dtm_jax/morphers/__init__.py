@@ -1,4 +1,4 @@
-"""Ways to group the tokens, one module each, which `config.morphers` names.
+"""Group the tokens of an image: one module for each way, which `config.morphers` names.
 
 A module has `build(**options)`, which returns a function
 
@@ -27,7 +27,7 @@ Assign = Callable[[Array, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class GroupCount:
-  """The number of groups n̄ of an image: always `groups`, or drawn as n̄ ~ U{min_groups..max_groups}.
+  """Say how many groups n̄ an image gets: always `groups`, or a draw n̄ ~ U{min_groups..max_groups}.
 
   Attributes:
     groups: the fixed number. None draws n̄.

@@ -1,4 +1,4 @@
-"""What the clusterings share: similarities, the first centres, and what to do about an empty group.
+"""Provide what the clusterings share: similarities, initial centres, and a rule for empty groups.
 
 The number of groups n̄ ≤ M of an image is a traced value, and the number of group slots M is a shape. Slots
 0..n̄-1 are live. All functions but `by_similarity` work on one image and are mapped over the batch.

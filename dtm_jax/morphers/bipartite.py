@@ -1,4 +1,4 @@
-"""The morpher of Dynamic Token Morphing: a random schedule, then rounds of bipartite matching."""
+"""Group the tokens as Dynamic Token Morphing does: a random schedule, then rounds of bipartite matching."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Spherical k-means on the teacher's tokens, which groups by content and ignores places."""
+"""Group the teacher's tokens by spherical k-means, which uses their content and ignores their places."""
 
 import jax
 import jax.numpy as jnp

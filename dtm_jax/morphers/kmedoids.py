@@ -1,4 +1,4 @@
-"""k-medoids on the teacher's tokens: like k-means, but the centre of a group is one of its tokens."""
+"""Group the teacher's tokens by k-medoids, which is k-means with one of its tokens as a group's centre."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Random groups, independent of content and place: the control that every other morpher must beat."""
+"""Draw random groups, independent of content and place: the control that every other morpher must beat."""
 
 import jax
 import jax.numpy as jnp

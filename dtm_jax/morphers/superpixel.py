@@ -1,4 +1,4 @@
-"""SLIC superpixels of the image's patches, which group by colour and place and need no teacher.
+"""Group the patches of the image into SLIC superpixels, by colour and place and without a teacher.
 
 This is our own SLIC on the device. scikit-image's would need the images back on the host in every step, while
 the device waits. Its superpixels also cut through patches, but a label has one integer per patch. Patches are
