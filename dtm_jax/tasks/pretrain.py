@@ -177,7 +177,9 @@ class Pretraining(Task):
 
 def count_groups(label_SBN: Mapping[str, Int[Array, "S B N"]]) -> Scalars:
   """Return the mean number of groups of every morpher, "groups_<name>"."""
-  return {f"groups_{name}": jax.vmap(partitions.num_groups)(label).mean() for name, label in label_SBN.items()}
+  return {
+    f"groups_{name}": jax.vmap(partitions.num_groups)(label).mean() for name, label in label_SBN.items()
+  }
 
 
 def build(config: Any, run: Run) -> Pretraining:
