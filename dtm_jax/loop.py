@@ -60,7 +60,7 @@ def run(config: Any, workdir: str) -> State:
   """Do what `train` does with a config that has been checked, such as `main`'s."""
   mesh = _make_mesh(config)
   folder = paths.resolve(workdir)
-  with storage_faults.explained(folder, rights=False), lock.hold(folder) as held:
+  with storage_faults.explained(folder, rights=False, device=True), lock.hold(folder) as held:
     with contextlib.ExitStack() as stack:
       setup = prepare(config, folder, mesh, stack)
       if begin(setup):

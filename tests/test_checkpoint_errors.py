@@ -281,6 +281,16 @@ def test_no_room_to_save_is_one_message(folder, mesh, monkeypatch, kind, when):
   assert restore(folder, mesh)[2] == 3
 
 
+def test_an_error_of_the_device_counts_only_for_the_files_of_the_run(tmp_path):
+  """It may pass, so a save tries again; and a data set on another disk is not what the run cannot write."""
+  own = OSError(errno.EIO, "Input/output error", str(tmp_path / "metrics.jsonl"))
+  other = OSError(errno.EIO, "Input/output error", "/data/image.jpg")
+  assert faults.explain(own, tmp_path) is None
+  assert faults.explain(other, tmp_path, device=True) is None
+  message = str(faults.explain(own, tmp_path, device=True))
+  assert message.startswith(f"Cannot write {tmp_path / 'metrics.jsonl'}: Input/output error.")
+
+
 def save_and_close(manager, step, state):
   manager.save(step, state, {})
   manager.close()

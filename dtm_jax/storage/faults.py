@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dtm_jax.errors import UserError
 
 _RIGHTS = (errno.EACCES, errno.EPERM)
+_DEVICE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT)
 _HINTS = {
+  **dict.fromkeys(_DEVICE, "Check the disk or the connection to it"),
   errno.ENOSPC: "Free some space",
   errno.EDQUOT: "Free some space or raise the quota",
   errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
@@ -48,21 +50,26 @@ def chain(error: BaseException) -> Iterator[BaseException]:
     waiting += [current.__cause__, current.__context__, *getattr(current, "exceptions", ())]
 
 
-def explain(error: BaseException, path: str | os.PathLike, *, rights: bool = True) -> StorageError | None:
+def explain(
+  error: BaseException, path: str | os.PathLike, *, rights: bool = True, device: bool = False
+) -> StorageError | None:
   """Return a fault of storage as an error with one message, or None if the error is something else.
 
   Args:
     error: what was raised while the run wrote.
     path: the place to name if the error itself names no file.
-    rights: whether a missing right counts. Reading can fail for this reason too; the other reasons concern
-      writing alone.
+    rights: whether a missing right counts. Reading can fail for this reason too.
+    device: whether an error of the device counts. It may pass. Reading can fail for this reason too, so it
+      must also name `path` or a file below it.
   """
   for cause in chain(error):
     if isinstance(cause, StorageError):
       return cause
     number = _number(cause)
+    culprit = getattr(cause, "filename", None) or path
+    if number in _DEVICE and not (device and os.fspath(path) in str(cause)):
+      continue
     if number is not None and (rights or number not in _RIGHTS):
-      culprit = getattr(cause, "filename", None) or path
       return StorageError(
         f"Cannot write {os.fspath(culprit)}: {os.strerror(number)}. What was saved before is intact. "
         f"{_HINTS[number]}; the same command then goes on from the newest checkpoint."
@@ -71,7 +78,7 @@ def explain(error: BaseException, path: str | os.PathLike, *, rights: bool = Tru
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike, *, rights: bool = True) -> Iterator[None]:
+def explained(path: str | os.PathLike, *, rights: bool = True, device: bool = False) -> Iterator[None]:
   """Turn faults of storage inside the `with` block, or in the decorated function, into a `StorageError`.
 
   Other errors pass unchanged. See `explain` for the arguments.
@@ -79,7 +86,8 @@ def explained(path: str | os.PathLike, *, rights: bool = True) -> Iterator[None]
   try:
     yield
   except Exception as error:
-    if isinstance(error, UserError) or (fault := explain(error, path, rights=rights)) is None:
+    fault = explain(error, path, rights=rights, device=device)
+    if isinstance(error, UserError) or fault is None:
       raise
     raise fault from error
 
