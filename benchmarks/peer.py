@@ -9,6 +9,7 @@ The type is float32 on a CPU and bf16 on a GPU (PyTorch with autocast and torch.
 not been run yet, because there was no GPU.
 """
 
+import argparse
 import importlib.util
 import random
 import subprocess

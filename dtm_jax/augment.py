@@ -17,7 +17,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def augment(
-  keys_B: Key[Array, "B"],
+  keys_B: Key[Array, " B"],
   image: UInt8[Array | np.ndarray, "B H W 3"],
   *,
   flip: float = 0.5,
@@ -55,7 +55,7 @@ def resize_to(image: Float[Array, "B H W 3"], side: int) -> Float[Array, "B side
 
 
 def random_flip(
-  keys_B: Key[Array, "B"], image: Float[Array, "B H W 3"], prob: float = 0.5
+  keys_B: Key[Array, " B"], image: Float[Array, "B H W 3"], prob: float = 0.5
 ) -> Float[Array, "B H W 3"]:
   """Mirror each image left to right with probability `prob`."""
   flip_B = jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys_B)
@@ -63,7 +63,7 @@ def random_flip(
 
 
 def jitter_colors(
-  keys_B: Key[Array, "B"],
+  keys_B: Key[Array, " B"],
   image: Float[Array, "B H W 3"],
   brightness: float,
   contrast: float,
@@ -92,7 +92,7 @@ def jitter_colors(
 
 
 def random_erase(
-  keys_B: Key[Array, "B"],
+  keys_B: Key[Array, " B"],
   image: Float[Array, "B H W 3"],
   prob: float = 0.25,
   *,
@@ -172,7 +172,7 @@ def _cutmix_box(key: RandomKey, size: tuple[int, int], lam: Float[Array, ""]) ->
   The box has sides ⌊sqrt(1-λ)·H⌋ and ⌊sqrt(1-λ)·W⌋. Its centre is uniform, and the image's edges cut it off.
   """
 
-  def inside(key: RandomKey, length: int) -> Float[Array, "_"]:
+  def inside(key: RandomKey, length: int) -> Float[Array, " _"]:
     half = jnp.floor(length * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
     offset = jnp.arange(length) - jax.random.randint(key, (), 0, length)
     return ((offset >= -half) & (offset < half)).astype(jnp.float32)

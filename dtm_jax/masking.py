@@ -21,7 +21,7 @@ def block_mask(
   min_patches: int = 16,
   max_patches: int | None = None,
   min_aspect: float = 0.3,
-) -> Bool[Array, "N"]:
+) -> Bool[Array, " N"]:
   """Hide `num_masked` patches with random rectangles, which may overlap.
 
   A block has area ~ U(`min_patches`, cap) and log aspect ~ U(log `min_aspect`, -log `min_aspect`). The cap is
@@ -81,7 +81,7 @@ def _propose_blocks(
   return fits & (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
-def random_mask(key: RandomKey, grid: tuple[int, int], num_masked: int) -> Bool[Array, "N"]:
+def random_mask(key: RandomKey, grid: tuple[int, int], num_masked: int) -> Bool[Array, " N"]:
   """Hide `num_masked` patches, which are drawn uniformly without replacement.
 
   Raises:
@@ -130,7 +130,7 @@ def counts(
 
 def masks(
   kind: str,
-  keys_B: Key[Array, "B"],
+  keys_B: Key[Array, " B"],
   grid: tuple[int, int],
   num_masked: int | None = None,
   *,
@@ -165,7 +165,7 @@ def masks(
   return jax.shard_map(draw, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(keys_B)
 
 
-def _make_up(key: RandomKey, mask_N: Bool[Array, "N"], num_masked: int) -> Bool[Array, "N"]:
+def _make_up(key: RandomKey, mask_N: Bool[Array, " N"], num_masked: int) -> Bool[Array, " N"]:
   """Add random patches to the mask, or remove some, until it hides `num_masked` patches."""
   priority_N = mask_N + jax.random.uniform(key, mask_N.shape)
   rank_N = jnp.argsort(jnp.argsort(-priority_N))

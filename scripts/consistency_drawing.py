@@ -115,7 +115,7 @@ class Pictures:
     (row, column), (rows, columns) = self._query, self._grid
     return f"row {row + 1} of {rows}, column {column + 1} of {columns}"
 
-  def _painted(self, label_N: Int[np.ndarray, "N"], colour_N3: Float[np.ndarray, "N 3"]) -> str:
+  def _painted(self, label_N: Int[np.ndarray, " N"], colour_N3: Float[np.ndarray, "N 3"]) -> str:
     parts = []
     for group in np.unique(label_N):
       colour = colour_N3[label_N == group].mean(axis=0)

@@ -108,7 +108,7 @@ def _pillow_round(sums: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
 
 
 def _pillow_weights(
-  interpolation: str, old: int, new: int, outputs: Int[np.ndarray, "n"]
+  interpolation: str, old: int, new: int, outputs: Int[np.ndarray, " n"]
 ) -> tuple[int, Float[np.ndarray, "n m"]]:
   """(first input, weights of the m inputs from there on, as multiples of 2^-22) of n outputs of one axis.
 
@@ -128,7 +128,7 @@ def _pillow_weights(
 
 
 def _opencv_weights(
-  interpolation: str, old: int, new: int, outputs: Int[np.ndarray, "n"]
+  interpolation: str, old: int, new: int, outputs: Int[np.ndarray, " n"]
 ) -> tuple[int, Float[np.ndarray, "n m"]]:
   """As `_pillow_weights`, as fractions. The kernel never widens; the border's pixels go on beyond it."""
   scale = old / new

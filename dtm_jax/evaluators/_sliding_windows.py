@@ -125,7 +125,7 @@ def bilinear_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 def _bilinear_taps(
   old: int, new: int
-) -> tuple[Int[np.ndarray, "new"], Int[np.ndarray, "new"], Float[np.ndarray, "new"]]:
+) -> tuple[Int[np.ndarray, " new"], Int[np.ndarray, " new"], Float[np.ndarray, " new"]]:
   """The two inputs of each output of `bilinear_matrix`, and the weight of the second one."""
   centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
   low = np.minimum(centre.astype(int), max(old - 2, 0))

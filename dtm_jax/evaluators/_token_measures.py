@@ -13,7 +13,7 @@ def unit(tokens: Float[AnyArray, "*B C"]) -> Float[AnyArray, "*B C"]:
   return tokens / ((tokens**2).sum(axis=-1, keepdims=True) ** 0.5).clip(1e-12)
 
 
-def neighbour_cosine(tokens_BNC: Float[AnyArray, "B N C"], grid: tuple[int, int]) -> Float[AnyArray, "B"]:
+def neighbour_cosine(tokens_BNC: Float[AnyArray, "B N C"], grid: tuple[int, int]) -> Float[AnyArray, " B"]:
   """The mean cosine of the pairs of tokens that touch along a side: R(Q-1) + (R-1)Q pairs of R x Q tokens."""
   rows, columns = grid
   token_BRQC = unit(tokens_BNC).reshape(len(tokens_BNC), rows, columns, -1)
@@ -23,7 +23,7 @@ def neighbour_cosine(tokens_BNC: Float[AnyArray, "B N C"], grid: tuple[int, int]
   return (across + down) / pairs
 
 
-def agreeing(predicted_BN: Int[Array, "B N"], label_BN: Int[Array, "B N"]) -> Int[Array, "B"]:
+def agreeing(predicted_BN: Int[Array, "B N"], label_BN: Int[Array, "B N"]) -> Int[Array, " B"]:
   """How many tokens are predicted to be of the class that most tokens of their group are predicted to be of.
 
   Divided by N this is the purity of the groups, if a token's class is what a classifier says of it. It is 1
@@ -58,7 +58,7 @@ class LeastSquares:
     self._moment = np.zeros((width + 1, num_classes))
     self._ridge = ridge
 
-  def add(self, tokens_BNC: Float[np.ndarray, "B N C"], label_B: Int[np.ndarray, "B"]) -> None:
+  def add(self, tokens_BNC: Float[np.ndarray, "B N C"], label_B: Int[np.ndarray, " B"]) -> None:
     """Every token of an image has the image's class."""
     unit_BNC = unit(tokens_BNC.astype(np.float64))
     x_BND = np.concatenate([unit_BNC, np.ones((*unit_BNC.shape[:2], 1))], axis=-1)

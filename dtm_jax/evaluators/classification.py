@@ -64,7 +64,7 @@ class Evaluator:
       yield f"{prefix}loss", loss / count
 
 
-def label_rank(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
+def label_rank(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
   """How many classes come before the label: those that score more, and of equals the earlier ones.
 
   Scores that are not numbers come before every other: they are never right.
@@ -75,7 +75,7 @@ def label_rank(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, "B"]) ->
   return before.sum(axis=1)
 
 
-def cross_entropy(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
+def cross_entropy(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
   """-log softmax(logits)[label] in float64."""
   logits = logits.astype(np.float64)
   logits -= logits.max(axis=1, keepdims=True)

@@ -31,9 +31,9 @@ class Examples(NamedTuple):
   """Images with their tokens under each of the S `Evaluator.names`, as they are first."""
 
   image_BHW3: UInt8[np.ndarray, "B H W 3"]  # as the network saw it, before normalisation
-  index_B: Int[np.ndarray, "B"]
-  label_B: Int[np.ndarray, "B"]
-  predicted_B: Int[np.ndarray, "B"]  # zero-shot, of the image's own embedding
+  index_B: Int[np.ndarray, " B"]
+  label_B: Int[np.ndarray, " B"]
+  predicted_B: Int[np.ndarray, " B"]  # zero-shot, of the image's own embedding
   token_BSNC: Float[np.ndarray, "B S N C"]
   group_BSN: Int[np.ndarray, "B S N"]
   zeroshot_BSN: Int[np.ndarray, "B S N"]

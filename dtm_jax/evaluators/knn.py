@@ -146,7 +146,7 @@ class Bank(NamedTuple):
 
 def knn_predict(
   bank: Float[np.ndarray, "M D"],
-  bank_labels: Int[np.ndarray, "M"],
+  bank_labels: Int[np.ndarray, " M"],
   queries: Float[np.ndarray, "Q D"],
   *,
   num_classes: int,
@@ -154,7 +154,7 @@ def knn_predict(
   temperature: float,
   mesh: Mesh | None = None,
   block: int = 512,
-) -> Int[np.ndarray, "Q"]:
+) -> Int[np.ndarray, " Q"]:
   """The class of each query: argmax_g Σ_{i in its k nearest, y_i = g} exp(cos(q, b_i) / temperature).
 
   For features on this host, `block` queries at a time. The devices of `mesh` (default: one) share the bank.
@@ -175,7 +175,7 @@ def knn_predict(
   return np.concatenate([np.asarray(part) for part in classes])[: len(queries)]
 
 
-def bank_of(features: Float[np.ndarray, "M D"], labels: Int[np.ndarray, "M"], mesh: Mesh) -> Bank:
+def bank_of(features: Float[np.ndarray, "M D"], labels: Int[np.ndarray, " M"], mesh: Mesh) -> Bank:
   """From features on this host."""
   count, width = features.shape
   size = math.ceil(min(count, BLOCK) / mesh.size) * mesh.size
@@ -308,7 +308,7 @@ def _count(condition: Bool[Array, "..."]) -> Int[Array, ""]:
 
 
 @jax.jit
-def _num_right(class_KQ: Array, label_Q: Array, valid_Q: Array) -> Int[Array, "K"]:
+def _num_right(class_KQ: Array, label_Q: Array, valid_Q: Array) -> Int[Array, " K"]:
   return jnp.sum((class_KQ == label_Q[None]) & valid_Q[None], axis=1, dtype=jnp.int32)
 
 

@@ -108,7 +108,7 @@ def _geometric(old: int, new: int) -> np.ndarray:
   return spline(np.clip(np.arange(new) - new // 2, places[0], places[-1]))
 
 
-def geometric_offsets(count: int, reach: int) -> Float[np.ndarray, "M"]:
+def geometric_offsets(count: int, reach: int) -> Float[np.ndarray, " M"]:
   """-d_n..0..d_n with d_k = 1 + q + ... + q^(k-1), n = `count`, and q in (1.01, 1.5) such that d_n = `reach`.
 
   Where no such q exists, the nearer end of the range is taken: a smaller grid cuts the table off.

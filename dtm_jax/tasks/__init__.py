@@ -35,7 +35,7 @@ Scalars = dict[str, Array]
 Pixels = UInt8[Array | np.ndarray, "B H W 3"]
 """The images of a batch."""
 
-Labels = Int[Array | np.ndarray, "B"]
+Labels = Int[Array | np.ndarray, " B"]
 """The class of each image of a batch."""
 
 Output = Callable[[State, PyTree, Batch], Array]
@@ -118,7 +118,7 @@ class StepKeys:
     """Return one key for the whole batch."""
     return rngs.stream(self.run, name, self.step)
 
-  def per_example(self, name: str) -> Key[Array, "B"]:
+  def per_example(self, name: str) -> Key[Array, " B"]:
     """Return one key for each image of the batch."""
     return rngs.per_example(self.stream(name), self.batch_size)
 

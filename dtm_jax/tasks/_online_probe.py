@@ -37,7 +37,7 @@ class OnlineProbe:
     return {"params": params, "opt_state": self._optimizer.init(params)}
 
   def update(
-    self, state: PyTree, feature_BD: Float[Array, "B D"], label_B: Int[Array, "B"]
+    self, state: PyTree, feature_BD: Float[Array, "B D"], label_B: Int[Array, " B"]
   ) -> tuple[PyTree, dict[str, Array]]:
     """Make one update. Return the next state, and "probe_loss" and "probe_accuracy" before the update."""
     feature_BD = jax.lax.stop_gradient(feature_BD)

@@ -29,7 +29,7 @@ from dtm_jax.teachers import Teacher
 
 EPS = 1e-6
 
-Statistics = dict[str, Float[Array, "C"]]
+Statistics = dict[str, Float[Array, " C"]]
 """The "mean" and "var" of every channel of the features."""
 
 
@@ -50,7 +50,7 @@ class LinearProbe(Task):
   teacher: Teacher
   shapes: dict[str, jax.ShapeDtypeStruct]
   flip: float
-  rate_R: Float[Array, "R"]
+  rate_R: Float[Array, " R"]
   momentum: float
   learner: Learner
 
@@ -90,7 +90,7 @@ class LinearProbe(Task):
     """Return the logits of every head."""
     return jnp.einsum("bd,rdg->brg", feature_BC, heads["kernel"]) + heads["bias"][None]
 
-  def compare(self, logits_BRG: Float[Array, "B R G"], label_B: Labels) -> Float[Array, "R"]:
+  def compare(self, logits_BRG: Float[Array, "B R G"], label_B: Labels) -> Float[Array, " R"]:
     """Return the mean cross-entropy of every head."""
     label_BR = jnp.broadcast_to(label_B[:, None], logits_BRG.shape[:2])
     return optax.softmax_cross_entropy_with_integer_labels(logits_BRG, label_BR).mean(axis=0)
@@ -104,7 +104,7 @@ class LinearProbe(Task):
     feature_BC = self.teach(frozen, augment.to_float(batch["image"]))
     return self.predict(state["params"], standardize(feature_BC, state["statistics"]))
 
-  def rates(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "R"]:
+  def rates(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, " R"]:
     """Return the factor of each head's learning rate."""
     return self.rate_R
 
@@ -148,7 +148,7 @@ def build(config: Any, run: Run) -> LinearProbe:
   )
 
 
-def _with_rates(learner: Learner, rate_R: Float[Array, "R"]) -> Learner:
+def _with_rates(learner: Learner, rate_R: Float[Array, " R"]) -> Learner:
   """Return a learner that multiplies the updates of head r by its rate."""
 
   def update(grads: PyTree, opt_state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:

@@ -107,7 +107,7 @@ class Pretraining(Task):
     key = keys.stream("morph")
 
     def draw(name: str) -> Int[Array, "S B N"]:
-      keys_S: Key[Array, "S"] = jax.random.split(rngs.stream(key, name), self.num_schedules)
+      keys_S: Key[Array, " S"] = jax.random.split(rngs.stream(key, name), self.num_schedules)
       return jax.vmap(self.morphers[name], (0, None, None))(keys_S, target_BNC, image)
 
     return {name: draw(name) for name in self.morphers}

@@ -113,7 +113,7 @@ def build(config: Any, run: Run) -> Segmentation:
 
 
 def flip_together(
-  keys_B: Key[Array, "B"],
+  keys_B: Key[Array, " B"],
   image: Float[Array, "B H W 3"],
   label_map: UInt8[Array | np.ndarray, "B H W"],
   prob: float,

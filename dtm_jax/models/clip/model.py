@@ -201,7 +201,7 @@ class CLIP(nn.Module):
     return self.text(token_BT)["embedding"]
 
 
-def end_of_text(token_BT: Int[Array, "B T"], eos_token_id: int) -> Int[Array, "B"]:
+def end_of_text(token_BT: Int[Array, "B T"], eos_token_id: int) -> Int[Array, " B"]:
   """The place of the first end token; under the legacy id, of the largest id."""
   return jnp.argmax(token_BT if eos_token_id == LEGACY_EOS else token_BT == eos_token_id, axis=1)
 
