@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Breaks runs in every way that users report and prints what came out: kill -9, damaged checkpoints, failing file
-# systems, full disks, lost processes, bad inputs, a long run. About an hour on two CPU cores. For parts of it:
+# Breaks runs in every way that users report, and prints the outcome: kill -9, damaged checkpoints, failing file
+# systems, full disks, lost processes, bad inputs, a long run. Takes about an hour on two CPU cores. Some parts only:
 #   bash scripts/campaign.sh --parts=damage,soak
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The paper's comparisons on CIFAR-10 with the tiny CLIP: bash scripts/comparisons.sh a|b|c|d|e [flags of study.py]
-#   a  what is learned: the paper's morphing, tokens as they are, one token, a fixed number, one draw, the release
-#   b  other morphers      c  N̄ and K      d  the distance      e  how many schedules a step
-# Every run: configs/comparisons_cifar10.py with kNN and a linear probe, then 80 steps of fine-tuning. The
-# studies share the run "DTM". Results in results/cifar10_<letter>.
+# Runs the paper's comparisons on CIFAR-10 with the tiny CLIP: bash scripts/comparisons.sh a|b|c|d|e [study.py's flags]
+#   a  the target: the paper's morphing, a draw per step, 32 groups, the released code, single tokens, one token
+#   b  other morphers      c  N̄ and K      d  the distance      e  number of schedules in a step
+# Each run is configs/comparisons_cifar10.py with kNN and a linear probe, then 80 steps of fine-tuning. All
+# comparisons share the run "DTM". The results are in results/cifar10_<letter>.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-studies.txt
-# Short runs: less optimisation takes a third off the compilation and, here, nothing off the steps' speed. Two
-# runs at a time with a thread each waste less than one with two.
+# These runs are short: less optimisation saves a third of the compilation and does not slow these steps down.
+# Two runs at a time with one thread each are faster than one run with two threads.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"
 export TF_CPP_MIN_LOG_LEVEL=3
 letter=${1:?a, b, c, d or e}
 shift
-# The morphers section "tokens", no loss in the quickstart, is where another morpher takes the loss over.
+# The quickstart's section morphers.tokens has weight 0. These overrides move the loss from "dtm" to "tokens".
 instead="--config.morphers.dtm.weight=0 --config.morphers.tokens.weight=1"
 dtm="--config.morphers.dtm"
 case $letter in
@@ -41,7 +41,7 @@ case $letter in
 esac
 flags=()
 for variant in "${variants[@]}"; do flags+=("--variant=$variant"); done
-python scripts/study.py --config=configs/comparisons_cifar10.py --out="results/cifar10_$letter" --jobs=2 \
+python -m scripts.studies.study --config=configs/comparisons_cifar10.py --out="results/cifar10_$letter" --jobs=2 \
   --metrics=knn/student_accuracy,linear/student_accuracy,finetune/test/top1 --curves=loss_tokens,grad_norm \
   --then="finetune: --config=configs/finetune_cifar10.py --config.init_from.path={workdir} \
     --config.batch_size=64 --config.total_steps=80 --config.optim.warmup_steps=10 --config.ema.decay=0 \

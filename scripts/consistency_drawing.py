@@ -5,11 +5,11 @@ import html
 import io
 import math
 
-import draw_groups
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from PIL import Image
+from report import draw_groups
 
 from dtm_jax.arrays import Bool, Float, Int, UInt8
 from dtm_jax.evaluators import _token_measures as consistency

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Source this file: it enters the virtual environment .venv, in which the given requirement files are installed.
+# Source this file to enter the virtual environment .venv with the given requirement files installed.
 #   source scripts/environment.sh requirements.txt
 #   DTM_JAX_VENV=FOLDER bash scripts/quickstart.sh     uses or makes the environment FOLDER instead
-# An environment that this file made is extended by what is missing. It is never emptied, so one environment serves
-# all scripts. An environment of yours is used if it has all requirements, and is never changed.
-# Dependencies of the packages in a file *-no-deps.txt are not installed.
+# The file installs missing requirements into an environment that it made. It removes nothing, so one environment
+# serves all scripts. It uses your own environment if that has all requirements, and never changes it.
+# It installs the packages of a file *-no-deps.txt without their dependencies.
 
 # Prints the requirements that an environment lacks, and fails if there are any: missing_requirements VENV FILES.
 missing_requirements() {
@@ -42,19 +42,19 @@ sys.exit(bool(lacking))
 PYTHON
 }
 
-# Whether the given command is a Python that the packages run on.
+# Succeeds if the given command is a Python that the packages run on.
 suitable_python() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
-# Whether this file made the environment: for this checkout, or for one that has since been moved or removed.
+# Succeeds if this file made the environment, for this checkout or for one that has been moved or removed since.
 made_here() {
   local owner
   owner=$(cat "$1/dtm_jax/checkout" 2>/dev/null) || [ -f "$1/requirements.sha256" ] || return 1
   [ -z "$owner" ] || [ "$owner" = "$PWD" ] || [ ! -e "$owner" ]
 }
 
-# Whether `import dtm_jax` in the environment gives this checkout.
+# Succeeds if `import dtm_jax` in the environment imports this checkout.
 package_installed() {
   [ ! -f pyproject.toml ] || "$1/bin/python" -I - "$PWD" <<'PYTHON'
 import importlib.util, os, sys
@@ -64,13 +64,13 @@ sys.exit(not origin or os.path.realpath(origin) != os.path.realpath(f"{sys.argv[
 PYTHON
 }
 
-# Whether an environment of ours needs nothing more: up_to_date VENV FILES. This check needs no network.
+# Succeeds if an environment of ours lacks nothing: up_to_date VENV FILES. This check needs no network.
 up_to_date() {
   [ -d "$1/dtm_jax" ] && [ ! -e "$1/dtm_jax/installing" ] && suitable_python "$1/bin/python" &&
     missing_requirements "$1" "${@:2}" >/dev/null && package_installed "$1"
 }
 
-# Makes the environment, or repairs one whose Python or pip does not work.
+# Makes the environment, or repairs one with a broken Python or pip.
 make_environment() {
   local candidate
   for candidate in python3.11 python3.12 python3.13 python3 python; do
@@ -143,7 +143,10 @@ use_foreign() {
   elif ! suitable_python "$1/bin/python"; then
     echo "$1 was not made by this script, and its bin/python is not Python 3.11, 3.12 or 3.13." >&2
   else
-    missing=$(missing_requirements "$@") && return
+    if missing=$(missing_requirements "$@"); then
+      package_installed "$1" || echo "To run scripts/*.py by themselves: $1/bin/python -m pip install --no-deps -e ."
+      return 0
+    fi
     echo "$1 was not made by this script, which therefore leaves it as it is. It lacks:" >&2
     printf '%s\n' "$missing" | sed 's/^/  /' >&2
     echo "To install that yourself: $1/bin/python -m pip install$(printf ' -r %s' "${@:2}")" >&2
@@ -158,7 +161,7 @@ enter_environment() {
   if [ -n "$active" ] && [ ! "$active" -ef "$venv" ]; then
     echo "This script uses the environment $venv, not the active one. To use that: DTM_JAX_VENV=$active"
   fi
-  # A folder that is empty or not there becomes an environment of ours, also where a link leads to it.
+  # A folder that is empty or missing becomes an environment of ours. A link may lead to it.
   if ! made_here "$venv" && { [ -n "$(ls -A "$venv" 2>/dev/null)" ] || { [ -L "$venv" ] && [ ! -e "$venv" ]; }; }; then
     use_foreign "$venv" "$@" || return 1
   elif ! up_to_date "$venv" "$@"; then
@@ -172,8 +175,6 @@ enter_environment() {
 }
 
 enter_environment "$@" || return 1
-# The kernel gives huge pages to programs that ask. They spare most of the page faults of the large buffers that come
-# and go in every step (a fifth of the quickstart's time on a CPU).
+# The kernel gives huge pages to programs that ask for them. They avoid most page faults of the large buffers that
+# every step allocates and frees, which take a fifth of the quickstart's time on a CPU.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-# This checkout comes first, also where the environment belongs to another one.
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, from a clean clone: environment, ruff, mypy, pytest on two processes. Arguments go to pytest.
+# Runs the tests from a clean clone: environment, ruff, mypy, and pytest in two processes. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-studies.txt requirements-test.txt requirements-test-no-deps.txt

@@ -179,7 +179,7 @@ def test_the_peer_draws_the_papers_schedule():
 @pytest.mark.slow
 def test_the_peer_in_turns(world, tmp_path, monkeypatch):
   pytest.importorskip("torch")
-  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.chdir(ROOT)
   monkeypatch.setenv("XLA_FLAGS", "")
   peer.main(
     ["--config=configs/debug.py", "--batch=2", "--repeats=2", f"--out={tmp_path}", "--name=p",

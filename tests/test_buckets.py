@@ -26,7 +26,7 @@ from dtm_jax.models.files import weight_files
 from dtm_jax.storage import local_copies, paths, writing
 from dtm_jax.storage.mirror import Mirror
 from dtm_jax.training import pretrained, startup
-from scripts import convert_clip, export
+from scripts.weights import convert_clip, export
 
 ROOT = Path(__file__).parents[1]
 SCHEMES = ("gs", "s3")
@@ -354,7 +354,7 @@ def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bo
 def run_processes(command: list[str], processes: int, code: int = 0) -> list[str]:
   """Run the command as each process of a cluster, which all have to end with `code`."""
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+  environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
   if processes > 1:
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))

@@ -93,7 +93,6 @@ def run_two(folder, *cases):
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
   env = os.environ | {
-    "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -103,6 +102,7 @@ def run_two(folder, *cases):
   children = [
     subprocess.Popen(
       [sys.executable, "-c", PROGRAM, str(folder), *cases],
+      cwd=pathlib.Path(__file__).parents[1],
       env=env | {"JAX_PROCESS_ID": str(index)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

@@ -316,11 +316,10 @@ for step in range(100):
 
 
 def start(program, folder):
-  root = str(pathlib.Path(__file__).parents[1])
-  env = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": ""}
-  return subprocess.Popen(
-    [sys.executable, "-c", textwrap.dedent(program), str(folder)], stdout=subprocess.PIPE, text=True, env=env
-  )
+  root = pathlib.Path(__file__).parents[1]
+  env = os.environ | {"XLA_FLAGS": ""}
+  command = [sys.executable, "-c", textwrap.dedent(program), str(folder)]
+  return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=env)
 
 
 def newest(folder):

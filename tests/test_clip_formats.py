@@ -1,7 +1,6 @@
 """One random CLIP in every file that people have: the same parameters, to the bit, and the same outputs."""
 
 import dataclasses
-import importlib
 import json
 import re
 from pathlib import Path
@@ -22,6 +21,7 @@ from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.layouts import LAYOUTS
 from dtm_jax.models.files import weight_files
 from dtm_jax.teachers.clip import build
+from scripts.weights.convert_clip import convert
 
 TEXT = clip.TextConfig(
   clip.Tower(64, 2, 1, 128), 60, 10, pad_token_id=0, bos_token_id=58, eos_token_id=clip.LEGACY_EOS
@@ -337,9 +337,7 @@ def test_fused_attention_has_query_key_and_value_in_this_order(params):
     np.testing.assert_array_equal(part, attention[name]["kernel"][1].T)
 
 
-def test_the_script_converts(tmp_path, params, monkeypatch):
-  monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-  convert = importlib.import_module("convert_clip").convert
+def test_the_script_converts(tmp_path, params):
   (tmp_path / "from").mkdir()
   open_clip_safetensors(tmp_path / "from", params)
   convert(str(tmp_path / "from"), tmp_path / "to")
@@ -442,9 +440,7 @@ def test_published_sizes_have_their_heads(width, depth, heads):
   assert (tower.width, tower.depth, tower.num_heads, tower.activation) == (width, depth, heads, None)
 
 
-def test_the_script_asks_for_what_is_not_told_and_takes_it(tmp_path, params, monkeypatch):
-  monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-  convert = importlib.import_module("convert_clip").convert
+def test_the_script_asks_for_what_is_not_told_and_takes_it(tmp_path, params):
   file = trained_by_open_clip(tmp_path / "epoch_3.pt", params)
   with pytest.raises(OptionError, match=r"image tower of width 128 and of the text tower.*--heads"):
     convert(str(file), tmp_path / "to")

@@ -1,15 +1,10 @@
 """The bytes of every collective, in a text with a known answer and in the step on eight devices."""
 
-import sys
-from pathlib import Path
-
 import jax
 import pytest
 import small_world
 
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import collectives
-import communication
+from scripts.studies import collectives, communication
 
 HLO = """\
 HloModule jit_step, is_scheduled=true, num_partitions=8

@@ -1,7 +1,6 @@
 """The data sets on disk: folders, CIFAR-10's package, and what TFDS prepares, in both of its formats."""
 
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
@@ -19,6 +18,7 @@ from PIL import Image
 from dtm_jax import data
 from dtm_jax.datasets import cifar10, folder, imagenet, tfds
 from dtm_jax.errors import NotThereError, OptionError
+from scripts.data import tfrecord_to_array_record as converter
 
 
 def _jpeg(level: int) -> bytes:
@@ -232,10 +232,6 @@ def prepared(tmp_path_factory):
   for file_format in ("tfrecord", "array_record"):
     builder = TinyPhotos(data_dir=str(folders[file_format]), file_format=file_format)
     builder.download_and_prepare(download_config=config)
-  script = pathlib.Path(__file__).parents[1] / "scripts" / "tfrecord_to_array_record.py"
-  spec = importlib.util.spec_from_file_location("converter", script)
-  converter = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(converter)
   converter.convert(folders["tfrecord"] / "tiny_photos" / "1.0.0", folders["converted"])
   with pytest.raises(ValueError, match="tfrecord"):
     converter.convert(folders["array_record"] / "tiny_photos" / "1.0.0", folders["converted"])

@@ -93,7 +93,7 @@ def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
   runs = [
     subprocess.Popen(
       [sys.executable, __file__, str(world), str(tmp_path / name.split("/")[0])],
-      cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
     for name, env in (alone | pair).items()
   ]  # fmt: skip

@@ -1,6 +1,5 @@
 """scripts/export.py: a run's workdir, or weights, to the files of others."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -27,14 +26,10 @@ from dtm_jax.models.vit import (
 from dtm_jax.models.vit import (
   weights as vit_weights,
 )
+from scripts.weights.export import export
 
 ROOT = Path(__file__).parents[1]
 MODEL = vit.VisionTransformer(patch_size=4, width=24, depth=2, num_heads=3, out_dim=10)
-
-
-@pytest.fixture(scope="module")
-def export():
-  return importlib.import_module("scripts.export").export  # one module for all tests: it defines flags
 
 
 def random_params(seed, model=MODEL):
@@ -63,7 +58,7 @@ def assert_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_the_last_step_of_a_run_or_another(export, workdir, tmp_path):
+def test_the_last_step_of_a_run_or_another(workdir, tmp_path):
   export(str(workdir), "authors", tmp_path / "last")
   assert_same(vit_weights.load(tmp_path / "last"), random_params(2))
   export(str(workdir), "authors", tmp_path / "first", step=1)
@@ -72,7 +67,7 @@ def test_the_last_step_of_a_run_or_another(export, workdir, tmp_path):
   assert config["mean"] == [0.48145466, 0.4578275, 0.40821073]
 
 
-def test_from_one_format_to_the_next(export, workdir, tmp_path):
+def test_from_one_format_to_the_next(workdir, tmp_path):
   """Authors' -> transformers -> timm; what the last keeps is what is asked for."""
   export(str(workdir), "authors", tmp_path / "a")
   export(str(tmp_path / "a"), "transformers", tmp_path / "b", normalization="inception")
@@ -87,7 +82,7 @@ def test_from_one_format_to_the_next(export, workdir, tmp_path):
   assert timm_config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
 
 
-def test_the_heads_of_a_run_without_tables_are_the_configs(export, tmp_path):
+def test_the_heads_of_a_run_without_tables_are_the_configs(tmp_path):
   model = MODEL.clone(rel_pos_bias=False, shared_rel_pos_bias=False, abs_pos_emb=True)
   config = {"augment": {"normalization": "imagenet"}, "student": {"variant": "Ti", "width": 24}}
   (tmp_path / "config.json").write_text(json.dumps(config))
@@ -99,11 +94,11 @@ def test_the_heads_of_a_run_without_tables_are_the_configs(export, tmp_path):
 
 
 def test_the_command(workdir, tmp_path):
-  command = [sys.executable, "scripts/export.py", f"--source={workdir}", "--format=timm", f"--to={tmp_path}"]
+  flags = [f"--source={workdir}", "--format=timm", f"--to={tmp_path}"]
   done = subprocess.run(
-    command,
+    [sys.executable, "-m", "scripts.weights.export", *flags],
     cwd=ROOT,
-    env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": ""},
+    env={"JAX_PLATFORMS": "cpu", "PATH": ""},
     capture_output=True,
     text=True,
   )
@@ -112,7 +107,7 @@ def test_the_command(workdir, tmp_path):
   assert vit_weights.load(tmp_path)["blocks"]["ln1"]["scale"].shape == (2, 24)
 
 
-def test_the_classes_of_a_run_are_named_in_every_format(export, tmp_path):
+def test_the_classes_of_a_run_are_named_in_every_format(tmp_path):
   """transformers and timm read the names where they lie; so do the authors' names, which we define."""
   names = ["zebra", "10", "9"]
   classifier = vit_classifier.build(

@@ -3,10 +3,6 @@
 The twin is written from the equations and the rules of docs/method.md.
 """
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +12,7 @@ from small_world import write_clip
 from dtm_jax.models.vit import config as vit_config
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import weights as vit_weights
+from scripts.studies import replay_steps as script
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -23,15 +20,6 @@ F = torch.nn.functional
 STEPS, BATCH, SIDE, PATCH, GRID = 5, 3, 20, 4, 5
 HEADS, DEPTH, WIDTH, TARGET = 3, 2, 24, 16
 OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-8, "clip_norm": 0.05}
-
-
-@pytest.fixture(scope="module")
-def script():
-  path = Path(__file__).parents[1] / "scripts" / "replay_steps.py"
-  spec = importlib.util.spec_from_file_location("replay_steps", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +149,7 @@ def twin(inputs, images):
 
 
 @pytest.fixture(scope="module")
-def outputs(script, inputs):
+def outputs(inputs):
   return script.replay(inputs, **OPTIONS)
 
 
@@ -189,7 +177,7 @@ def test_the_groups_are_those_of_the_description(inputs, outputs):
         np.testing.assert_array_equal(outputs["labels"][step, s, b], smallest[member.argmax(axis=0)])
 
 
-def test_the_first_rate_of_zero_moves_nothing(script, inputs):
+def test_the_first_rate_of_zero_moves_nothing(inputs):
   first = {name: x if name.startswith("param/") else x[:1] for name, x in inputs.items()}
   outputs = script.replay(first, **OPTIONS)
   for name, x in inputs.items():
@@ -197,7 +185,7 @@ def test_the_first_rate_of_zero_moves_nothing(script, inputs):
       np.testing.assert_array_equal(outputs[name], x)
 
 
-def test_other_forms_of_the_inputs(script, inputs, outputs):
+def test_other_forms_of_the_inputs(inputs, outputs):
   """Images with the channels first, and rates instead of tokens to merge."""
   other = {name: x for name, x in inputs.items() if name not in ("images", "n")}
   other["images_chw"] = np.moveaxis(inputs["images"], -1, 2)
@@ -206,19 +194,18 @@ def test_other_forms_of_the_inputs(script, inputs, outputs):
     np.testing.assert_array_equal(x, outputs[name])
 
 
-def test_missing_inputs_are_named(script, inputs):
+def test_missing_inputs_are_named(inputs):
   incomplete = {name: x for name, x in inputs.items() if name not in ("masks", "n", "targets")}
   with pytest.raises(ValueError, match=r"lack masks, r or n, targets\."):
     script.replay(incomplete)
 
 
-def test_the_command_with_a_clip_as_teacher(script, inputs, outputs, tmp_path, monkeypatch, capsys):
+def test_the_command_with_a_clip_as_teacher(inputs, outputs, tmp_path, capsys):
   folder = write_clip(tmp_path / "clip")
   first = {name: x if name.startswith("param/") else x[:1] for name, x in inputs.items() if name != "targets"}
   np.savez(tmp_path / "in.npz", **first)
   files = [str(tmp_path / name) for name in ("in.npz", "out.npz")]
-  monkeypatch.setattr(sys, "argv", ["replay_steps.py", *files, f"--clip={folder}", "--betas=0.9,0.98"])
-  script.main()
+  script.main([*files, f"--clip={folder}", "--betas=0.9,0.98"])
   teacher = script.clip.build(str(folder))
   targets = np.asarray(teacher.tokens(teacher.params, jnp.asarray(inputs["images"][0])))[None]
   expected = script.replay({**first, "targets": targets}, betas=(0.9, 0.98))

@@ -2,15 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "scripts"))
-import study  # noqa: E402
+from scripts.studies import study
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Read the command line of `dtm_jax.main`, or of a script that takes a config, and end with its errors."""
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from dtm_jax.errors import OptionError, UserError
@@ -31,37 +32,65 @@ def read(arguments: Arguments) -> tuple[ConfigDict, list[Problem], list[str]]:
     rest = flags.FLAGS(arguments.rest)
   except flags.Error as error:
     raise OptionError(f"{error} Options of the config are written --config.name=value.") from error
-  if rest[1:]:
-    raise OptionError(f"Unexpected arguments: {' '.join(rest[1:])}. Options are written --config.name=value.")
+  _refuse(rest[1:])
+  return *read_config(arguments), rest
+
+
+def read_config(arguments: Arguments) -> tuple[ConfigDict, list[Problem]]:
+  """Return the config with the typed options, and the problems of these. The config is not checked yet.
+
+  Raises:
+    OptionError: there is no `--config`.
+    NotThereError: there is no such config.
+  """
   if not arguments.config:
     raise OptionError("--config is missing: name a file of configs/, such as --config=configs/quickstart.py.")
   config = load_config(arguments.config)
-  return config, apply(config, arguments.typed), rest
+  return config, apply(config, arguments.typed)
 
 
-def run_script(main: Callable[[ConfigDict], None]) -> None:
-  """Run `main(config)` of a script with the checked config of its command line.
+def _refuse(unexpected: Sequence[str]) -> None:
+  """Raise an OptionError if there are unexpected arguments."""
+  if unexpected:
+    words = " ".join(unexpected)
+    raise OptionError(f"Unexpected arguments: {words}. Options are written --config.name=value.")
 
-  An error that the user can mend ends the script with one message and exit code 2.
+
+def script_parser(doc: str | None) -> argparse.ArgumentParser:
+  """Return a parser for the command line of a script, which shows the script's docstring as its help."""
+  return argparse.ArgumentParser(
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+
+
+def parse_with_config(
+  parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[ConfigDict, argparse.Namespace]:
+  """Return the checked config and the other flags from the command line of a script.
+
+  Args:
+    parser: the parser of the other flags. This function adds `--config` to its help.
+    argv: the arguments after the script's name. By default those of the process.
+
+  Raises:
+    OptionError: an option of the config is unknown or wrong, or there is no `--config`.
+    NotThereError: there is no such config.
   """
-  found: list[ConfigDict] = []
+  parser.add_argument("--config", metavar="FILE", help="file of configs/; its options: --config.name=value")
+  arguments = split_arguments([parser.prog, *(sys.argv[1:] if argv is None else argv)])
+  args, unexpected = parser.parse_known_args(arguments.rest[1:])
+  _refuse(unexpected)
+  config, problems = read_config(arguments)
+  validation.check(config, problems)
+  return config, args
 
-  def parse_flags(argv: list[str]) -> list[str]:
-    try:
-      config, problems, rest = read(split_arguments(argv))
-      validation.check(config, problems)
-    except UserError as error:
-      end_with(error)
-    found.append(config)
-    return rest
 
-  def run(_: list[str]) -> None:
-    try:
-      main(*found)
-    except UserError as error:
-      end_with(error)
-
-  app.run(run, flags_parser=parse_flags)
+def run_script(main: Callable[[], None]) -> None:
+  """Run `main()`. A UserError ends the script with one message and exit code 2."""
+  try:
+    main()
+  except UserError as error:
+    end_with(error)
 
 
 def end_with(error: UserError, prefix: str = "") -> NoReturn:

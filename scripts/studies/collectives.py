@@ -1,9 +1,10 @@
-"""The collectives of a compiled program, read from XLA's text, and the bytes that they move.
+"""Read the collectives of a compiled program from XLA's text, and count the bytes that they move.
 
     collectives(compiled.as_text()) -> [Collective(kind="all-reduce", ...), ...]
 
-One collective is one instruction; `times` says how often a step runs it: the product of the trip counts of
-the loops around it, as XLA states them (`known_trip_count`). Where it states none, `times` is None.
+Each collective is one instruction. `times` is the number of times that a step runs it: the product of the
+trip counts of the loops around it, which XLA writes as `known_trip_count`. It is None if XLA gives no trip
+count.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ import re
 from collections.abc import Iterator
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "token": 0}  # others carry their bits in their name: bf16, s32, f8e4m3fn
+BITS = {"pred": 8, "token": 0}
+"""Bits of the types without a number in their name. Other names contain it: bf16, s32, f8e4m3fn."""
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
@@ -35,11 +37,12 @@ class Collective:
 
   Attributes:
     kind: one of KINDS.
-    arrays: what it works on, "f32[768,3072]": results, for reduce-scatter operands, without layouts.
-    size: their bytes; of an all-gather the gathered array, of a reduce-scatter the whole one.
-    group: how many devices take part together.
-    times: how often a step runs it; None: as often as the data say.
-    source: the path of the operation that caused it.
+    arrays: the results, such as "f32[768,3072]", without layouts. For a reduce-scatter, the operands.
+    size: bytes of these arrays: of the gathered array for an all-gather, of the whole array for a
+      reduce-scatter.
+    group: number of devices in a group.
+    times: number of times that a step runs the instruction. None if it depends on the data.
+    source: path of the operation that caused it.
   """
 
   kind: str
@@ -51,7 +54,7 @@ class Collective:
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends each time, in a ring: the least that a group of n can do with.
+    """Return the bytes that a device sends each time in a ring, the minimum for a group of n devices.
 
     all-reduce 2(n-1)/n·S    all-gather, reduce-scatter, all-to-all (n-1)/n·S    permute S
     """
@@ -60,33 +63,34 @@ class Collective:
 
   @property
   def sent_per_step(self) -> float:
-    """`sent` times `times`, one time where that is not known."""
+    """Return `sent` times `times`, or `sent` if `times` is None."""
     return self.sent * (1 if self.times is None else self.times)
 
 
 def collectives(text: str) -> list[Collective]:
-  """All collectives that a run of the program `text` (optimised HLO) executes, in the order of the text.
+  """Return all collectives that the program `text` (optimised HLO) executes, in the order of the text.
 
-  A pair of start and done counts once. Groups of one device, which move nothing, are left out.
+  A pair of start and done counts once. Groups of one device are left out, because they move nothing.
 
   Raises:
     ValueError: the text has no entry computation.
   """
   computations, entry = _computations(text)
   devices = int(match[1]) if (match := _PARTITIONS.search(text)) else 1
-  found = []
+  found: list[Collective] = []
   _walk(entry, 1, computations, devices, found)
   return found
 
 
 def total(found: list[Collective]) -> float:
-  """Bytes that a device sends in a step."""
+  """Return the bytes that a device sends in a step."""
   return math.fsum(each.sent_per_step for each in found)
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
-  """name -> [(instruction, its right side)], and the name of the entry."""
-  computations, entry, current = {}, None, None
+  """Return the instructions of each computation as (name, right side), and the name of the entry."""
+  computations: dict[str, list[tuple[str, str]]] = {}
+  entry, current = None, None
   for line in text.splitlines():
     if match := _COMPUTATION.match(line):
       current = computations.setdefault(match["name"], [])
@@ -99,8 +103,8 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 
 
 def _walk(name: str, times: int | None, computations: dict, devices: int, found: list[Collective]) -> None:
-  """Appends what the computation `name`, run `times` times, executes."""
-  types = {}
+  """Append to `found` the collectives of the computation `name`, which runs `times` times."""
+  types: dict[str, str] = {}
   for instruction, rest in computations[name]:
     type_, opcode, operands = _split(rest)
     types[instruction] = type_
@@ -114,10 +118,10 @@ def _walk(name: str, times: int | None, computations: dict, devices: int, found:
         size = sum(_bytes(array) for array in arrays)
         source = match[1] if (match := _OP_NAME.search(rest)) else ""
         found.append(Collective(kind, arrays, size, group, times, source))
-      continue  # what it calls is its addition
+      continue  # it calls only the addition of its elements
     inner = times
     if opcode == "while":
-      condition = re.search(r"condition=%?([\w.\-]+)", rest)[1]
+      condition = _group(r"condition=%?([\w.\-]+)", rest)
       trips = _trips(rest, computations[condition])
       inner = None if times is None or trips is None else times * trips
       _walk(condition, inner, computations, devices, found)
@@ -126,19 +130,19 @@ def _walk(name: str, times: int | None, computations: dict, devices: int, found:
 
 
 def _trips(rest: str, condition: list[tuple[str, str]]) -> int | None:
-  """How often a loop runs: as XLA says, or else n if its condition is `i < n`, since JAX counts from 0."""
+  """Return how often a loop runs: XLA's count, or n if its condition is `i < n`, since JAX counts from 0."""
   if match := _TRIPS.search(rest):
     return int(match[1])
   constants = {name: right for name, right in condition if " constant(" in right}
   if (match := _COUNTED.search(condition[-1][1])) and match[2] in constants:
-    return int(re.search(r" constant\((\d+)\)", constants[match[2]])[1])
+    return int(_group(r" constant\((\d+)\)", constants[match[2]]))
   return None
 
 
 def _split(rest: str) -> tuple[str, str, list[str]]:
-  """Type, opcode and names of the operands of an instruction's right side."""
+  """Return type, opcode and names of the operands from the right side of an instruction."""
   end = rest.index(" ")
-  if rest.startswith("("):  # a tuple, perhaps of tuples: up to the bracket that closes it
+  if rest.startswith("("):  # a tuple, perhaps of tuples: find the bracket that closes it
     depths = itertools.accumulate((character == "(") - (character == ")") for character in rest)
     end = next(place for place, depth in enumerate(depths) if depth == 0) + 1
   type_, call = rest[:end], rest[end:].lstrip()
@@ -148,7 +152,7 @@ def _split(rest: str) -> tuple[str, str, list[str]]:
 
 
 def _arrays(kind: str, opcode: str, type_: str, operands: list[str]) -> tuple[str, ...]:
-  """What the collective works on; see `Collective`."""
+  """Return the attribute `arrays` of a collective."""
   results = _list_arrays(type_)
   given = [array for operand in operands for array in _list_arrays(operand)]
   if kind == "reduce-scatter":
@@ -159,16 +163,27 @@ def _arrays(kind: str, opcode: str, type_: str, operands: list[str]) -> tuple[st
 
 
 def _list_arrays(type_: str) -> list[str]:
+  """Return the arrays of a type, such as "f32[768,3072]", without layouts."""
   return [f"{dtype}[{shape}]" for dtype, shape in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", type_))]
 
 
 def _bytes(array: str) -> int:
-  dtype, shape = _ARRAY.fullmatch(array).groups()
-  bits = BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])
+  """Return the bytes of an array, such as "f32[768,3072]"."""
+  dtype, _, shape = array.removesuffix("]").partition("[")
+  bits = BITS[dtype] if dtype in BITS else int(_group(r"(\d+)", dtype))
   return math.prod(map(int, shape.split(","))) * bits // 8 if shape else bits // 8
 
 
+def _group(pattern: str, text: str) -> str:
+  """Return the first group of the pattern, which must be in the text."""
+  match = re.search(pattern, text)
+  if match is None:
+    raise ValueError(f"{pattern!r} is not in {text!r}.")
+  return match[1]
+
+
 def _group_size(rest: str, devices: int) -> int:
+  """Return the number of devices in a group of a collective; by default all."""
   if match := _IOTA_GROUPS.search(rest):
     return int(match[2])
   if match := _MESH_GROUPS.search(rest):
@@ -180,6 +195,7 @@ def _group_size(rest: str, devices: int) -> int:
 
 
 def _called(rest: str) -> Iterator[str]:
+  """Yield the names of the computations that an instruction calls."""
   yield from _CALLED.findall(rest)
   for names in _BRANCHES.findall(rest):
     yield from re.findall(r"%?([\w.\-]+)", names)
