@@ -57,6 +57,11 @@ def test_the_accelerator_extras_keep_the_tested_versions_of_jax():
   assert versions("requirements-tpu.txt") == versions("requirements.txt")
 
 
+def test_the_citation_names_this_version():
+  text = (ROOT / "CITATION.cff").read_text()
+  assert f"version: {dtm_jax.__version__}\n" in text
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
   """The built wheel, opened. setuptools alone builds it, without network."""
