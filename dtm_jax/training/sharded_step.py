@@ -10,7 +10,7 @@ The key is an argument of the compiled step, so one program serves every seed.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -21,8 +21,6 @@ from dtm_jax.training.mesh import batch_sharding, param_shardings, place, replic
 
 Rules = Sequence[Sequence[str]]
 """The pairs (pattern, tactic) of `config.mesh.rules`; see `mesh.param_shardings`."""
-
-Step = Callable[[PyTree, PyTree, Batch, RandomKey], tuple[PyTree, dict[str, Array]]]
 
 
 @runtime_checkable
@@ -64,7 +62,7 @@ def place_frozen(task: Trainable, mesh: Mesh, rules: Rules) -> PyTree:
   return place(task.frozen, param_shardings(mesh, task.frozen, rules))
 
 
-def jit_train_step(task: Trainable, state: PyTree, frozen: PyTree, mesh: Mesh) -> Step:
+def jit_train_step(task: Trainable, state: PyTree, frozen: PyTree, mesh: Mesh) -> jax.stages.Wrapped:
   """Return the task's train step under `jax.jit`.
 
   The state keeps its shardings and its memory: the argument is donated. All devices split the batch.
@@ -73,6 +71,9 @@ def jit_train_step(task: Trainable, state: PyTree, frozen: PyTree, mesh: Mesh) -
 
   Args:
     state, frozen: arrays on the mesh, or shapes with shardings (see `with_shardings`).
+
+  Returns:
+    (state, frozen, batch, key) -> (state, measurements).
   """
 
   def train_step(state: PyTree, frozen: PyTree, batch: Batch, key: RandomKey):
