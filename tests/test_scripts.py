@@ -60,7 +60,7 @@ def test_every_file_of_scripts_is_a_command_or_in_a_folder():
 
 @pytest.mark.parametrize("command", [["scripts/summarize.py"], ["-m", "scripts.report.summarize"]])
 def test_a_command_ends_with_one_message(command, tmp_path):
-  """From a plain shell, without PYTHONPATH."""
+  """It runs from a plain shell, since the package is installed."""
   done = subprocess.run(
     [sys.executable, *command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
   )
