@@ -62,66 +62,79 @@ def replay(
   broken = nonfinite(state, but=may_diverge)
   with Watch() as watch:
     for recorded in steps:
-      step, batch = recorded["step"], next(batches)
+      batch = next(batches)
       _require_same_examples(recorded, batch)
       watch.clear()
       state, measured = train_step(state, batch)
       values = {name: float(measured[name]) for name in DECISIVE if name in measured}
-      logging.info("Step %d: %s", step, _beside(values, recorded["measurements"]))
+      logging.info("Step %d: %s", recorded["step"], _beside(values, recorded["measurements"]))
       before, broken = broken, nonfinite(state, but=may_diverge)
       gradients = [g for g in watch.gradients() if not re.fullmatch(may_diverge or "", f"params/{g.name}")]
-      bad = [name for name, value in values.items() if not np.isfinite(value)]
-      if bad or gradients or broken:
-        finding = _describe(step, watch.first_module(), values, bad, gradients, before, broken)
+      seen = _Seen(recorded["step"], values, watch.first_module(), gradients, before, broken)
+      if seen.bad_values or gradients or broken:
+        finding = _describe(seen)
         logging.error("%s", finding.text)
         return finding
-  logging.warning(
-    "All %d steps are finite here. The recorded steps ran on %s.",
-    len(steps),
-    " ".join(map(str, recording.devices)),
-  )
+  devices = " ".join(map(str, recording.devices))
+  logging.warning("All %d steps are finite here. The recorded steps ran on %s.", len(steps), devices)
   return None
 
 
-def _describe(
-  step: int,
-  module: Place | None,
-  values: Mapping[str, float],
-  bad: list[str],
-  gradients: list[Place],
-  before: list[Place],
-  broken: list[Place],
-) -> Finding:
+@dataclass(frozen=True)
+class _Seen:
+  """What one replayed step showed.
+
+  Attributes:
+    step: the step.
+    values: the decisive measurements.
+    module: the first module with an output that is not finite.
+    gradients: those that are not finite, in the order of the backward pass.
+    before, after: arrays of the state that are not finite before and after the step.
+  """
+
+  step: int
+  values: Mapping[str, float]
+  module: Place | None
+  gradients: list[Place]
+  before: list[Place]
+  after: list[Place]
+
+  @property
+  def bad_values(self) -> list[str]:
+    """The names of the measurements that are not finite."""
+    return [name for name, value in self.values.items() if not np.isfinite(value)]
+
+
+def _describe(seen: _Seen) -> Finding:
   """Return what comes first in the order of a step: forward pass, loss, backward pass, update."""
-  if module:
-    owned = [place for place in before if _belongs(place, module)]
-    reason = (
-      "its input was not finite already" if not module.input_finite
-      else f"its parameters were not finite: {_list(owned)}" if owned
-      else "its input and parameters were finite"
-    )  # fmt: skip
-    return Finding(
-      step,
-      "module",
-      module,
-      f"Step {step}: the first output that is not finite is that of module {module}; {reason}.",
-    )
-  if "loss" in bad:
-    text = f"Step {step}: the outputs of all modules are finite, but the loss is {values['loss']}."
-    return Finding(step, "measurement", Place("loss"), text)
-  if gradients:
+  start, bad = f"Step {seen.step}: ", seen.bad_values
+  if seen.module:
     text = (
-      f"Step {step}: the loss is finite. The first gradient that is not finite, in the order of the backward "
-      f"pass, is that of {gradients[0]}; {len(gradients)} gradients in total are not finite."
+      f"the first output that is not finite is that of module {seen.module}; {_reason(seen, seen.module)}."
     )
-    return Finding(step, "gradient", gradients[0], text)
+    return Finding(seen.step, "module", seen.module, start + text)
+  if "loss" in bad:
+    text = f"the outputs of all modules are finite, but the loss is {seen.values['loss']}."
+    return Finding(seen.step, "measurement", Place("loss"), start + text)
+  if seen.gradients:
+    text = (
+      "the loss is finite. The first gradient that is not finite, in the order of the backward pass, is that "
+      f"of {seen.gradients[0]}; {len(seen.gradients)} gradients in total are not finite."
+    )
+    return Finding(seen.step, "gradient", seen.gradients[0], start + text)
   if bad:  # each gradient is finite, but the sum of their squares overflows
-    text = f"Step {step}: every gradient is finite, but {bad[0]} is {values[bad[0]]}."
-    return Finding(step, "measurement", Place(bad[0]), text)
-  text = (
-    f"Step {step}: loss and gradients are finite. These are not finite after the update: {_list(broken)}."
-  )
-  return Finding(step, "state", broken[0], text)
+    text = f"every gradient is finite, but {bad[0]} is {seen.values[bad[0]]}."
+    return Finding(seen.step, "measurement", Place(bad[0]), start + text)
+  text = f"loss and gradients are finite. These are not finite after the update: {_list(seen.after)}."
+  return Finding(seen.step, "state", seen.after[0], start + text)
+
+
+def _reason(seen: _Seen, module: Place) -> str:
+  """Return whether input and parameters of the module were finite, in words."""
+  if not module.input_finite:
+    return "its input was not finite already"
+  own = [place for place in seen.before if _belongs(place, module)]
+  return f"its parameters were not finite: {_list(own)}" if own else "its input and parameters were finite"
 
 
 def _belongs(place: Place, module: Place) -> bool:
