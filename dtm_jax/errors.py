@@ -1,4 +1,4 @@
-"""Errors that a user can mend. `main` prints their message alone, without a traceback.
+"""Define the errors that a user can mend. `main` prints their message alone, without a traceback.
 
 A message names the wrong option or file as the user typed it, its value, and what is allowed or what to do.
 """

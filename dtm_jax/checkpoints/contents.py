@@ -1,4 +1,4 @@
-"""What one checkpoint holds, and how its metadata, its arrays, or its parameters alone are read.
+"""Read what one checkpoint holds: its metadata, its arrays, or its parameters alone.
 
 A checkpoint is a folder with its step as the name. It has two of Orbax's items: `state` holds the arrays, and
 `meta` holds the caller's metadata, the step, and a table of the arrays with their checksums.

@@ -1,4 +1,4 @@
-"""The evidence that a checkpoint is corrupt: bytes that differ from what was saved.
+"""Prove that a checkpoint is corrupt: its bytes differ from what was saved.
 
 An error while reading is no evidence, because reading a sound file also fails if a network or a disk has a
 short fault. Every save therefore ends with a table of its files (name, size, crc32), and `find_damage`

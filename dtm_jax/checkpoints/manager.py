@@ -1,4 +1,4 @@
-"""The checkpoints of one run: save, verify and restore the training state.
+"""Save, verify and restore the checkpoints of one run.
 
 Orbax restores a flipped bit silently. Each checkpoint therefore stores a checksum of every array and a table
 of all its files, and a restore verifies both. A step that is proven corrupt is moved aside, and the restore

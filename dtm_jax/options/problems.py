@@ -1,4 +1,4 @@
-"""What is wrong with an option, and the error that lists all problems of a config."""
+"""Describe what is wrong with an option, and raise the error that lists all problems of a config."""
 
 import dataclasses
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The table of the options that every run has, whatever its task, and the rules that several tables share.
+"""List the options that every run has, whatever its task, and the rules that several tables share.
 
 This file imports neither JAX nor TensorFlow, so a wrong start is refused at once. A test compares the names
 here with those in the code.

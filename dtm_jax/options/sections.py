@@ -1,4 +1,4 @@
-"""The parts of a config: values at dotted keys, and the sections that choose a module of a socket.
+"""Read the parts of a config: values at dotted keys, and the sections that choose a module of a socket.
 
 get(config, "optim.lr")                                      # 0.0015
 [section.path for section in sections(config)]               # ["teacher", "data.dataset", "evals.knn"]

@@ -1,4 +1,4 @@
-"""The tables of the options of teachers, data sets, morphers and evaluators.
+"""List the options of teachers, data sets, morphers and evaluators.
 
 An option without a rule here is checked against its type annotation in the signature of the choice's `build`.
 This file imports neither JAX nor TensorFlow, so a wrong start is refused at once. A test compares the names

@@ -1,4 +1,4 @@
-"""The tables of the options of each task, and the facts about tasks that the checks need.
+"""List the options of each task, and the facts about tasks that the checks need.
 
 This file imports neither JAX nor TensorFlow, so a wrong start is refused at once. A test compares the names
 here with those in the code.

@@ -1,4 +1,4 @@
-"""Kinds of rules for the value of an option. A rule says in words what is allowed, and tests a value.
+"""Make rules for the value of an option. A rule says in words what is allowed, and tests a value.
 
 number(0, 1).problem(1.5)     # "must be a number of at least 0 and at most 1"
 """

@@ -1,4 +1,4 @@
-"""Which code and which machine a run uses: versions, commit, checksum of the source, devices."""
+"""Describe the code and the machine of a run: versions, commit, checksum of the source, devices."""
 
 import importlib.metadata
 import platform

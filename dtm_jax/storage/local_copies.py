@@ -1,4 +1,4 @@
-"""The cache folder of this machine, and local copies of files that lie in a bucket."""
+"""Find the cache folder of this machine, and copy files of a bucket into it."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Paths that users give: local paths, or places in a bucket (`gs://bucket/x`, `s3://bucket/x`)."""
+"""Resolve the paths that users give: local paths, or places in a bucket (`gs://bucket/x`, `s3://bucket/x`)."""
 
 import os
 
