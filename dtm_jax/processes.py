@@ -65,7 +65,8 @@ def from_first_process(function: Callable[[], Any]) -> Any:
   """
   if jax.process_count() == 1:
     return json.loads(json.dumps(function()))
-  failure, outcome = None, {}
+  failure: Exception | None = None
+  outcome: dict[str, Any] = {}
   if is_first():
     try:
       outcome = {"value": function()}

@@ -47,7 +47,8 @@ def attempt(action: Callable[[], Any], *, alone: bool = False) -> tuple[Any, Fai
   Raises:
     UserError: a process refused; then all processes raise.
   """
-  result, error = None, None
+  result: Any = None
+  error: Exception | None = None
   try:
     result = action()
   except Exception as caught:  # libraries fail in many ways, and all are treated alike

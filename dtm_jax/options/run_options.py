@@ -70,7 +70,7 @@ _VIEW = {
   "prefetch": whole(1, "number of batches that are made ahead"),
 }
 
-RUN_OPTIONS = {
+RUN_OPTIONS: dict[str, Rule] = {
   "task": text("what is learned: a file of dtm_jax/tasks"),
   "seed": whole(0, "seed of all random draws", high=2**32 - 1),
   "batch_size": whole(1, "global batch: images in a step over all devices"),

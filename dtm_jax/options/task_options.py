@@ -5,7 +5,7 @@ here with those in the code.
 """
 
 from dtm_jax.options.run_options import DTYPE, NORMALIZATION, PATTERN, TRAIN_NORMALIZATION
-from dtm_jax.options.value_rules import below, choice, durations, flag, number, several, text, whole
+from dtm_jax.options.value_rules import Rule, below, choice, durations, flag, number, several, text, whole
 
 _OPTIM = below(
   "optim",
@@ -42,7 +42,7 @@ _TRUNK = {
   "unroll": whole(1, "number of blocks in one iteration of the scan"),
   "dtype": DTYPE,
 }
-TRUNK_SIZES = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12), "L": (1024, 16)}
+TRUNK_SIZES: dict[str, tuple[int, int]] = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12), "L": (1024, 16)}
 """Width and number of attention heads of each variant."""
 
 _AUGMENT = {
@@ -69,7 +69,7 @@ _TOWER = {
 }
 PROMPTS = text("name of a set of prompts (cifar10, cifar100, imagenet, plain), or a file of prompts")
 
-TASK_OPTIONS = {
+TASK_OPTIONS: dict[str, dict[str, Rule]] = {
   "pretrain": {
     **_OPTIM,
     **_AUGMENT,
@@ -145,7 +145,7 @@ TASK_OPTIONS = {
 }
 """The options of each task beside those of every run and those of its sockets."""
 
-REQUIRED = {
+REQUIRED: dict[str, tuple[str, ...]] = {
   "pretrain": ("teacher", "student", "mask", "morphers", "loss", "optim", "augment", "init_from", "probe"),
   "finetune": ("model", "mix", "loss", "optim", "ema", "augment", "init_from"),
   "segment": ("model", "loss", "optim", "augment", "init_from"),
@@ -156,7 +156,7 @@ REQUIRED = {
 }
 """The sections that each task reads, beside those that every run has."""
 
-PREDICTS = {
+PREDICTS: dict[str, tuple[str, ...]] = {
   "pretrain": ("student", "teacher", "student_tokens", "teacher_tokens"),
   "finetune": ("logits", "features", "logits_ema"),
   "segment": ("logits",),

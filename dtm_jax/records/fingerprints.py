@@ -35,7 +35,7 @@ def of_dataset(dataset: Dataset) -> dict[str, Any]:
   """
   if isinstance(dataset.source, Stream):
     examples = dataset.source.read(0, 1, None, 0)
-    read = lambda place: next(examples)
+    read: Callable[[int], Any] = lambda place: next(examples)
   else:
     read = dataset.source.__getitem__
   count = min(SAMPLE, dataset.num_examples)
