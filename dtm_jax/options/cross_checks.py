@@ -116,8 +116,8 @@ def _widths_and_heads(config: ConfigDict, right: Right) -> Iterator[Problem]:
     keys = ("width", "num_heads", "variant")
     if model is None or not all(right(f"{path}.{key}") for key in keys if key in model):
       continue
-    width, heads = TRUNK_SIZES.get(model.get("variant"), (None, None))
-    width, heads = model.get("width") or width, model.get("num_heads") or heads
+    defaults = TRUNK_SIZES.get(model.get("variant"), (0, 0))
+    width, heads = model.get("width") or defaults[0], model.get("num_heads") or defaults[1]
     if width and heads and width % heads:
       key = "width" if "width" in model else "num_heads"
       text = f"{path}: width {width} must be a multiple of num_heads {heads}"

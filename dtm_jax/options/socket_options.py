@@ -8,6 +8,7 @@ here with those in the code.
 from dtm_jax.options.run_options import DTYPE, NORMALIZATION, SIZE, SPLIT
 from dtm_jax.options.task_options import ACTIVATION, PROMPTS, WEIGHTS_IN_FILE
 from dtm_jax.options.value_rules import (
+  Rule,
   any_of,
   anything,
   choice,
@@ -109,7 +110,7 @@ _EVALUATORS = {
   "num_threads": whole(1, "number of threads that count pixels"),
   "seed": whole(0, "seed of the morphers' random draws", high=2**32 - 1),
 }
-SOCKET_OPTIONS = {
+SOCKET_OPTIONS: dict[str, dict[str, Rule]] = {
   "teachers": _TEACHERS,
   "datasets": _DATASETS,
   "morphers": _MORPHERS,

@@ -19,7 +19,7 @@ class CompilationCounter:
     self._watching = False
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-  def _listen(self, event: str, duration: float, **_: str | int) -> None:
+  def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
     if self._watching and event == _EVENT:
       self.count += 1
 
