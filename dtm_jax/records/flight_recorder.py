@@ -32,7 +32,7 @@ from dtm_jax.training import finiteness
 DECISIVE = ("loss", "grad_norm")
 """The measurements that must be finite."""
 
-_Step = tuple[int, Array | None, Mapping[str, Any]]
+_Step = tuple[int, Any, Mapping[str, Any]]
 """A step, the indices of its batch, and its measurements."""
 
 

@@ -57,7 +57,7 @@ class Metrics:
     }
     self._restart = (max(step, 0), kept)
 
-  def write(self, step: int, scalars: Mapping[str, float], *, evaluator: str | None = None) -> None:
+  def write(self, step: int, scalars: Mapping[str, int | float], *, evaluator: str | None = None) -> None:
     """Write the numbers of a step. Those of an `evaluator` replace its earlier numbers of this step."""
     if not scalars:
       return

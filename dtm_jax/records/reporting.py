@@ -5,6 +5,7 @@ Only this file imports CLU.
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from clu import metric_writers, parameter_overview, periodic_actions
 from clu.metric_writers import MetricWriter
@@ -21,7 +22,7 @@ __all__ = ["MetricWriter", "log_parameters", "make_profile", "make_writer"]
 
 
 def make_writer(
-  workdir: epath.Path, first_step: int = 0, scalars: Mapping[str, float | None] | None = None
+  workdir: epath.Path, first_step: int = 0, scalars: Mapping[str, int | float | None] | None = None
 ) -> MetricWriter:
   """Return a writer of log lines, and on process 0 also of TensorBoard events.
 
@@ -73,7 +74,7 @@ class _MirroredWriter(metric_writers.MultiWriter):
     super().__init__([writer])
     self._mirror = mirror
 
-  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     super().write_scalars(step, scalars)
     if self._mirror.due:
       super().flush()
@@ -84,7 +85,7 @@ class _MirroredWriter(metric_writers.MultiWriter):
     self._mirror.close()
 
 
-def _write_restart(folder: str, step: int, scalars: Mapping[str, float | None]) -> None:
+def _write_restart(folder: str, step: int, scalars: Mapping[str, int | float | None]) -> None:
   """Write an event file with which TensorBoard forgets what earlier files say of `step` and later steps.
 
   TensorBoard takes the first session start of a log for its beginning. Each further session start removes the
