@@ -24,16 +24,14 @@ from dtm_jax.evaluators import Context, Evaluators
 from dtm_jax.options import validation
 from dtm_jax.progress import Progress
 from dtm_jax.records import lock, reporting
-from dtm_jax.records import recording as recordings
-from dtm_jax.records import replay as replaying
 from dtm_jax.records.compilations import CompilationCounter, warn_of_recompilation
 from dtm_jax.records.flight_recorder import FlightRecorder
 from dtm_jax.records.metrics import Metrics
-from dtm_jax.records.replay import Finding
+from dtm_jax.records.recording import log_differences, read_recording
+from dtm_jax.records.replay import Finding, replay_steps
 from dtm_jax.records.run_config import Records
 from dtm_jax.records.step_window import StepWindow, device_memory
-from dtm_jax.storage import faults as storage_faults
-from dtm_jax.storage import paths
+from dtm_jax.storage import faults, paths
 from dtm_jax.tasks import Run, State, Task
 from dtm_jax.training import mesh as meshes
 from dtm_jax.training.course import Course
@@ -60,7 +58,7 @@ def run(config: Any, workdir: str) -> State:
   """Do what `train` does with a config that has been checked, such as `main`'s."""
   mesh = _make_mesh(config)
   folder = paths.resolve(workdir)
-  with storage_faults.explained(folder, rights=False, device=True), lock.hold(folder) as held:
+  with faults.explained(folder, rights=False, device=True), lock.hold(folder) as held:
     with contextlib.ExitStack() as stack:
       setup = prepare(config, folder, mesh, stack)
       if begin(setup):
@@ -210,10 +208,10 @@ def replay(config: Any) -> Finding | None:
   Raises:
     UserError: there is no recording, or it is of another data set or batch size.
   """
-  recording = recordings.read(paths.resolve(config.replay))
+  recording = read_recording(paths.resolve(config.replay))
   mesh = _make_mesh(config)
   config, dataset = _open_dataset(config)
-  recordings.log_changes(recording, config)
+  log_differences(recording, config)
   course = Course.fresh(config.batch_size, dataset.num_examples)
   task = build_task(config, course, dataset)
   with contextlib.closing(Checkpoints(str(recording.folder / "state"))) as checkpoints:
@@ -223,7 +221,7 @@ def replay(config: Any) -> Finding | None:
     task = build_task(config, course, dataset)
   frozen = place_frozen(task, mesh, config.mesh.rules)
   train_step, key = jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
-  return replaying.replay(
+  return replay_steps(
     recording,
     lambda state, batch: train_step(state, frozen, batch, key),
     state,

@@ -14,8 +14,8 @@ from dtm_jax import loop
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import NotThereError, UserError
 from dtm_jax.models.vit import model as vit
-from dtm_jax.records import recording as recordings
 from dtm_jax.records.flight_recorder import FlightRecorder, NonFiniteError
+from dtm_jax.records.recording import read_recording
 from dtm_jax.training import finiteness
 
 
@@ -59,7 +59,7 @@ def test_the_first_bad_step_and_the_steps_before_it_are_kept(tmp_path):
   assert f"--config.replay={folder}" in str(error.value)
   assert isinstance(error.value, UserError)
   assert isinstance(error.value, FloatingPointError)
-  recording = recordings.read(epath.Path(folder))
+  recording = read_recording(epath.Path(folder))
   assert (recording.start, recording.seed) == (4, 3)
   assert [step["step"] for step in recording.steps] == [5, 6]
   assert [step["index"] for step in recording.steps] == [[5, 6], [6, 7]]
@@ -101,9 +101,9 @@ def test_a_folder_without_a_recording_names_recordings_nearby(tmp_path):
   with pytest.raises(NonFiniteError):
     toy_run(tmp_path, [np.nan, 1])
   with pytest.raises(NotThereError, match=r"flight/1"):
-    recordings.read(epath.Path(tmp_path))
+    read_recording(epath.Path(tmp_path))
   with pytest.raises(NotThereError, match="makes one"):
-    recordings.read(epath.Path(tmp_path / "nowhere"))
+    read_recording(epath.Path(tmp_path / "nowhere"))
 
 
 def test_the_watch_names_module_and_layer():

@@ -40,7 +40,7 @@ class Recording:
   devices: Sequence[Any]
 
 
-def read(folder: epath.Path) -> Recording:
+def read_recording(folder: epath.Path) -> Recording:
   """Return the recording in `folder`, without its state.
 
   Raises:
@@ -62,7 +62,7 @@ def read(folder: epath.Path) -> Recording:
   return Recording(folder, **{name: content[name] for name in names})
 
 
-def log_changes(recording: Recording, config: Any) -> None:
+def log_differences(recording: Recording, config: Any) -> None:
   """Log the options that differ from those of the recording, because they may change its steps."""
   found = changes.compare(recording.config, changes.plain(config), same_code=True)
   ignored = ("replay", "log.", "evals.", "checkpoint.")

@@ -36,7 +36,7 @@ class Finding:
   text: str
 
 
-def replay(
+def replay_steps(
   recording: Recording,
   train_step: Callable[[PyTree, Batch], tuple[PyTree, Mapping[str, Any]]],
   state: PyTree,

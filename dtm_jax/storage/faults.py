@@ -32,9 +32,10 @@ class StorageError(UserError):
 def is_full_or_read_only(error: OSError) -> bool:
   """Return whether another way to write the same file would fail too.
 
-  EPERM does not count: some file systems raise it for links although they allow files.
+  EPERM does not count, because some file systems raise it for links although they allow files. Neither do
+  errors of the device, which may pass.
   """
-  return error.errno in _HINTS and error.errno != errno.EPERM
+  return error.errno in _HINTS and error.errno not in (errno.EPERM, *_DEVICE)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
