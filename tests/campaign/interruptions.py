@@ -54,7 +54,7 @@ def _wrote_step(step: int) -> Callable[[runs.Process, Path], bool]:
 MOMENTS = (
   Moment("start of Python", _at_once, spread=5.0, cold=True),
   Moment("start of a warm process", _at_once, spread=2.0),
-  Moment("workdir made", _exists("."), spread=0.5),
+  Moment("workdir made", _exists("*"), spread=0.5),
   Moment("config.json written", _exists("config.json"), spread=0.2),
   Moment("compilation", _says("Compiling the train step"), spread=4.0),
   Moment("step 1", _wrote_step(1)),
