@@ -1,4 +1,4 @@
-"""CLIP's towers against transformers' PyTorch ones, stage by stage, and the position table against NumPy."""
+"""CLIP's towers against transformers in PyTorch, stage by stage, and resized positions against NumPy."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def relative_difference(ours, theirs):
 
 
 def torch_clip(**options):
-  """A transformers CLIPModel whose every parameter is far from its initial zeros and ones."""
+  """Return a CLIPModel of transformers with every parameter far from its initial zeros and ones."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   torch.manual_seed(0)
@@ -94,7 +94,7 @@ def check_image_tower(model, config, params, pixels):
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_image_tower_is_that_of_transformers(tmp_path, activation):
+def test_image_tower_matches_transformers(tmp_path, activation):
   model = torch_clip(hidden_act=activation)
   model.save_pretrained(tmp_path)
   config, params = clip_weights.load(tmp_path)
@@ -104,7 +104,7 @@ def test_image_tower_is_that_of_transformers(tmp_path, activation):
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("eos_token_id", [3, 2])
-def test_text_tower_is_that_of_transformers(tmp_path, activation, eos_token_id):
+def test_text_tower_matches_transformers(tmp_path, activation, eos_token_id):
   torch = pytest.importorskip("torch")
   model = torch_clip(hidden_act=activation, eos_token_id=eos_token_id)
   model.save_pretrained(tmp_path)
@@ -124,7 +124,7 @@ def test_text_tower_is_that_of_transformers(tmp_path, activation, eos_token_id):
 
 
 @pytest.mark.slow
-def test_full_size_image_tower_is_that_of_transformers(tmp_path):
+def test_full_size_image_tower_matches_transformers(tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_full_size_image_tower_is_that_of_transformers(tmp_path):
   check_image_tower(model, config, params, image(224, batch_size=1))
 
 
-def test_the_end_of_the_text_decides_and_padding_does_not(tiny_params):
+def test_text_embedding_depends_on_the_end_token_not_on_padding(tiny_params):
   model = clip.CLIP(TINY)
   text = jnp.array(TEXT)
   embed = jax.jit(lambda text: model.apply({"params": tiny_params}, text, method="encode_text"))
@@ -170,7 +170,7 @@ def test_initial_scales():
 
 
 def cubic_sample(values, position, a=-0.75):
-  """Keys' interpolation of a sequence, clamped at the border, one output at a time."""
+  """Interpolate a sequence by Keys' kernel, clamped at the border, one output at a time."""
   first = int(np.floor(position))
   total = 0.0
   for tap in range(first - 1, first + 3):
@@ -181,7 +181,7 @@ def cubic_sample(values, position, a=-0.75):
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (3, 5), (9, 4)])
-def test_positions_are_resized_by_the_described_bicubic(grid):
+def test_resized_positions_match_the_documented_bicubic(grid):
   side = 4
   table = np.asarray(jax.random.normal(jax.random.key(0), (1 + side**2, 5)))
   place = lambda out, size: (out + 0.5) * side / (size + 0.1) - 0.5
@@ -193,7 +193,7 @@ def test_positions_are_resized_by_the_described_bicubic(grid):
   np.testing.assert_array_equal(resized[0], table[0])
 
 
-def test_resized_positions_are_those_of_torch():
+def test_resized_positions_match_torch():
   torch = pytest.importorskip("torch")
   table = jax.random.normal(jax.random.key(0), (1 + 49, 4))
   square = torch.from_numpy(np.array(table[1:]).reshape(1, 7, 7, 4)).permute(0, 3, 1, 2)
@@ -205,7 +205,7 @@ def test_resized_positions_are_those_of_torch():
   np.testing.assert_allclose(resize_positions(table, (10, 12))[1:], theirs, atol=1e-5)
 
 
-def test_the_stored_grid_keeps_its_positions_and_others_run(tiny_params):
+def test_the_stored_grid_keeps_its_positions_and_other_grids_run(tiny_params):
   tower = clip.ImageTower(TINY.image, TINY.embed_dim)
   params = tiny_params["image"]
   assert resize_positions(params["position_embedding"], (4, 4)) is params["position_embedding"]

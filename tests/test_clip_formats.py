@@ -1,4 +1,4 @@
-"""One random CLIP in every file that people have: the same parameters, to the bit, and the same outputs."""
+"""One random CLIP in every file format: the same parameters to the bit, and the same outputs."""
 
 import dataclasses
 import json
@@ -17,6 +17,7 @@ from test_clip_weights import assert_same
 from dtm_jax.errors import OptionError
 from dtm_jax.models.clip import config as clip_config
 from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import shapes as clip_shapes
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.layouts import LAYOUTS
 from dtm_jax.models.files import weight_files
@@ -28,7 +29,7 @@ TEXT = clip.TextConfig(
 )
 CONFIG = clip.CLIPConfig(clip.ImageConfig(clip.Tower(128, 3, 2, 256), 32, 8), TEXT, 16)
 TOLD = {"heads": (2, 1), "activation": "quick_gelu"}
-"""What OpenAI's names do not tell of a model of this size."""
+"""The facts that OpenAI's names do not tell of a model of this size."""
 MODEL_CFG = {
   "embed_dim": 16,
   "vision_cfg": {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "mlp_ratio": 2.0},
@@ -40,7 +41,7 @@ MODEL_CFG = {
 
 @pytest.fixture(scope="module")
 def params():
-  """No two tensors of a shape alike, so that none can be exchanged unseen; exact in half precision."""
+  """Return random parameters that half precision holds exactly; no two tensors are equal."""
   rng = np.random.default_rng(0)
   init = clip.CLIP(CONFIG).init
   shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 10), int))
@@ -68,7 +69,7 @@ def torch_tensors(tensors, dtype="float32"):
 
 
 def scripted(tensors):
-  """A TorchScript module with these tensors, in half precision, and OpenAI's three entries of sizes."""
+  """Return a TorchScript module with these tensors in half precision and OpenAI's three size entries."""
   torch = pytest.importorskip("torch")
 
   def module(part):
@@ -150,14 +151,14 @@ def test_every_format_gives_the_same_parameters(tmp_path, params, write):
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded))
 
 
-def test_a_file_may_be_given_instead_of_its_folder(tmp_path, params):
+def test_a_file_loads_like_its_folder(tmp_path, params):
   transformers_flax(tmp_path, params)
   with pytest.raises(FileNotFoundError, match=r"No config\.json beside .*flax_model\.msgpack"):
     clip_weights.load(tmp_path / "flax_model.msgpack")
   clip_config.write(tmp_path / "config.json", CONFIG)
   assert_same(clip_weights.load(tmp_path / "flax_model.msgpack")[1], params)
   (tmp_path / "weights.tar").touch()
-  with pytest.raises(ValueError, match=r"weights\.tar is of an unknown kind.*\.safetensors"):
+  with pytest.raises(ValueError, match=r"weights\.tar has an unknown format.*\.safetensors"):
     clip_weights.load(tmp_path / "weights.tar")
 
 
@@ -173,7 +174,7 @@ def test_openai_image_tower_alone(params, prefix):
 
 
 @pytest.mark.parametrize(("changes", "activation"), [({}, "gelu"), ({"quick_gelu": True}, "quick_gelu")])
-def test_open_clip_has_the_gelu_of_its_config(tmp_path, params, changes, activation):
+def test_open_clip_config_sets_the_gelu(tmp_path, params, changes, activation):
   open_clip_safetensors(tmp_path, params)
   write_open_clip(tmp_path, **changes)
   config = clip_weights.load(tmp_path)[0]
@@ -183,7 +184,7 @@ def test_open_clip_has_the_gelu_of_its_config(tmp_path, params, changes, activat
   assert build(str(tmp_path), normalization="imagenet").mean == (0.485, 0.456, 0.406)
 
 
-def test_open_clip_asks_for_what_is_not_there(tmp_path, params):
+def test_unsupported_open_clip_options_are_listed(tmp_path, params):
   open_clip_safetensors(tmp_path, params)
   image = MODEL_CFG["vision_cfg"] | {"attentional_pool": True, "timm_model_name": "", "layers": [3, 4]}
   write_open_clip(tmp_path, vision_cfg=image, init_logit_bias=-10)
@@ -198,7 +199,7 @@ def test_open_clip_asks_for_what_is_not_there(tmp_path, params):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_all_that_does_not_match_is_listed_in_the_names_of_the_file(params, layout):
+def test_mismatches_are_listed_under_the_files_names(params, layout):
   tensors = names_of(params, layout)
   rules = LAYOUTS[layout].rules
   scale, final = rules["logit_scale"][0], rules["text/ln_final/bias"][0]
@@ -212,7 +213,7 @@ def test_all_that_does_not_match_is_listed_in_the_names_of_the_file(params, layo
   assert [line.strip() for line in str(error.value).splitlines()[1:]] == lines
 
 
-def test_what_tells_no_configuration(params):
+def test_arrays_that_do_not_tell_the_configuration_are_refused(params):
   with pytest.raises(ValueError, match=r"no CLIP .*transformers, openai, flax.*stem\.weight"):
     clip_weights.from_arrays({"stem.weight": np.zeros(3)})
   with pytest.raises(ValueError, match=r"names of flax.*give the config"):
@@ -237,7 +238,7 @@ def test_a_file_cut_short_is_named(tmp_path, params, write):
       clip_weights.load(file)
 
 
-def test_shards_that_are_not_there(tmp_path, params):
+def test_missing_shards_are_named(tmp_path, params):
   clip_config.write(tmp_path / "config.json", CONFIG)
   transformers_shards(tmp_path, params)
   (tmp_path / "model-2-of-2.safetensors").unlink()
@@ -248,8 +249,8 @@ def test_shards_that_are_not_there(tmp_path, params):
     clip_weights.load(tmp_path)
 
 
-def test_openai_agrees_with_transformers(tmp_path, params):
-  """The same tensors, from OpenAI's archive here and in transformers' PyTorch module."""
+def test_openai_archive_matches_transformers(tmp_path, params):
+  """Compares our tower on OpenAI's archive with transformers' PyTorch module on the same tensors."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   config, loaded = clip_weights.load(openai_archive(tmp_path, params), heads=(2, 1))
@@ -266,8 +267,8 @@ def test_openai_agrees_with_transformers(tmp_path, params):
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_projected_patches_of_openai_also_at_another_size(tmp_path, params, size):
-  """The oracle's table is resized by PyTorch's bicubic interpolation with the scale (h0 + 0.1) / g."""
+def test_projected_patches_of_openai_at_any_size(tmp_path, params, size):
+  """The oracle resizes the table by PyTorch's bicubic interpolation with the scale (h0 + 0.1) / g."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   config, loaded = clip_weights.from_arrays(names_of({"image": params["image"]}, "openai"), **TOLD)
@@ -290,7 +291,7 @@ def test_projected_patches_of_openai_also_at_another_size(tmp_path, params, size
   np.testing.assert_allclose(patches, expected, atol=1e-5)
 
 
-def test_the_names_are_those_of_transformers_and_of_openai(params):
+def test_names_match_transformers_and_openai(params):
   transformers = pytest.importorskip("transformers")
   clip_names = transformers.CLIPModel(transformers.CLIPConfig(
     vision_config={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
@@ -330,14 +331,14 @@ def test_the_names_are_those_of_transformers_and_of_openai(params):
     assert flax[name] == shape
 
 
-def test_fused_attention_has_query_key_and_value_in_this_order(params):
+def test_fused_attention_has_query_key_value_order(params):
   weight = names_of(params, "openai")["visual.transformer.resblocks.1.attn.in_proj_weight"]
   attention = params["image"]["blocks"]["attn"]
   for part, name in zip(np.split(weight, 3), ("query", "key", "value"), strict=True):
     np.testing.assert_array_equal(part, attention[name]["kernel"][1].T)
 
 
-def test_the_script_converts(tmp_path, params):
+def test_convert_clip_script(tmp_path, params):
   (tmp_path / "from").mkdir()
   open_clip_safetensors(tmp_path / "from", params)
   convert(str(tmp_path / "from"), tmp_path / "to")
@@ -353,7 +354,7 @@ def test_no_torch_is_imported():
     assert not re.search(r"^\s*(import|from) torch\b", file.read_text(), re.MULTILINE), file
 
 
-def test_of_a_repository_only_the_first_file_of_weights_is_fetched(tmp_path, params, monkeypatch):
+def test_only_the_first_weights_of_a_repository_are_fetched(tmp_path, params, monkeypatch):
   asked = []
 
   def snapshot_download(repo, allow_patterns, local_files_only, revision):
@@ -370,7 +371,7 @@ def test_of_a_repository_only_the_first_file_of_weights_is_fetched(tmp_path, par
 
 
 def trained_by_open_clip(path, params):
-  """A checkpoint as open_clip's training leaves it behind."""
+  """Write a checkpoint in the form that open_clip's training saves."""
   torch = pytest.importorskip("torch")
   tensors = torch_tensors(names_of(params, "openai"))
   content = {"epoch": 3, "name": "run", "state_dict": {f"module.{name}": t for name, t in tensors.items()}}
@@ -378,7 +379,7 @@ def trained_by_open_clip(path, params):
   return path
 
 
-def test_heads_and_activation_that_the_tensors_do_not_tell_are_asked_for(tmp_path, params):
+def test_unknown_heads_and_activation_are_asked_for(tmp_path, params):
   file = trained_by_open_clip(tmp_path / "epoch_3.pt", params)
   config, loaded = clip_weights.load(file)
   assert (config.image.tower.num_heads, config.image.tower.activation) == (None, None)
@@ -397,7 +398,7 @@ def test_heads_and_activation_that_the_tensors_do_not_tell_are_asked_for(tmp_pat
 
 
 @pytest.mark.parametrize(("heads", "activation"), [(2, "gelu"), (8, "quick_gelu")])
-def test_given_heads_and_activation_compute_what_transformers_does(tmp_path, params, heads, activation):
+def test_given_heads_and_activation_match_transformers(tmp_path, params, heads, activation):
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   tower = dataclasses.replace(CONFIG.image.tower, num_heads=heads, activation=activation)
   config = dataclasses.replace(CONFIG, image=dataclasses.replace(CONFIG.image, tower=tower))
@@ -436,11 +437,11 @@ def test_published_sizes_have_their_heads(width, depth, heads):
   block = "visual.transformer.resblocks"
   shapes = {f"{block}.{i}.mlp.c_fc.weight": (4 * width, width) for i in range(depth)}
   shapes |= {"visual.conv1.weight": (width, 3, 16, 16), "visual.positional_embedding": (197, width)}
-  tower = clip_config.from_openai(shapes, source="a.pt").image.tower
+  tower = clip_shapes.from_openai(shapes, source="a.pt").image.tower
   assert (tower.width, tower.depth, tower.num_heads, tower.activation) == (width, depth, heads, None)
 
 
-def test_the_script_asks_for_what_is_not_told_and_takes_it(tmp_path, params):
+def test_convert_clip_script_asks_for_unknown_facts(tmp_path, params):
   file = trained_by_open_clip(tmp_path / "epoch_3.pt", params)
   with pytest.raises(OptionError, match=r"image tower of width 128 and of the text tower.*--heads"):
     convert(str(file), tmp_path / "to")

@@ -1,4 +1,4 @@
-"""Files to parameters and back: round trips, transformers as the other reader, and complete complaints."""
+"""CLIP's weights: round trips through files, transformers as another reader, and complete error messages."""
 
 import json
 
@@ -9,18 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dtm_jax.models.clip import (
-  config as clip_config,
-)
-from dtm_jax.models.clip import (
-  model as clip,
-)
-from dtm_jax.models.clip import (
-  tokenizer as clip_tokenizer,
-)
-from dtm_jax.models.clip import (
-  weights as clip_weights,
-)
+from dtm_jax.models.clip import config as clip_config
+from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import tokenizer as clip_tokenizer
+from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 
 CONFIG = clip.CLIPConfig(
@@ -34,7 +26,7 @@ TEXT = [[2, 9, 41, 30, 3, 0, 0, 0, 0, 0], [2, 5, 6, 7, 8, 9, 10, 11, 12, 3]]
 
 @pytest.fixture(scope="module")
 def params():
-  """No two tensors of a shape alike, so that none can be exchanged unseen."""
+  """Return random parameters, so a test sees if two tensors of one shape are exchanged."""
   rng = np.random.default_rng(0)
   token = jnp.zeros((1, 10), int)
   shapes = jax.eval_shape(clip.CLIP(CONFIG).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), token)[
@@ -56,14 +48,14 @@ def assert_same(ours, theirs):
     np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_what_is_saved_is_loaded(folder, params):
+def test_save_and_load_round_trip(folder, params):
   config, loaded = clip_weights.load(folder)
   assert config == CONFIG
   assert_same(loaded, params)
   assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded))
 
 
-def test_every_rule_is_used_and_no_name_twice(params):
+def test_every_rule_is_used_and_every_name_is_unique(params):
   assert flatten_dict(params, sep="/").keys() == clip_weights.RULES.keys()
   names = [name for name, _ in clip_weights.RULES.values()]
   assert len(names) == len(set(names))
@@ -99,7 +91,7 @@ def test_transformers_reads_what_we_save(folder, params):
   )
 
 
-def test_a_vision_model_has_the_image_tower_only(tmp_path, params):
+def test_a_vision_model_has_only_the_image_tower(tmp_path, params):
   config = clip.CLIPConfig(CONFIG.image, text=None, embed_dim=16)
   clip_weights.save(tmp_path, config, {"image": params["image"]})
   loaded_config, loaded = clip_weights.load(tmp_path)
@@ -109,7 +101,7 @@ def test_a_vision_model_has_the_image_tower_only(tmp_path, params):
 
 @pytest.mark.parametrize("projection", [True, False])
 def test_vision_models_of_transformers(tmp_path, projection):
-  """Version 5 writes a CLIPVisionModel without the prefix "vision_model."."""
+  """transformers 5 writes a CLIPVisionModel without the prefix "vision_model."."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   kind = transformers.CLIPVisionModelWithProjection if projection else transformers.CLIPVisionModel
@@ -140,7 +132,7 @@ def test_position_ids_of_old_files_are_ignored(folder, params):
   assert_same(clip_weights.load(folder)[1], params)
 
 
-def test_all_that_does_not_match_is_listed_at_once(folder):
+def test_all_mismatches_are_listed_at_once(folder):
   file = folder / "model.safetensors"
   tensors = load_file(file)
   del tensors["vision_model.pre_layrnorm.bias"], tensors["text_model.encoder.layers.1.mlp.fc1.weight"]
@@ -170,7 +162,7 @@ def test_a_missing_file_is_named_with_its_folder(folder, name):
   assert "hf download" in str(error.value)
 
 
-def test_what_is_neither_folder_nor_repository(tmp_path):
+def test_a_path_that_is_neither_folder_nor_repository_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
     clip_weights.load(tmp_path / "nowhere")
 
@@ -195,14 +187,14 @@ def test_the_hub_cache_serves_without_network(offline_hub, params, monkeypatch):
   assert_same(loaded, params)
 
 
-def test_a_repository_that_is_not_in_the_cache(offline_hub):
+def test_a_repository_outside_the_cache_is_refused_offline(offline_hub):
   with pytest.raises(FileNotFoundError, match=r"'owner/other' .*HF_HUB_OFFLINE is set") as error:
     clip_weights.load("owner/other")
   assert str(offline_hub.parents[2]) in str(error.value)
   assert "hf download owner/other" in str(error.value)
 
 
-def test_a_file_of_another_model(folder):
+def test_a_file_of_another_model_is_refused(folder):
   (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
   with pytest.raises(ValueError, match=r"'bert'.*clip, clip_vision_model"):
     clip_config.read(folder / "config.json")
@@ -211,7 +203,7 @@ def test_a_file_of_another_model(folder):
 CAPTIONS = ["A photo of a cat.", "a drawing of a dog", "a photo of two dogs!"]
 
 
-def test_word_tokens_with_start_end_and_padding():
+def test_word_tokenizer_adds_start_end_and_padding():
   tokenizer = clip_tokenizer.word_tokenizer(CAPTIONS, context_length=8)
   ids = clip_tokenizer.special_ids(tokenizer)
   assert (ids["pad_token_id"], ids["bos_token_id"], ids["eos_token_id"]) == (0, 2, 3)
@@ -233,7 +225,7 @@ def test_a_saved_tokenizer_is_loaded(folder):
   np.testing.assert_array_equal(clip_tokenizer.load_tokenizer(folder)(CAPTIONS), tokenizer(CAPTIONS))
 
 
-def test_a_tokenizer_that_is_not_there(folder, params):
+def test_a_missing_tokenizer_is_refused(folder, params):
   with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
     clip_tokenizer.load_tokenizer(folder)
   clip_tokenizer.word_tokenizer(CAPTIONS, 10).save(folder)

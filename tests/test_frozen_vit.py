@@ -1,4 +1,4 @@
-"""The frozen towers against transformers' PyTorch classes, stage by stage, on random weights."""
+"""The frozen towers against transformers in PyTorch, stage by stage, on random weights."""
 
 import importlib
 import json
@@ -10,15 +10,9 @@ from ml_collections import config_dict
 
 from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.models.files.file_checks import UnreadableFileError
-from dtm_jax.models.frozen_vit import (
-  author_files as frozen_vit_authors,
-)
-from dtm_jax.models.frozen_vit import (
-  model as frozen_vit,
-)
-from dtm_jax.models.frozen_vit import (
-  weights as frozen_vit_weights,
-)
+from dtm_jax.models.frozen_vit import author_files as frozen_vit_authors
+from dtm_jax.models.frozen_vit import model as frozen_vit
+from dtm_jax.models.frozen_vit import weights as frozen_vit_weights
 from dtm_jax.tasks import build_teacher
 
 torch = pytest.importorskip("torch")
@@ -33,6 +27,11 @@ STAGE, TOWER = 1e-5, 1e-4
 
 def siglip():
   return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, **IMAGE, **HIDDEN))
+
+
+def siglip_with_remainder():
+  config = transformers.SiglipVisionConfig(**SIZES, **HIDDEN, image_size=37, patch_size=8)
+  return transformers.SiglipVisionModel(config)
 
 
 def siglip_with_texts():
@@ -84,7 +83,7 @@ MODELS = (
 
 
 def randomized(make):
-  """Its parameters from N(0, 0.3²), so that no scale, bias or token hides a mistake by being 0 or 1."""
+  """Return a model with parameters from N(0, 0.3²), because zeros and ones would hide mistakes."""
   torch.manual_seed(0)
   model = make().eval()
   with torch.no_grad():
@@ -100,7 +99,7 @@ def tower_of(model):
 
 
 def their_stages(model, image):
-  """[what enters the first block, every block's output..., the last LayerNorm of the patches]."""
+  """Return [input of the first block, output of each block..., final LayerNorm of the patches]."""
   pixels = torch.from_numpy(np.array(image)).permute(0, 3, 1, 2)
   tower, kind = tower_of(model), tower_of(model).config.model_type
   grid = (image.shape[1] // 8, image.shape[2] // 8)
@@ -155,8 +154,8 @@ def picture(height, width):
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 56), (24, 16)], ids=str)
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_stages_are_those_of_transformers(make, size, tmp_path):
-  """The tokens before the blocks and after each; at the table's own grid, a larger and a smaller one."""
+def test_stages_match_transformers(make, size, tmp_path):
+  """Compares the tokens before the blocks and after each, at the stored grid, a larger and a smaller one."""
   model = randomized(make)
   config, params = saved(model, tmp_path)
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
@@ -171,11 +170,30 @@ def test_stages_are_those_of_transformers(make, size, tmp_path):
   assert differences[-1] < TOWER
 
 
+def test_siglip_ignores_a_remainder_of_pixels_at_its_own_size(tmp_path):
+  """SigLIP so400m has 27 patches of 14 pixels in an image of 384; here 4 patches of 8 pixels in 37."""
+  model = randomized(siglip_with_remainder)
+  config, params = saved(model, tmp_path)
+  for size in ((37, 37), (40, 56), (32, 32)):
+    pairs = zip(our_stages(config, params, picture(*size)), their_stages(model, picture(*size)), strict=True)
+    differences = [relative(ours, theirs) for ours, theirs in pairs]
+    print(f"\nsiglip with a remainder, {size}: " + " ".join(f"{each:.1e}" for each in differences))
+    assert max(differences[:-1]) < STAGE
+    assert differences[-1] < TOWER
+  teacher = importlib.import_module("dtm_jax.teachers.siglip").build(str(tmp_path))
+  assert (teacher.image_size, teacher.grid) == (37, (4, 4))
+  with pytest.raises(OptionError, match=r"41x41 .*patch size 8"):
+    teacher.resized(41)
+  sections = {"teacher": {"name": "siglip", "path": str(tmp_path)}, "data": {"image_size": 32}}
+  beside_a_student = build_teacher(config_dict.ConfigDict(sections), patch_size=8)
+  assert (beside_a_student.image_size, beside_a_student.grid) == (37, (4, 4))
+
+
 # The authors' own files --------------------------------------------------------------------------------
 
 
 def authors_names(folder):
-  """The tensors that transformers saved under the names of DINOv2's and MAE's authors; rules by hand."""
+  """Rename tensors that transformers saved to the names of DINOv2's and MAE's authors, with rules by hand."""
   saved = safetensors.load_file(folder / "model.safetensors")
   theirs = {name.removeprefix("vit."): tensor for name, tensor in saved.items()}
   names = {
@@ -204,7 +222,7 @@ def authors_names(folder):
 
 
 def published_mae():
-  """With the epsilon of the authors' code."""
+  """Return an MAE with the epsilon of the authors' code."""
   config = transformers.ViTMAEConfig(**SIZES, **IMAGE, **HIDDEN, mask_ratio=0.0, layer_norm_eps=1e-6)
   return transformers.ViTMAEModel(config)
 
@@ -223,7 +241,7 @@ AUTHORS = {
 
 
 def chunked(tensors):
-  """Blocks in chunks of two, as in DINOv2's training: blocks.CHUNK.LAYER."""
+  """Rename blocks to chunks of two, blocks.CHUNK.LAYER, as in DINOv2's training."""
   parts = {name: name.split(".") for name in tensors}
   return {
     ".".join(["blocks", str(int(part[1]) // 2), *part[1:]]) if part[0] == "blocks" else name: tensors[name]
@@ -232,7 +250,7 @@ def chunked(tensors):
 
 
 @pytest.mark.parametrize("kind", AUTHORS)
-def test_the_authors_files_are_what_transformers_makes_of_them(kind, tmp_path):
+def test_the_authors_files_match_transformers(kind, tmp_path):
   model = randomized(AUTHORS[kind])
   model.save_pretrained(tmp_path / "theirs")
   tensors = authors_names(tmp_path / "theirs")
@@ -272,12 +290,12 @@ def test_published_sizes_need_no_heads():
   assert frozen_vit_authors.HEADS["mae"] == {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 
 
-def test_the_authors_files_for_another_teacher_are_refused(tmp_path):
+def test_the_authors_files_of_another_teacher_are_refused(tmp_path):
   dinov2().save_pretrained(tmp_path / "dinov2")
   torch.save(authors_names(tmp_path / "dinov2"), tmp_path / "dinov2.pth")
   for name in ("mae", "siglip"):
     with pytest.raises(
-      UnreadableFileError, match=r"DINOV2's authors, but wanted is one of: (vit_mae|siglip)"
+      UnreadableFileError, match=r"DINOV2's authors, but the teacher needs one of: (vit_mae|siglip)"
     ):
       importlib.import_module(f"dtm_jax.teachers.{name}").build(str(tmp_path / "dinov2.pth"))
   siglip().save_pretrained(tmp_path / "siglip")
@@ -286,7 +304,7 @@ def test_the_authors_files_for_another_teacher_are_refused(tmp_path):
     importlib.import_module("dtm_jax.teachers.siglip").build(str(tmp_path / "siglip" / "model.safetensors"))
 
 
-def test_a_folder_of_timm_is_read_with_its_heads_and_its_normalisation(tmp_path):
+def test_a_timm_folder_gives_heads_and_normalisation(tmp_path):
   timm = pytest.importorskip("timm_without_torchvision").import_timm()
   torch.manual_seed(0)
   options = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": 28}

@@ -1,4 +1,4 @@
-"""Resized positions against torch, SciPy's splines and the functions that must survive."""
+"""Resized positions against torch and SciPy's splines, and functions that resizing must keep."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ def random(*shape):
   return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def test_position_embeddings_without_slack_are_torchs():
+def test_position_embeddings_without_slack_match_torch():
   torch = pytest.importorskip("torch")
   table = random(1 + 36, 5)
   for grid in ((9, 9), (4, 7)):
@@ -25,7 +25,7 @@ def test_position_embeddings_without_slack_are_torchs():
 
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (7, 14), (4, 5), (14, 10)])
 def test_geometric_offsets(old, new):
-  """Growing, the outermost offset of the old grid lands on that of the new one, in growing steps."""
+  """For a larger grid, the old outermost offset lands on the new one, and the steps grow."""
   places = positions.geometric_offsets(old - 1, new - 1)
   steps = np.diff(places)
   assert places.shape == (2 * old - 1,)
@@ -41,7 +41,7 @@ def test_geometric_offsets(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), [((14, 14), (24, 24)), ((7, 5), (8, 9)), ((14, 14), (10, 10))])
-def test_bias_tables_are_scipys_spline(old, new):
+def test_bias_tables_match_scipys_spline(old, new):
   rows, columns = (2 * size - 1 for size in old)
   table = random(2, rows * columns + 3, 3)
   resized = positions.resize_bias_table(table, old, new)
@@ -57,7 +57,7 @@ def test_bias_tables_are_scipys_spline(old, new):
       np.testing.assert_allclose(resized[layer, :-3, head], expected.ravel(), atol=1e-5)
 
 
-def test_bicubic_bias_tables_are_torchs():
+def test_bicubic_bias_tables_match_torch():
   torch = pytest.importorskip("torch")
   table = random(13 * 13 + 3, 3)
   resized = positions.resize_bias_table(table, (7, 7), (10, 9), method="bicubic")
@@ -67,7 +67,7 @@ def test_bicubic_bias_tables_are_torchs():
 
 
 @pytest.mark.parametrize("method", positions.BIAS_RESIZES)
-def test_the_same_grid_is_the_identity_and_a_constant_stays(method):
+def test_resizing_keeps_the_same_grid_and_constants(method):
   table = random(13 * 13 + 3, 3)
   assert positions.resize_bias_table(table, (7, 7), (7, 7), method=method) is table
   one_axis = positions.resize_bias_table(table, (7, 7), (7, 9), method=method)
@@ -80,8 +80,8 @@ def test_the_same_grid_is_the_identity_and_a_constant_stays(method):
     np.testing.assert_allclose(resized, 1.5, atol=1e-5)
 
 
-def test_a_smooth_function_of_near_offsets_survives_the_geometric_resize():
-  """|offset| <= 3 patches: the cubic is reproduced at the true distance, which an even stretch would not."""
+def test_geometric_resize_keeps_a_smooth_function_of_near_offsets():
+  """Up to 3 patches, a cubic keeps its values at the true distance; an even stretch would change them."""
   offset = np.arange(-13.0, 14.0)
   places = positions.geometric_offsets(13, 23)
   cubic = lambda y, x: (y / 10) ** 3 - x * y / 50 + 0.3
@@ -94,7 +94,7 @@ def test_a_smooth_function_of_near_offsets_survives_the_geometric_resize():
   )
 
 
-def test_wrong_calls_are_named():
+def test_wrong_calls_are_refused():
   with pytest.raises(ValueError, match=r"'linear'.*geometric, bicubic"):
     positions.resize_bias_table(random(12, 1), (2, 2), (3, 3), method="linear")
   with pytest.raises(ValueError, match=r"11 rows .*\(2, 2\): 12 rows"):

@@ -1,4 +1,4 @@
-"""Captions: the sets of prompts, and templates and names from files."""
+"""Captions from sets of prompts, and from files of templates and class names."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ from dtm_jax.models.clip import prompts
 WNIDS = [f"n{i:08d}" for i in range(1000)]
 
 
-def test_imagenet_brings_its_own_names_in_the_order_of_the_labels():
+def test_imagenet_prompts_have_class_names_in_label_order():
   captions = prompts.captions(WNIDS, "imagenet")
   assert len(captions) == 1000
   assert {len(of_class) for of_class in captions} == {80}
@@ -21,14 +21,14 @@ def test_imagenet_brings_its_own_names_in_the_order_of_the_labels():
 
 
 def test_tfds_labels_imagenet_in_the_same_order():
-  """TFDS's names are the wnids; sorted, as the folders of a tree are."""
+  """TFDS's class names are the sorted WordNet ids, as are the folders of the original data set."""
   root = Path(importlib.util.find_spec("tensorflow_datasets").origin).parent
   wnids = (root / "datasets" / "imagenet2012" / "labels.txt").read_text().split()
   assert wnids == sorted(set(wnids))
   assert (len(wnids), wnids[0], wnids[207]) == (1000, "n01440764", "n02099601")  # tench, golden retriever
 
 
-def test_other_sets_say_the_data_sets_names():
+def test_other_prompts_use_the_data_sets_names():
   captions = prompts.captions(("aquarium_fish", "maple_tree"), "cifar100")
   assert [len(of_class) for of_class in captions] == [18, 18]
   assert "a photo of a aquarium fish." in captions[0]
@@ -53,7 +53,7 @@ def test_templates_and_names_from_files(tmp_path):
     ("# nothing\n", r"templates.txt has no templates"),
   ],
 )
-def test_senseless_templates_are_named(tmp_path, content, message):
+def test_bad_templates_are_named(tmp_path, content, message):
   (tmp_path / "templates.txt").write_text(content)
   with pytest.raises(ValueError, match=message):
     prompts.captions(("cat",), str(tmp_path / "templates.txt"))
@@ -75,7 +75,7 @@ def test_missing_files_unknown_sets_and_wrong_counts_are_named(tmp_path):
     prompts.captions(None, "plain", dataset="data set 'folder'")
 
 
-def test_names_for_numbered_folders_are_told(tmp_path, caplog):
+def test_names_for_numbered_folders_are_logged(tmp_path, caplog):
   (tmp_path / "names.txt").write_text("airplane\ncar\ncafe\u0301\n", encoding="utf-8")
   said = prompts.captions(("5", "6", "14"), "plain", names_file=str(tmp_path / "names.txt"))
   assert said[2] == ["a photo of a caf\u00e9."]
@@ -84,7 +84,7 @@ def test_names_for_numbered_folders_are_told(tmp_path, caplog):
   assert "5 is airplane, 6 is car, 14 is caf\u00e9." in record.getMessage()
 
 
-def test_the_names_of_the_data_set_in_another_order_are_refused(tmp_path):
+def test_class_names_in_another_order_are_refused(tmp_path):
   names = tmp_path / "names.txt"
   names.write_text("Sea cow\ncat\nred panda\n")
   with pytest.raises(ValueError, match=r"another order: number 0 in it is 'Sea cow', and class 0 .* 'cat'"):

@@ -1,4 +1,4 @@
-"""Every teacher keeps one contract; what each of them is besides, and that a student can learn from it."""
+"""The contract of all teachers, the properties of each teacher, and a student that learns from each."""
 
 import json
 import shutil
@@ -16,21 +16,13 @@ from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError, UserError
 from dtm_jax.models.clip import model as clip
 from dtm_jax.models.clip import weights as clip_weights
-from dtm_jax.models.files import weight_names
+from dtm_jax.models.files import weight_formats, weight_names
 from dtm_jax.models.frozen_vit import model as frozen_vit
 from dtm_jax.models.frozen_vit import weights as frozen_vit_weights
-from dtm_jax.models.vit import (
-  config as vit_config,
-)
-from dtm_jax.models.vit import (
-  model as vit,
-)
-from dtm_jax.models.vit import (
-  transfer as vit_transfer,
-)
-from dtm_jax.models.vit import (
-  weights as vit_weights,
-)
+from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import transfer as vit_transfer
+from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, pretrain
 from dtm_jax.teachers import Teacher
@@ -55,7 +47,7 @@ def image(size):
 @pytest.mark.parametrize(
   ("tokens", "name", "width"), [("projected", "patch_embeddings", 16), ("normalized", "patch_tokens", 32)]
 )
-def test_tokens_are_those_of_the_tower(folder, tokens, name, width):
+def test_tokens_match_the_tower(folder, tokens, name, width):
   teacher = build(str(folder), tokens=tokens)
   assert isinstance(teacher, Teacher)
   assert (teacher.image_size, teacher.patch_size, teacher.grid, teacher.width) == (32, 8, (4, 4), width)
@@ -131,17 +123,16 @@ def random_like(shapes, seed=0):
 
 
 def write_frozen_vit(folder, **content):
-  """A random tower in transformers' names."""
+  """Save a random tower under transformers' names."""
   content = SIZES | content
-  config, rules = frozen_vit_weights.FAMILIES[content["model_type"]].describe(content)
-  shapes = jax.eval_shape(frozen_vit.FrozenViT(config).init, jax.random.key(0), image(32))["params"]
-  tensors = weight_names.to_theirs(random_like(shapes), rules)
-  save_file({name: np.array(each, order="C") for name, each in tensors.items()}, folder / "model.safetensors")
+  config, rules = frozen_vit_weights.FAMILIES[content["model_type"]].from_transformers(content)
+  tensors = weight_names.to_theirs(random_like(frozen_vit.param_shapes(config)), rules)
+  weight_formats.write_safetensors(folder / "model.safetensors", tensors)
   (folder / "config.json").write_text(json.dumps(content))
 
 
 def write_run(folder):
-  """What a pre-training run leaves behind."""
+  """Write the workdir of a pre-training run."""
   config = {
     "augment": {"normalization": "imagenet"},
     "data": {"image_size": 32},
@@ -173,7 +164,7 @@ WRITERS = {
   "mae": lambda folder: write_frozen_vit(folder, model_type="vit_mae"),
   "siglip": lambda folder: write_frozen_vit(folder, model_type="siglip_vision_model"),
 }
-"""Small random weights, grid 4x4, for each teacher; a new one has to be entered here."""
+"""Writers of small random weights with a 4x4 grid, one for each teacher. A new teacher needs an entry."""
 
 
 @pytest.fixture(scope="module", params=plugins.available("teachers"))
@@ -183,7 +174,7 @@ def weights(request, tmp_path_factory):
   return {"name": request.param, "path": str(folder)}
 
 
-def test_the_contract(weights):
+def test_teacher_contract(weights):
   teacher = plugins.build("teachers", weights)
   assert isinstance(teacher, Teacher)
   assert weights["path"] in teacher.name
@@ -204,7 +195,7 @@ def test_the_contract(weights):
     tokens(teacher.params, image(36))
 
 
-def test_half_precision_is_asked_for_alike(weights):
+def test_every_teacher_takes_half_precision(weights):
   exact, rough = (
     jax.jit(teacher.tokens)(teacher.params, image(32))
     for teacher in (plugins.build("teachers", weights, dtype=dtype) for dtype in ("float32", "bfloat16"))
@@ -213,8 +204,8 @@ def test_half_precision_is_asked_for_alike(weights):
   assert 1e-6 < np.abs(exact - rough).max() / np.abs(exact).max() < 0.1
 
 
-def test_a_student_learns_from_it(weights, tmp_path):
-  """The pre-training step with this teacher, in shapes only."""
+def test_a_student_learns_from_the_teacher(weights, tmp_path):
+  """Traces the pre-training step with this teacher without computing it."""
   task = pretrain_task(tmp_path, weights, patch_size=8)
   state = jax.eval_shape(task.init, jax.random.key(0))
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
@@ -228,15 +219,15 @@ def pretrain_task(world, teacher, patch_size):
   return pretrain.build(config, Run(10, 1.0, 4))
 
 
-def test_another_grid_than_the_students_is_refused(weights, tmp_path):
+def test_a_grid_other_than_the_students_is_refused(weights, tmp_path):
   if "image_size" not in plugins.options_of("teachers", weights["name"]):
     pytest.skip("this teacher has one size")
   with pytest.raises(OptionError, match=r"\(8, 8\).*image 32, patch 4.*\(4, 4\).*image 32, patch 8"):
     pretrain_task(tmp_path, weights | {"image_size": 32}, patch_size=4)
 
 
-def test_the_teacher_sees_images_of_a_size_that_gives_the_students_grid(weights, tmp_path, monkeypatch):
-  """Its weights are read once for that."""
+def test_the_teachers_image_size_follows_the_students_grid(weights, tmp_path, monkeypatch):
+  """The weights are read once."""
   module = plugins.load("teachers", weights["name"])
   builds, build = [], module.build
   monkeypatch.setattr(module, "build", lambda **options: builds.append(options) or build(**options))
@@ -247,8 +238,8 @@ def test_the_teacher_sees_images_of_a_size_that_gives_the_students_grid(weights,
   assert tokens.shape[1] == 64  # 8 x 8 patches of 8 pixels, of images of 64
 
 
-def test_a_resized_teacher_is_one_that_was_built_at_that_size(weights):
-  """Also by way of another size: positions are resized from those that were read."""
+def test_a_resized_teacher_matches_one_built_at_that_size(weights):
+  """A second resize also starts from the positions that were read."""
   resized = plugins.build("teachers", weights).resized(16).resized(48)
   built = plugins.build("teachers", {**weights, "image_size": 48})
   assert (resized.image_size, resized.grid) == (built.image_size, built.grid) == (48, (6, 6))
@@ -260,8 +251,8 @@ def test_a_resized_teacher_is_one_that_was_built_at_that_size(weights):
 # Each teacher ---------------------------------------------------------------------------------------------
 
 
-def test_the_same_grid_on_other_images(tmp_path):
-  """The teacher is given the student's pixels at its own size."""
+def test_teacher_input_is_resized_to_the_same_grid(tmp_path):
+  """The teacher sees the student's pixels resized to the teacher's image size."""
   write_frozen_vit(tmp_path, model_type="dinov2")
   task = pretrain_task(tmp_path, {"name": "dinov2", "path": str(tmp_path), "image_size": 64}, patch_size=4)
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
@@ -272,7 +263,7 @@ def test_the_same_grid_on_other_images(tmp_path):
   ("siglip", "siglip_vision_model", 0.5), ("dinov2", "dinov2", 0.485),
   ("mae", "vit_mae", 0.485), ("mae", "vit", 0.485),
 ])  # fmt: skip
-def test_frozen_vits_by_their_own_word(tmp_path, name, model_type, mean):
+def test_frozen_vits_take_the_normalisation_of_their_files(tmp_path, name, model_type, mean):
   write_frozen_vit(tmp_path, model_type=model_type)
   build = lambda **options: plugins.build("teachers", {"name": name, "path": str(tmp_path), **options})
   assert build().mean[0] == mean
@@ -289,7 +280,7 @@ def test_frozen_vits_by_their_own_word(tmp_path, name, model_type, mean):
     frozen_vit_weights.load(tmp_path, ["clip"])
 
 
-def test_names_that_do_not_match_are_listed(tmp_path):
+def test_mismatched_names_are_listed(tmp_path):
   write_frozen_vit(tmp_path, model_type="dinov2")
   tensors = load_file(tmp_path / "model.safetensors")
   del tensors["layernorm.bias"], tensors["encoder.layer.1.layer_scale1.lambda1"]
@@ -305,7 +296,7 @@ def test_names_that_do_not_match_are_listed(tmp_path):
   ]
 
 
-def test_what_is_not_supported_says_so(tmp_path):
+def test_unsupported_models_are_refused(tmp_path):
   for changes, message in (
     ({"qkv_bias": False}, "dinov2 without biases"),
     ({"image_size": [32, 64]}, r"square .*\(32, 64\)"),
@@ -332,7 +323,7 @@ def beit_models():
 
 
 @pytest.mark.parametrize("kind", ["BeitModel", "BeitForImageClassification", "Data2VecVisionModel"])
-def test_beit_tokens_are_those_of_transformers(tmp_path, kind):
+def test_beit_tokens_match_transformers(tmp_path, kind):
   torch = pytest.importorskip("torch")
   make, config = beit_models()[kind]
   torch.manual_seed(0)
@@ -351,7 +342,7 @@ def test_beit_tokens_are_those_of_transformers(tmp_path, kind):
   assert difference < 1e-4
 
 
-def test_a_beit_without_a_norm_of_its_tokens_is_refused(tmp_path):
+def test_a_beit_without_a_final_norm_is_refused(tmp_path):
   write_beit(tmp_path)
   tensors = load_file(tmp_path / "model.safetensors")
   for leaf in ("weight", "bias"):
@@ -364,7 +355,7 @@ def test_a_beit_without_a_norm_of_its_tokens_is_refused(tmp_path):
     plugins.load("teachers", "beit").build(str(tmp_path))
 
 
-def test_a_run_teaches_with_its_last_students_patches(tmp_path):
+def test_a_run_as_teacher_uses_its_last_checkpoint(tmp_path):
   write_run(tmp_path)
   build = plugins.load("teachers", "checkpoint").build
   for step, options in ((2, {}), (1, {"step": 1})):
@@ -382,7 +373,7 @@ def test_a_run_teaches_with_its_last_students_patches(tmp_path):
     build(str(tmp_path / "nowhere"))
 
 
-# What lies beside the weights ---------------------------------------------------------------------------
+# The files beside the weights ---------------------------------------------------------------------------
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 OWN = {"image_mean": MEAN, "image_std": STD}
@@ -395,7 +386,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("file", SAID)
-def test_every_file_that_names_a_normalisation_is_read_for_every_teacher(weights, file, tmp_path):
+def test_every_teacher_reads_every_file_with_a_normalisation(weights, file, tmp_path):
   if weights["name"] == "checkpoint":
     pytest.skip("a run has a configuration of its own")
   copy = shutil.copytree(weights["path"], tmp_path / "copy")
@@ -405,7 +396,7 @@ def test_every_file_that_names_a_normalisation_is_read_for_every_teacher(weights
   assert (list(teacher.mean), list(teacher.std)) == (MEAN, STD)
 
 
-def test_values_of_a_normalisation(folder, tmp_path, caplog):
+def test_bad_values_of_a_normalisation_are_refused(folder, tmp_path, caplog):
   copy = shutil.copytree(folder, tmp_path / "copy")
   file = copy / "preprocessor_config.json"
 
@@ -417,7 +408,7 @@ def test_values_of_a_normalisation(folder, tmp_path, caplog):
 
   assert said(image_std=STD) == (NORMALIZATIONS["clip"][0], tuple(STD))
   assert [record.getMessage() for record in caplog.records] == [
-    f"{file} has no image_mean: that of 'clip' is taken."
+    f"{file} has no image_mean. Using that of 'clip'."
   ]
   assert said(image_mean=0.5, image_std=0.25) == ((0.5,) * 3, (0.25,) * 3)
   assert said(do_normalize=False) == ((0.0,) * 3, (1.0,) * 3)
@@ -435,12 +426,12 @@ def test_values_of_a_normalisation(folder, tmp_path, caplog):
       said(**content)
 
 
-def test_of_two_files_that_differ_the_choice_is_that_of_transformers(folder, tmp_path, caplog):
+def test_two_different_files_are_ranked_as_in_transformers(folder, tmp_path, caplog):
   copy = shutil.copytree(folder, tmp_path / "copy")  # its preprocessor_config.json says (0.1, 0.2, 0.3)
   other = {"image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
   (copy / "processor_config.json").write_text(json.dumps(other))
   assert build(str(copy)).mean == (0.5, 0.5, 0.5)
-  assert "processor_config.json, 'image_processor' is taken, not ((0.1, 0.2, 0.3)" in caplog.text
+  assert "processor_config.json, 'image_processor', not ((0.1, 0.2, 0.3)" in caplog.text
 
 
 # Another image size -------------------------------------------------------------------------------------
@@ -448,8 +439,8 @@ def test_of_two_files_that_differ_the_choice_is_that_of_transformers(folder, tmp
 
 @pytest.mark.parametrize("name", ["beit", "checkpoint"])
 @pytest.mark.parametrize("positions", ["absolute", "own and shared tables"])
-def test_a_student_teaches_at_another_size_as_it_would_go_on_there(tmp_path, name, positions):
-  """The same parameters through the transfer of `init_from` to a student of that size."""
+def test_a_resized_student_teacher_matches_a_transferred_student(tmp_path, name, positions):
+  """`init_from` transfers the same parameters to a student of that size."""
   tables = positions != "absolute"
   options = {"abs_pos_emb": not tables, "rel_pos_bias": tables, "shared_rel_pos_bias": tables}
   student = STUDENT.clone(out_dim=None, **options)

@@ -1,4 +1,4 @@
-"""Files of torch without torch: what is read is what was saved; what is hostile is refused by name."""
+"""Reading files of torch without torch: equal tensors, and hostile pickles refused by name."""
 
 import io
 import pickle
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dtm_jax.models.files import torch_files
-from dtm_jax.models.files.torch_files import UnreadableFileError, UnsafePickleError
+from dtm_jax.models.files.file_checks import UnreadableFileError
+from dtm_jax.models.files.torch_pickles import UnsafePickleError
 
 VALUES = np.arange(12, dtype="<f4")
 
@@ -70,7 +71,7 @@ def test_a_file_made_by_hand(tmp_path):
     "half": tensor((24,), (1,), 0, "torch.HalfStorage"),
     "bfloat": tensor((24,), (1,), 0, "torch.BFloat16Storage"),
   }
-  loaded = torch_files.load(write(tmp_path, mapping(**parts, epoch=number(3))))
+  loaded = torch_files.read(write(tmp_path, mapping(**parts, epoch=number(3))))
   expected = {
     "plain": VALUES,
     "transposed": VALUES.reshape(3, 4).T,
@@ -89,11 +90,11 @@ def test_a_file_made_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["model", "module", "state_dict"])
-def test_a_nested_state_dict_without_what_lies_beside_it(tmp_path, key):
-  """The optimiser's storage is not even in the file."""
+def test_a_nested_state_dict_is_read_without_the_rest(tmp_path, key):
+  """The optimiser's storage is missing in the file, so reading it would fail."""
   parts = {key: mapping(**{"module.a": tensor()}), "optimizer": mapping(a=tensor(key="missing"))}
   arguments = name("argparse.Namespace") + b")\x81" + mapping(lr=number(1)) + b"b"
-  loaded = torch_files.load(write(tmp_path, mapping(**parts, args=arguments)))
+  loaded = torch_files.read(write(tmp_path, mapping(**parts, args=arguments)))
   assert list(loaded) == ["a"]
   np.testing.assert_array_equal(loaded["a"], VALUES)
 
@@ -115,19 +116,19 @@ HOSTILE = {
 def test_a_hostile_pickle_is_refused_by_its_first_forbidden_name(tmp_path, forbidden):
   file = write(tmp_path, mapping(a=tensor(), b=HOSTILE[forbidden], c=name("subprocess.Popen")))
   with pytest.raises(UnsafePickleError) as error:
-    torch_files.load(file)
+    torch_files.read(file)
   assert f"{file} is not read: its pickle asks for {forbidden}," in str(error.value)
 
 
 def test_dotted_names_and_names_from_the_memo_are_refused(tmp_path):
-  """Protocol 4 takes the name from the stack, where it may have been put by way of the memo."""
+  """Protocol 4 takes the name from the stack, and the memo may have put it there."""
   stored = b"\x8c\x02os\x94" + b"\x8c\x06system\x94" + b"00"
   for content, forbidden in [
     (stored + b"h\x00h\x01\x93", r"os\.system"),
     (b"\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93", r"collections\.OrderedDict\.__init__"),
   ]:
     with pytest.raises(UnsafePickleError, match=forbidden):
-      torch_files.load(write(tmp_path, content))
+      torch_files.read(write(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -135,17 +136,17 @@ def test_dotted_names_and_names_from_the_memo_are_refused(tmp_path):
   ["torch._utils._rebuild_tensor_v2", "collections.OrderedDict", "argparse.Namespace", "torch.FloatStorage"],
 )
 def test_a_pickle_cannot_change_what_it_calls(tmp_path, target):
-  """BUILD would set the attributes of whatever has no __setstate__."""
+  """The opcode BUILD sets the attributes of every object without __setstate__."""
   state = pack(b"N", mapping(_call=name("collections.OrderedDict"), __class__=name("argparse.Namespace")))
   with pytest.raises(UnreadableFileError, match=r"weights\.pt"):
-    torch_files.load(write(tmp_path, mapping(a=name(target) + state + b"b")))
-  assert torch_files.load(write(tmp_path, mapping(a=tensor()))).keys() == {"a"}
+    torch_files.read(write(tmp_path, mapping(a=name(target) + state + b"b")))
+  assert torch_files.read(write(tmp_path, mapping(a=tensor()))).keys() == {"a"}
 
 
-def test_state_given_to_stand_ins_of_objects_changes_no_method(tmp_path):
+def test_pickled_state_changes_no_method_of_a_stand_in(tmp_path):
   state = mapping(items=number(1), keys=number(2), __class__=number(3))
   metadata = call(name("collections.OrderedDict")) + b"(" + text("a") + tensor() + b"u" + state + b"b"
-  np.testing.assert_array_equal(torch_files.load(write(tmp_path, metadata))["a"], VALUES)
+  np.testing.assert_array_equal(torch_files.read(write(tmp_path, metadata))["a"], VALUES)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_state_given_to_stand_ins_of_objects_changes_no_method(tmp_path):
 )  # fmt: skip
 def test_a_tensor_beyond_its_storage_is_named(tmp_path, shape, strides, offset):
   with pytest.raises(UnreadableFileError, match=r"weights\.pt .*blocks\.0"):
-    torch_files.load(write(tmp_path, mapping(**{"blocks.0": tensor(shape, strides, offset)})))
+    torch_files.read(write(tmp_path, mapping(**{"blocks.0": tensor(shape, strides, offset)})))
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -173,20 +174,20 @@ def test_damaged_files_are_named(tmp_path):
   ):
     broken.write_bytes(content)
     with pytest.raises(UnreadableFileError, match=r"broken\.pth is damaged"):
-      torch_files.load(broken)
+      torch_files.read(broken)
   with pytest.raises(UnreadableFileError, match="no tensors at the top, nor below model, module, state_dict"):
-    torch_files.load(write(tmp_path, mapping(epoch=number(3))))
+    torch_files.read(write(tmp_path, mapping(epoch=number(3))))
   with pytest.raises(UnreadableFileError, match="data/7"):
-    torch_files.load(write(tmp_path, mapping(a=tensor(key="7"))))
+    torch_files.read(write(tmp_path, mapping(a=tensor(key="7"))))
   with pytest.raises(FileNotFoundError):
-    torch_files.load(tmp_path / "nowhere.pt")
+    torch_files.read(tmp_path / "nowhere.pt")
 
 
-def test_a_plain_hostile_pickle_is_no_file_of_torch(tmp_path):
+def test_a_plain_hostile_pickle_is_refused(tmp_path):
   file = tmp_path / "weights.bin"
   file.write_bytes(b"\x80\x02" + HOSTILE["os.system"] + b".")
   with pytest.raises(UnsafePickleError, match=r"os\.system"):
-    torch_files.load(file)
+    torch_files.read(file)
 
 
 def test_a_legacy_file_made_by_hand(tmp_path):
@@ -202,10 +203,10 @@ def test_a_legacy_file_made_by_hand(tmp_path):
   pickle.dump(["k"], stream, 2)
   stream.write(struct.pack("<q", 12) + VALUES.tobytes())
   file.write_bytes(stream.getvalue())
-  np.testing.assert_array_equal(torch_files.load(file)["a"], VALUES[[4, 7]])
+  np.testing.assert_array_equal(torch_files.read(file)["a"], VALUES[[4, 7]])
   file.write_bytes(stream.getvalue()[:-1])
   with pytest.raises(UnreadableFileError, match=r"old\.pth .*ends within storage k"):
-    torch_files.load(file)
+    torch_files.read(file)
 
 
 # Torch as the writer -------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16"
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_saves(tmp_path, zipped):
+def test_reads_what_torch_saves(tmp_path, zipped):
   torch = pytest.importorskip("torch")
   base = torch.arange(24.0)
   tensors = {dtype: base.to(getattr(torch, dtype)) for dtype in DTYPES} | {
@@ -229,7 +230,7 @@ def test_what_torch_saves(tmp_path, zipped):
   optimizer.step()
   beside = {"optimizer": optimizer.state_dict(), "epoch": 3, "accuracy": np.float64(0.5), "lr": np.float32(1)}
   torch.save({"model": tensors, **beside}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-  loaded = torch_files.load(tmp_path / "a.pth")
+  loaded = torch_files.read(tmp_path / "a.pth")
   assert loaded.keys() == tensors.keys()
   for key, value in tensors.items():
     assert key not in DTYPES or str(loaded[key].dtype) == key
@@ -237,12 +238,12 @@ def test_what_torch_saves(tmp_path, zipped):
     assert loaded[key].shape == tuple(value.shape)
 
 
-def test_modules_of_torchscript(tmp_path):
+def test_reads_torchscript_modules(tmp_path):
   torch = pytest.importorskip("torch")
   inner = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.BatchNorm1d(4))
   model = torch.nn.Sequential(inner, torch.nn.GELU(), torch.nn.Conv2d(4, 2, 2)).half()
   torch.jit.script(model).save(tmp_path / "m.pt")
-  loaded = torch_files.load(tmp_path / "m.pt")
+  loaded = torch_files.read(tmp_path / "m.pt")
   expected = model.state_dict()
   assert loaded.keys() == expected.keys()
   for key, value in expected.items():

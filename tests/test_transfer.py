@@ -1,4 +1,4 @@
-"""Any labelled set by its name alone: its classes, its evaluation split, its images' size and colours."""
+"""Settings taken from a labelled data set: classes, evaluation split, image size and colour statistics."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (210, 30, 10)}
 
 
 def write_folder(root, **counts):
-  """<root>/<split>/<class>/<number>.png: so many noisy squares of 20 pixels in each class."""
+  """Write <root>/<split>/<class>/<number>.png: `counts` noisy squares of 20 pixels in each class."""
   rng = np.random.default_rng(0)
   for split, count in counts.items():
     for name, colour in COLOURS.items():
@@ -30,7 +30,7 @@ def write_folder(root, **counts):
 
 
 class TinySquares(tensorflow_datasets.core.GeneratorBasedBuilder):
-  """The same of 16 pixels, all of one size, with a test split only."""
+  """Squares of 16 pixels in three classes, with a train and a test split."""
 
   VERSION = tensorflow_datasets.core.Version("1.0.0")
 
@@ -59,7 +59,7 @@ def squares(request, tmp_path_factory):
 
 
 def transfer_config(name, data_dir):
-  """configs/finetune_cifar10.py at toy size. Of the data only the name and the place are changed."""
+  """Return configs/finetune_cifar10.py at toy size. Of the data section, only name and folder change."""
   config = importlib.import_module("configs.finetune_cifar10").get_config()
   config.lock()
   config.data.dataset.name, config.data.dataset.data_dir = name, str(data_dir)
@@ -72,7 +72,7 @@ def transfer_config(name, data_dir):
   return config
 
 
-def test_a_folder_by_its_name_alone(tmp_path):
+def test_a_folder_trains_by_its_name_alone(tmp_path):
   config = transfer_config("folder", write_folder(tmp_path / "squares", train=6, validation=5))
   config.augment.normalization = "dataset"
   state = loop.train(config, str(tmp_path / "run"))
@@ -88,8 +88,8 @@ def test_a_folder_by_its_name_alone(tmp_path):
 
 
 @pytest.mark.parametrize("squares", ["array_record"], indirect=True)
-def test_a_tfds_set_by_its_name_alone(squares, tmp_path):
-  """Its size is the images', since the config leaves it open."""
+def test_a_tfds_set_trains_by_its_name_alone(squares, tmp_path):
+  """The image size is that of the images, because the config leaves it open."""
   config = transfer_config("tfds/tiny_squares", squares)
   config.data.image_size = 0
   state = loop.train(config, str(tmp_path / "run"))
@@ -113,7 +113,7 @@ def test_a_tfds_set_by_its_name_alone(squares, tmp_path):
     ("zeroshot_vitb16_in1k", "zeroshot"),
   ],
 )
-def test_the_evaluation_follows_the_training_set_until_it_is_set_itself(name, section):
+def test_evaluation_follows_the_training_set_unless_it_is_set(name, section):
   config = importlib.import_module(f"configs.{name}").get_config()
   config.lock()
   evaluation = config.evals[section]
@@ -130,7 +130,7 @@ def test_the_evaluation_follows_the_training_set_until_it_is_set_itself(name, se
 # Splits --------------------------------------------------------------------------------------------------
 
 
-def test_the_evaluation_split_is_the_first_there_is(tmp_path, squares):
+def test_the_first_existing_evaluation_split_is_used(tmp_path, squares):
   options = {"name": "folder", "data_dir": str(write_folder(tmp_path, train=1, test=1))}
   assert datasets.evaluation_split(options) == "test"
   write_folder(tmp_path, validation=1)
@@ -140,7 +140,7 @@ def test_the_evaluation_split_is_the_first_there_is(tmp_path, squares):
   assert datasets.evaluation_split({"name": "imagenet", "data_dir": None}) == "val"
 
 
-def test_a_set_without_an_evaluation_split_is_not_evaluated_on_its_training_images(tmp_path):
+def test_a_set_without_an_evaluation_split_is_refused(tmp_path):
   options = {"name": "folder", "data_dir": str(write_folder(tmp_path, train=1))}
   with pytest.raises(ValueError, match=r"'folder' has none of the splits val.* It has: train.*train\[90%:\]"):
     datasets.evaluation_split(options)
@@ -148,7 +148,7 @@ def test_a_set_without_an_evaluation_split_is_not_evaluated_on_its_training_imag
     datasets.evaluation_split(options | {"data_dir": str(tmp_path / "train")})
 
 
-def test_every_data_set_tells_its_splits():
+def test_every_data_set_lists_its_splits():
   for name in plugins.available("datasets"):
     assert callable(plugins.load("datasets", name).splits)
 
@@ -156,7 +156,7 @@ def test_every_data_set_tells_its_splits():
 # Size and colours -----------------------------------------------------------------------------------------
 
 
-def test_colours_are_those_of_all_pixels_and_corrupt_images_do_not_count(tmp_path):
+def test_colour_statistics_skip_corrupt_images(tmp_path):
   write_folder(tmp_path, train=4)
   dataset = folder.build("train", data_dir=str(tmp_path))
   pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.rglob("*.png"))]) / 255
@@ -168,13 +168,13 @@ def test_colours_are_those_of_all_pixels_and_corrupt_images_do_not_count(tmp_pat
 
 
 def test_a_sample_is_spread_over_the_classes(tmp_path):
-  """Files lie class by class: three of them, evenly spaced, are one of each."""
+  """Files are sorted by class, so three evenly spaced files have three classes."""
   dataset = folder.build("train", data_dir=str(write_folder(tmp_path, train=4)))
   mean, _ = dataset_settings.measure(dataset, sample=3)
   np.testing.assert_allclose(mean, np.mean(list(COLOURS.values()), axis=0) / 255, atol=0.02)
 
 
-def test_a_set_of_tfds_is_measured_whatever_its_format(squares):
+def test_a_tfds_set_is_measured_in_every_format(squares):
   dataset = tfds.build("train", variant="tiny_squares", data_dir=squares)
   assert dataset.image_size == 16
   assert isinstance(dataset.source, data.Stream) == ("tfrecord" in squares)
@@ -184,7 +184,7 @@ def test_a_set_of_tfds_is_measured_whatever_its_format(squares):
   np.testing.assert_allclose(std, colours.std(0), atol=6e-5)
 
 
-def test_a_set_whose_images_are_of_many_sizes_has_none(tmp_path):
+def test_a_set_with_many_image_sizes_has_no_image_size(tmp_path):
   dataset = folder.build("train", data_dir=str(write_folder(tmp_path, train=1)))
   config = transfer_config("folder", tmp_path)
   config.data.image_size = None
@@ -192,7 +192,7 @@ def test_a_set_whose_images_are_of_many_sizes_has_none(tmp_path):
     dataset_settings.resolve(config, dataset)
 
 
-def test_known_constants_are_taken(tmp_path):
+def test_known_constants_are_used(tmp_path):
   small_world.write_cifar10(tmp_path)
   config = transfer_config("cifar10", tmp_path)
   config.data.image_size, config.augment.normalization = 0, "dataset"

@@ -1,4 +1,4 @@
-"""The student against a plain NumPy forward pass, and its counts, scales and random parts."""
+"""The student against a forward pass in NumPy; its parameter counts, initial scales and random parts."""
 
 import math
 from functools import partial
@@ -10,6 +10,7 @@ import pytest
 from scipy.special import erf, softmax
 
 from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit.attention import relative_position_index
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "out_dim": 10}
 
@@ -19,7 +20,7 @@ def image(batch_size=2, height=12, width=8):
 
 
 def random_params(model, pixels):
-  """Parameters far from the zeros and ones of initialisation, biases of every kind included."""
+  """Return parameters far from the zeros and ones of initialisation, including all biases."""
   shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), shapes)
@@ -35,7 +36,7 @@ def layer_norm(x, p):
 
 
 def relative_bias(table, rows, columns):
-  """[A, 1+N, 1+N], one entry at a time."""
+  """Return the biases [A, 1+N, 1+N], computed one entry at a time."""
   num_tokens = 1 + rows * columns
   bias = np.zeros((table.shape[1], num_tokens, num_tokens))
   for i in range(num_tokens):
@@ -51,7 +52,7 @@ def relative_bias(table, rows, columns):
 
 
 def numpy_student(params, pixels, mask, num_heads, patch):
-  """One image after the other, one block after the other, one head after the other; in float64."""
+  """Compute the forward pass in float64 with loops over images, blocks and heads."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
   outputs = []
@@ -89,7 +90,7 @@ def numpy_student(params, pixels, mask, num_heads, patch):
 
 
 @pytest.mark.parametrize("abs_pos_emb", [False, True])
-def test_the_forward_pass_is_that_of_numpy(abs_pos_emb):
+def test_forward_pass_matches_numpy(abs_pos_emb):
   model = vit.VisionTransformer(**TINY, abs_pos_emb=abs_pos_emb)
   params = random_params(model, image())
   mask = jnp.array([[True, False, True, False, False, False], [False] * 5 + [True]])
@@ -101,7 +102,7 @@ def test_the_forward_pass_is_that_of_numpy(abs_pos_emb):
     assert np.abs(ours[name] - expected).max() / np.abs(expected).max() < 1e-5, name
 
 
-def test_hidden_pixels_do_not_matter_and_visible_ones_do():
+def test_outputs_depend_on_visible_pixels_only():
   model = vit.VisionTransformer(**TINY)
   params = random_params(model, image())
   mask = jnp.zeros((2, 6), bool).at[:, 3].set(True)  # row 1, column 1
@@ -128,7 +129,7 @@ def test_parameter_counts(variant, both, shared_only):
   assert count(rel_pos_bias=False) == shared_only
 
 
-def test_optional_parameters_exist_only_when_asked_for():
+def test_optional_parameters_exist_only_if_their_option_is_set():
   names = lambda **options: set(random_params(vit.VisionTransformer(**TINY | options), image()))
   everything = {"patch_embed", "mask_token", "cls_token", "rel_pos_bias", "blocks", "norm", "head"}
   assert names() == everything
@@ -171,7 +172,7 @@ def test_initial_values():
 
 
 def test_relative_position_index():
-  index = vit.relative_position_index(14, 14)
+  index = relative_position_index(14, 14)
   assert index.shape == (197, 197)
   assert index.max() == 731
   np.testing.assert_array_equal(np.unique(index), np.arange(732))
@@ -182,7 +183,7 @@ def test_relative_position_index():
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_expectation():
-  """Where the last block's MLP adds nothing, its attention is either dropped or doubled (rate 1/2)."""
+  """With an MLP of zeros in the last block and rate 1/2, its attention is either dropped or doubled."""
   model = vit.VisionTransformer(**TINY | {"depth": 2, "drop_path": 0.5, "rel_pos_bias": False})
   pixels = image(batch_size=8)
   params = random_params(model, pixels)

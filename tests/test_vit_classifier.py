@@ -1,4 +1,4 @@
-"""The fine-tuning model, and what it takes over from a pre-trained student."""
+"""The classifier for fine-tuning, and the transfer of parameters from a pre-trained student."""
 
 import math
 from functools import partial
@@ -9,21 +9,10 @@ import numpy as np
 import pytest
 
 from dtm_jax.models import positions
-from dtm_jax.models.vit import (
-  classifier as vit_classifier,
-)
-from dtm_jax.models.vit import (
-  config as vit_config,
-)
-from dtm_jax.models.vit import (
-  model as vit,
-)
-from dtm_jax.models.vit import (
-  transfer as vit_transfer,
-)
-from dtm_jax.models.vit import (
-  weights as vit_weights,
-)
+from dtm_jax.models.vit import classifier as vit_classifier
+from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import transfer as vit_transfer
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3}
 
@@ -53,8 +42,8 @@ def layer_norm(x, p):
 
 
 @pytest.mark.parametrize(("pooling", "norm"), [("mean", "fc_norm"), ("cls", "norm")])
-def test_the_head_on_the_students_trunk(pooling, norm):
-  """The residual stream is the student's; what is above it, NumPy computes."""
+def test_classifier_head_matches_numpy(pooling, norm):
+  """Takes the residual stream from the student and computes pooling, LayerNorm and head with NumPy."""
   student = vit.VisionTransformer(**TINY)
   model = vit_classifier.Classifier(**TINY, num_classes=7, pooling=pooling, shared_rel_pos_bias=True)
   params = random_params(model)
@@ -131,9 +120,9 @@ def classifier():
   return model, fresh_params(model)
 
 
-def test_both_tables_keep_what_the_student_computes(student, classifier):
+def test_both_tables_keep_the_students_outputs(student, classifier):
   (model, params), (target, fresh) = student, classifier
-  start = vit_weights.to_finetune(params, fresh, grid=(5, 5))
+  start = vit_transfer.to_finetune(params, fresh, grid=(5, 5))
   assert jax.tree.structure(start) == jax.tree.structure(fresh)
   expected = apply(model, params, image())["tokens"]
   np.testing.assert_allclose(apply(target, start, image())["tokens"], expected, atol=1e-4)
@@ -141,9 +130,9 @@ def test_both_tables_keep_what_the_student_computes(student, classifier):
     jax.tree.map(np.testing.assert_array_equal, start[name], fresh[name])
 
 
-def test_which_tables(student, classifier):
+def test_rel_pos_chooses_the_tables(student, classifier):
   (_, params), (_, fresh) = student, classifier
-  table = lambda rel_pos: vit_weights.to_finetune(params, fresh, grid=(5, 5), rel_pos=rel_pos)["blocks"][
+  table = lambda rel_pos: vit_transfer.to_finetune(params, fresh, grid=(5, 5), rel_pos=rel_pos)["blocks"][
     "attn"
   ]["rel_pos_bias"]["table"]
   own = params["blocks"]["attn"]["rel_pos_bias"]["table"]
@@ -153,31 +142,31 @@ def test_which_tables(student, classifier):
   np.testing.assert_array_equal(table("both"), own + shared)
 
 
-def test_tables_that_are_not_there(student, classifier):
+def test_missing_tables_are_refused(student, classifier):
   fresh = classifier[1]
   own_only = random_params(vit.VisionTransformer(**TINY, shared_rel_pos_bias=False))
   shared_only = random_params(vit.VisionTransformer(**TINY, rel_pos_bias=False))
   for params, rel_pos in ((own_only, "shared"), (shared_only, "own")):
     with pytest.raises(ValueError, match=f"rel_pos='{rel_pos}': the parameters have no such table"):
-      vit_weights.to_finetune(params, fresh, grid=(5, 5), rel_pos=rel_pos)
-    vit_weights.to_finetune(params, fresh, grid=(5, 5), rel_pos="both")
+      vit_transfer.to_finetune(params, fresh, grid=(5, 5), rel_pos=rel_pos)
+    vit_transfer.to_finetune(params, fresh, grid=(5, 5), rel_pos="both")
   with pytest.raises(ValueError, match=r"'none'.*both, own, shared"):
-    vit_weights.to_finetune(own_only, fresh, grid=(5, 5), rel_pos="none")
+    vit_transfer.to_finetune(own_only, fresh, grid=(5, 5), rel_pos="none")
 
 
 def test_cls_pooling_takes_the_students_norm(student):
   _, params = student
   fresh = fresh_params(vit_classifier.Classifier(**TINY, num_classes=7, pooling="cls"))
-  start = vit_weights.to_finetune(params, fresh, grid=(5, 5))
+  start = vit_transfer.to_finetune(params, fresh, grid=(5, 5))
   jax.tree.map(np.testing.assert_array_equal, start["norm"], params["norm"])
 
 
 @pytest.mark.parametrize("resize", positions.BIAS_RESIZES)
-def test_another_grid(resize):
-  """The sum of the tables is resized, positions are too, and nothing else changes."""
+def test_positions_are_resized_to_another_grid(resize):
+  """The summed tables and the positions are resized, and nothing else changes."""
   params = random_params(vit.VisionTransformer(**TINY, abs_pos_emb=True))
   fresh = fresh_params(vit_classifier.Classifier(**TINY, abs_pos_emb=True, num_classes=7), side=28)
-  start = vit_weights.to_finetune(params, fresh, grid=(7, 7), resize=resize)
+  start = vit_transfer.to_finetune(params, fresh, grid=(7, 7), resize=resize)
   summed = params["blocks"]["attn"]["rel_pos_bias"]["table"] + params["rel_pos_bias"]["table"][None]
   expected = positions.resize_bias_table(summed, (5, 5), (7, 7), method=resize)
   np.testing.assert_array_equal(start["blocks"]["attn"]["rel_pos_bias"]["table"], expected)
@@ -185,36 +174,36 @@ def test_another_grid(resize):
   np.testing.assert_array_equal(start["pos_embed"], expected)
   jax.tree.map(np.testing.assert_array_equal, start["blocks"]["mlp"], params["blocks"]["mlp"])
   with pytest.raises(ValueError, match="do not fit the classifier") as error:
-    vit_weights.to_finetune(params, fresh, grid=(6, 6), resize=resize)
+    vit_transfer.to_finetune(params, fresh, grid=(6, 6), resize=resize)
   assert "blocks/attn/rel_pos_bias/table: (2, 124, 3), the classifier wants (2, 172, 3)" in str(error.value)
   assert "pos_embed: (37, 24), the classifier wants (50, 24)" in str(error.value)
 
 
-def test_from_one_classifier_to_the_next(classifier):
-  """Another image size keeps the head; other classes start a fresh one."""
+def test_a_classifier_starts_from_a_classifier(classifier):
+  """Another image size keeps the head. Other classes get a new head."""
   model = classifier[0]
   params = random_params(model)
-  larger = vit_weights.to_finetune(params, fresh_params(model, side=28), grid=(7, 7))
+  larger = vit_transfer.to_finetune(params, fresh_params(model, side=28), grid=(7, 7))
   for name in ("head", "fc_norm"):
     jax.tree.map(np.testing.assert_array_equal, larger[name], params[name])
   other = fresh_params(vit_classifier.Classifier(**TINY, num_classes=9))
-  start = vit_weights.to_finetune(params, other, grid=(5, 5))
+  start = vit_transfer.to_finetune(params, other, grid=(5, 5))
   np.testing.assert_array_equal(start["head"]["kernel"], other["head"]["kernel"])
   np.testing.assert_array_equal(start["fc_norm"]["scale"], params["fc_norm"]["scale"])
 
 
-def test_what_does_not_fit_is_listed(student):
+def test_mismatched_shapes_are_listed(student):
   _, params = student
   deeper = fresh_params(vit_classifier.Classifier(**TINY | {"depth": 3}, num_classes=7))
   with pytest.raises(ValueError, match=r"blocks/ln1/scale: \(2, 24\), the classifier wants \(3, 24\)"):
-    vit_weights.to_finetune(params, deeper, grid=(5, 5))
+    vit_transfer.to_finetune(params, deeper, grid=(5, 5))
 
 
 # To another student.
 
 
-def test_a_student_goes_on_from_a_student(student):
-  """The same function at the same grid; a head for another teacher is fresh; a finer grid is resized."""
+def test_a_student_starts_from_a_student(student):
+  """The same grid keeps the outputs, another teacher gets a new head, and a finer grid is resized."""
   model, params = student
   same = vit_transfer.to_student(params, fresh_params(model), grid=(5, 5))
   jax.tree.map(np.testing.assert_array_equal, same, params)
@@ -227,7 +216,7 @@ def test_a_student_goes_on_from_a_student(student):
   np.testing.assert_array_equal(finer["rel_pos_bias"]["table"], expected)
 
 
-def test_a_student_goes_on_from_fewer_tables_but_never_loses_one(student):
+def test_a_student_may_gain_tables_but_never_loses_one(student):
   model, params = student
   beit = random_params(model.clone(rel_pos_bias=False))  # BEiT v2 has the shared table alone
   start = vit_transfer.to_student(beit, fresh_params(model), grid=(5, 5))
@@ -238,8 +227,8 @@ def test_a_student_goes_on_from_fewer_tables_but_never_loses_one(student):
     vit_transfer.to_student(params, fresh, grid=(5, 5))
 
 
-def test_a_student_goes_on_from_a_classifier(student, classifier):
-  """Its head and its own norm are not the student's."""
+def test_a_student_starts_from_a_classifier(student, classifier):
+  """The student does not take the classifier's head and fc_norm."""
   model = student[0].clone(shared_rel_pos_bias=False)
   fresh = fresh_params(model)
   params = random_params(classifier[0])

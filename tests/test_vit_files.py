@@ -1,4 +1,4 @@
-"""Students from single files: a checkpoint of a training in PyTorch, as the authors and BEiT v2 give them."""
+"""Students from single files: checkpoints of PyTorch trainings, as the authors and BEiT v2 publish them."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dtm_jax.models.vit import weights as vit_weights
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-def test_checkpoint_of_the_authors(tmp_path, suffix):
+def test_loads_a_checkpoint_of_the_authors(tmp_path, suffix):
   torch = pytest.importorskip("torch")
   params = random_params(student())
   tensors = {name: torch.from_numpy(np.array(t)) for name, t in vit_weights.to_authors(params).items()}

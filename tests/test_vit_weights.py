@@ -1,4 +1,4 @@
-"""The student and its classifier under the authors', timm's and transformers' names.
+"""The weights of students and classifiers under the authors', timm's and transformers' names.
 
 `python tests/test_vit_weights.py` prints the largest difference of each round trip.
 """
@@ -17,21 +17,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from timm_without_torchvision import import_timm
 
-from dtm_jax.models.vit import (
-  classifier as vit_classifier,
-)
-from dtm_jax.models.vit import (
-  config as vit_config,
-)
-from dtm_jax.models.vit import (
-  model as vit,
-)
-from dtm_jax.models.vit import (
-  transfer as vit_transfer,
-)
-from dtm_jax.models.vit import (
-  weights as vit_weights,
-)
+from dtm_jax.models.vit import classifier as vit_classifier
+from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit import model as vit
+from dtm_jax.models.vit import transfer as vit_transfer
+from dtm_jax.models.vit import weights as vit_weights
+from dtm_jax.models.vit.attention import relative_position_index
 
 TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
 SIDE = 20
@@ -43,7 +34,7 @@ def image(batch_size=2, side=SIDE):
 
 
 def random_params(model, side=SIDE):
-  """Far from the zeros and ones of initialisation, so that every parameter matters."""
+  """Return parameters far from the zeros and ones of initialisation, so that every parameter matters."""
   shapes = vit_config.param_shapes(model, (side // model.patch_size,) * 2)
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
@@ -89,11 +80,11 @@ MODELS |= {f"classifier, {name}": classifier(**options) for name, options in CLA
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_authors_names_and_back(name):
+def test_authors_names_round_trip(name):
   model = MODELS[name]
   params = random_params(model)
   tensors = vit_weights.to_authors(params)
-  index = vit.relative_position_index(5, 5)
+  index = relative_position_index(5, 5)
   buffers = {f"blocks.{layer}.attn.relative_position_index": index for layer in range(2)}
   assert_same(vit_weights.from_authors({**tensors, **buffers}, source="memory"), params)
   told, grid = vit_config.describe({name: tensor.shape for name, tensor in tensors.items()})
@@ -116,7 +107,7 @@ def test_authors_names_and_back(name):
     }),
   ],
 )  # fmt: skip
-def test_the_authors_names(model, expected):
+def test_the_names_match_the_authors(model, expected):
   block = {
     "norm1.weight": (24,), "norm1.bias": (24,), "attn.qkv.weight": (72, 24), "attn.q_bias": (24,),
     "attn.v_bias": (24,), "attn.relative_position_bias_table": (84, 3), "attn.proj.weight": (24, 24),
@@ -128,16 +119,18 @@ def test_the_authors_names(model, expected):
   assert shapes == expected | blocks
 
 
-def test_the_layers_beit_v2_trains_beside_the_blocks_are_passed_over(caplog):
+def test_extra_layers_of_beit_v2_are_ignored(caplog):
   params = random_params(student(rel_pos_bias=False))
   tensors = vit_weights.to_authors(params)
   beside = {f"cls_pt_layers.{i}.attn.qkv.weight": np.ones((72, 24)) for i in range(2)}
   with caplog.at_level("INFO"):
     assert_same(vit_weights.from_authors({**tensors, **beside}, source="beit.pth"), params)
-  assert "beit.pth: BEiT v2's 2 tensors cls_pt_layers.0.attn.qkv.weight" in caplog.text
+  assert (
+    "Ignoring 2 tensors of BEiT v2's extra layers in beit.pth: cls_pt_layers.0.attn.qkv.weight" in caplog.text
+  )
 
 
-def test_all_that_does_not_match_is_listed_at_once():
+def test_all_mismatches_are_listed_at_once():
   tensors = vit_weights.to_authors(random_params(student()))
   del tensors["norm.bias"], tensors["blocks.1.attn.v_bias"]
   tensors["blocks.0.attn.k_bias"] = np.zeros(24)
@@ -152,7 +145,7 @@ def test_all_that_does_not_match_is_listed_at_once():
   }
 
 
-def test_what_the_tensors_do_not_tell():
+def test_missing_facts_are_asked_for():
   with pytest.raises(ValueError, match=r"b\.pth: No blocks\.0\.mlp\.fc1\.weight and no patch_embed"):
     vit_weights.from_authors({"visual.proj": np.zeros((3, 3))}, source="b.pth")
   bare = student(shared_rel_pos_bias=False, rel_pos_bias=False)
@@ -186,7 +179,7 @@ def test_summed_tables_change_no_output(name):
 
 
 def timm_difference(model, folder, side=SIDE):
-  """The largest difference of tokens or logits to the timm model that its own factory makes of the folder."""
+  """Return the largest difference of tokens or logits to the model that timm makes of the folder."""
   import torch
 
   params = random_params(model, side)
@@ -201,7 +194,7 @@ def timm_difference(model, folder, side=SIDE):
 
 
 def transformers_difference(model, folder, side=SIDE):
-  """The same for transformers' BeitModel, with a mask, or BeitForImageClassification."""
+  """Return the largest difference to transformers' BeitModel, with a mask, or BeitForImageClassification."""
   import torch
   import transformers
 
@@ -226,19 +219,19 @@ def transformers_difference(model, folder, side=SIDE):
 
 @needs_timm
 @pytest.mark.parametrize("name", MODELS)
-def test_timm_computes_the_same(name, tmp_path):
+def test_timm_matches_on_saved_weights(name, tmp_path):
   pytest.importorskip("torch")
   assert timm_difference(MODELS[name], tmp_path) < 1e-4
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_computes_the_same(name, tmp_path):
+def test_transformers_matches_on_saved_weights(name, tmp_path):
   pytest.importorskip("torch")
   assert transformers_difference(MODELS[name], tmp_path) < 1e-4
 
 
-def test_every_block_computes_what_transformers_does(tmp_path):
-  """Students cut after 1, 2, 3 blocks against BeitModel's hidden states: 1e-5 of the largest value each."""
+def test_every_block_matches_transformers(tmp_path):
+  """Students with 1, 2 and 3 blocks match BeitModel's hidden states to 1e-5 of the largest value."""
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   model = student(depth=3)
   params = random_params(model)
@@ -273,7 +266,7 @@ KINDS = ("BeitModel", "BeitForImageClassification", "BeitForMaskedImageModeling"
 
 
 def from_transformers_difference(kind, folder):
-  """The largest difference of our outputs on what their model saved."""
+  """Return the largest difference of outputs on weights that transformers saved."""
   import torch
   import transformers
 
@@ -302,7 +295,7 @@ def from_transformers_difference(kind, folder):
 
 
 def from_timm_difference(folder):
-  """The same of a classifier of timm with both kinds of table."""
+  """Return the same for a classifier of timm with both kinds of table."""
   import torch
 
   theirs = import_timm().create_model(
@@ -323,19 +316,19 @@ def from_timm_difference(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_transformers_saved_is_loaded(kind, tmp_path):
+def test_loads_what_transformers_saved(kind, tmp_path):
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
   assert from_transformers_difference(kind, tmp_path) < 1e-4
 
 
 @needs_timm
-def test_what_timm_saved_is_loaded(tmp_path):
+def test_loads_what_timm_saved(tmp_path):
   pytest.importorskip("torch")
   assert from_timm_difference(tmp_path) < 1e-4
 
 
-def test_the_files_say_what_they_are(tmp_path):
+def test_saved_configurations_describe_the_model(tmp_path):
   params = random_params(classifier())
   vit_weights.save(tmp_path, params, "transformers", mean=(0.5,) * 3, std=(0.25,) * 3)
   preprocessor = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -355,7 +348,7 @@ def test_the_files_say_what_they_are(tmp_path):
 
 @pytest.mark.slow
 def test_a_base_student_through_the_authors_names_to_transformers(tmp_path):
-  """86 M random weights at 224 pixels; one image, since only the numbers of the weights matter."""
+  """Uses 86 M random weights and one image of 224 pixels; more images would test nothing new."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   model = vit.build("B", out_dim=512)
@@ -392,8 +385,8 @@ if __name__ == "__main__":
 
 @needs_timm
 @pytest.mark.parametrize("layer_scale", [False, True])
-def test_a_plain_vision_transformer_or_mae_is_loaded_without_its_bias_of_keys(layer_scale, tmp_path):
-  """It adds the same number to all scores of a query, so no output changes."""
+def test_a_plain_vit_or_mae_loads_without_its_key_bias(layer_scale, tmp_path):
+  """The key bias adds the same number to all scores of a query, so no output changes."""
   torch = pytest.importorskip("torch")
   options = {"init_values": 0.1 if layer_scale else None, "depth": 2, "embed_dim": 24, "num_heads": 3}
   theirs = import_timm().create_model(

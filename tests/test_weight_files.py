@@ -1,4 +1,4 @@
-"""What people have in the place of weights and side files: read, or refused with reason and way out."""
+"""Files of weights and side files: good ones are read, others are refused with the reason and the remedy."""
 
 import io
 import json
@@ -52,7 +52,7 @@ FORMATS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "a.pt
 
 @pytest.mark.parametrize("intruder", INTRUDERS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_lies_in_the_place_of_weights_is_told(tmp_path, name, intruder):
+def test_wrong_files_named_as_weights_are_recognised(tmp_path, name, intruder):
   content, message = INTRUDERS[intruder]
   (tmp_path / name).write_bytes(content)
   if intruder == "zip" and name == "a.npz":
@@ -67,7 +67,7 @@ SIDE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json"
 
 @pytest.mark.parametrize("intruder", INTRUDERS)
 @pytest.mark.parametrize("name", SIDE_FILES)
-def test_what_lies_in_the_place_of_a_side_file_is_told(tmp_path, name, intruder):
+def test_wrong_files_named_as_side_files_are_recognised(tmp_path, name, intruder):
   content, message = INTRUDERS[intruder]
   (tmp_path / name).write_bytes(content)
   (tmp_path / "model.safetensors").touch()
@@ -77,7 +77,7 @@ def test_what_lies_in_the_place_of_a_side_file_is_told(tmp_path, name, intruder)
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "3", "null", "{", '{"a": }', "[" * 100_000, "config"])
-def test_a_configuration_that_is_no_json_object(tmp_path, content):
+def test_a_configuration_without_a_json_object_is_refused(tmp_path, content):
   (tmp_path / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
   (tmp_path / "config.json").write_text(content)
   with pytest.raises(UnreadableFileError, match=r"config\.json (is not JSON|holds a JSON)"):
@@ -90,7 +90,7 @@ def test_a_configuration_that_is_no_json_object(tmp_path, content):
    {"vision_config": {"patch_size": 0}}, {"vision_config": {"num_attention_heads": 0}},
    {"vision_config": {"num_hidden_layers": 10**9}}, {"vision_config": {"hidden_act": "x"}}],
 )  # fmt: skip
-def test_values_of_a_configuration_that_make_no_model(tmp_path, changes):
+def test_bad_values_of_a_configuration_name_the_file(tmp_path, changes):
   (tmp_path / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
   content = json.loads((TINY / "config.json").read_text())
   for key, value in changes.items():
@@ -100,7 +100,7 @@ def test_values_of_a_configuration_that_make_no_model(tmp_path, changes):
     clip_weights.load(tmp_path)
 
 
-def test_a_link_that_leads_nowhere_and_files_of_other_names(tmp_path):
+def test_broken_links_and_files_of_other_names_are_named(tmp_path):
   (tmp_path / "link").symlink_to(tmp_path / "away")
   with pytest.raises(NotThereError, match=r"is a link to .*away, which does not exist"):
     weight_files.find(tmp_path / "link")
@@ -126,7 +126,7 @@ def write_msgpack(path, tensors):
 
 
 def write_shards(path, tensors):
-  """Two shards, so that only one has the tensor by which a model is known."""
+  """Write two shards, only one of which has the anchor of the model."""
   names = sorted(tensors)
   files = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
   for file, part in files.items():
@@ -165,7 +165,7 @@ def read(path):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("file", WRITERS)
-def test_whatever_stands_before_the_names_is_removed(tmp_path, file, model):
+def test_prefixes_of_names_are_removed(tmp_path, file, model):
   plain = numbered(MODELS[model])
   expected = {name: float(tensor[0]) for name, tensor in plain.items()}
   for prefix in ("", *PREFIXES):
@@ -174,7 +174,7 @@ def test_whatever_stands_before_the_names_is_removed(tmp_path, file, model):
 
 
 @pytest.mark.parametrize("file", WRITERS)
-def test_of_plain_and_averaged_weights_the_averaged_are_read_and_the_log_says_so(tmp_path, file, caplog):
+def test_averaged_weights_are_preferred_and_logged(tmp_path, file, caplog):
   plain, averaged = numbered(MODELS["authors"]), numbered(MODELS["authors"][::-1])
   WRITERS[file](tmp_path / file, {
     **{f"state_dict.module.{name}": tensor for name, tensor in plain.items()},
@@ -185,16 +185,16 @@ def test_of_plain_and_averaged_weights_the_averaged_are_read_and_the_log_says_so
   with caplog.at_level("INFO"):
     assert read(tmp_path / file) == values(averaged)
   assert "EMA" in caplog.text
-  assert "'state_dict_ema', are read, not state_dict" in caplog.text
+  assert "Reading the EMA weights 'state_dict_ema'" in caplog.text
   found = weight_files.find(tmp_path / file, weights="state_dict")
   assert {name.replace("/", "."): float(t[0]) for name, t in weight_files.read(found).items()} == values(
     plain
   )
-  with pytest.raises(OptionError, match=r"weights='other': .*state_dict, state_dict_ema"):
+  with pytest.raises(OptionError, match=r"weights='other' .*Available: state_dict, state_dict_ema"):
     weight_files.read(weight_files.find(tmp_path / file, weights="other"))
 
 
-def test_several_models_without_a_mark_are_asked_for(tmp_path):
+def test_several_models_need_a_choice(tmp_path):
   both = {
     f"{part}.{name}": t for part in ("student", "teacher") for name, t in numbered(MODELS["authors"]).items()
   }
@@ -203,25 +203,25 @@ def test_several_models_without_a_mark_are_asked_for(tmp_path):
     read(tmp_path / "a.safetensors")
 
 
-def test_names_that_differ_in_wrappers_alone_are_refused(tmp_path):
+def test_names_that_differ_only_in_wrappers_are_refused(tmp_path):
   write_safetensors(tmp_path / "a.safetensors", numbered(["module.a", "a"]))
   with pytest.raises(UnreadableFileError, match="two tensors are called a"):
     read(tmp_path / "a.safetensors")
 
 
-def test_other_modules_beside_the_model_are_left_out(caplog):
+def test_other_modules_of_a_checkpoint_are_ignored(caplog):
   names = ["teacher.backbone.patch_embed.proj.weight", "teacher.backbone.norm.bias", "teacher.dino_head.w"]
   with caplog.at_level("INFO"):
     kept = checkpoint_contents.pick(numbered(names), source="a.pth")
   assert list(kept) == ["patch_embed.proj.weight", "norm.bias"]
-  assert "left out: 1 tensors (teacher.dino_head.w" in caplog.text
+  assert "Ignoring 1 other tensors: teacher.dino_head.w" in caplog.text
 
 
 # Values ---------------------------------------------------------------------------------------------------
 
 
 def tiny_with(folder, **tensors):
-  """The tiny CLIP with some tensors exchanged."""
+  """Write the tiny CLIP with some tensors replaced."""
   (folder / "config.json").write_bytes((TINY / "config.json").read_bytes())
   save_file(load_file(TINY / "model.safetensors") | tensors, folder / "model.safetensors")
   return folder
@@ -231,14 +231,14 @@ FC1 = "vision_model.encoder.layers.0.mlp.fc1.bias"
 
 
 @pytest.mark.parametrize(("change", "message"), [
-  (lambda bias: bias.astype(np.int32), "type int32; weights are floating-point"),
+  (lambda bias: bias.astype(np.int32), "type int32, but weights must be floating-point"),
   (lambda bias: bias > 0, "type bool"),
   (lambda bias: np.where(np.arange(bias.size) == 3, np.nan, bias), r"1 of \d+ values that are NaN"),
   (lambda bias: np.full_like(bias, np.inf), "NaN or infinite"),
   (lambda bias: np.full(bias.shape, 1e300), "infinite as float32"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error")
-def test_values_that_are_no_weights_are_refused_with_tensor_and_file(tmp_path, change, message):
+def test_bad_values_name_tensor_and_file(tmp_path, change, message):
   bias = load_file(TINY / "model.safetensors")[FC1].astype(np.float32)
   tiny_with(tmp_path, **{FC1: change(bias)})
   with pytest.raises(
@@ -277,7 +277,7 @@ def index_of(folder, places):
 @pytest.mark.parametrize("name", ["..", ".", "", "../model.safetensors", "/etc/hostname", "sub/a.safetensors",
                                   "a\\b.safetensors", "model.safetensors.index.json", "link.safetensors",
                                   "code.bin", "a\0.safetensors"])  # fmt: skip
-def test_an_index_of_shards_reads_nothing_outside_its_folder(tmp_path, name):
+def test_an_index_reads_nothing_outside_its_folder(tmp_path, name):
   write_safetensors(tmp_path / "model.safetensors", numbered(["secret"]))
   folder = tmp_path / "folder"
   folder.mkdir()
@@ -297,13 +297,13 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("places", [None, [], {}, {"a": 3}, {"a": ["x.safetensors"]}])
-def test_an_index_without_a_map(tmp_path, places):
+def test_an_index_without_a_map_is_refused(tmp_path, places):
   with pytest.raises(UnreadableFileError, match="weight_map"):
     weight_files.read(index_of(tmp_path, places))
 
 
 def npz_bomb(path):
-  """3 MiB that are 3 GiB of zeros."""
+  """Write 3 MiB that unfold to 3 GiB of zeros."""
   header = io.BytesIO()
   np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (3 << 28,)})
   with (
@@ -316,7 +316,7 @@ def npz_bomb(path):
 
 
 @pytest.mark.slow
-def test_an_archive_that_unfolds_to_gigabytes_is_refused_before(tmp_path):
+def test_an_archive_that_unfolds_to_gigabytes_is_refused_early(tmp_path):
   import resource
 
   npz_bomb(tmp_path / "a.npz")
@@ -327,7 +327,7 @@ def test_an_archive_that_unfolds_to_gigabytes_is_refused_before(tmp_path):
 
 
 def lying_npz(path):
-  """An array whose header promises more than there is."""
+  """Write an array whose header claims more data than the file has."""
   stream = io.BytesIO()
   np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
   with zipfile.ZipFile(path, "w") as file:
@@ -351,7 +351,7 @@ def torch_zip(path, pickled, **entries):
 
 
 def nested(depth, width):
-  """A pickle of dictionaries that contain the next one `width` times."""
+  """Return a pickle of nested dictionaries, each of which contains the next one `width` times."""
   inner = {}
   for _ in range(depth):
     inner = {str(key): inner for key in range(width)}
@@ -365,7 +365,7 @@ def itself():
 
 
 def expanded(path):
-  """A tensor of 2**40 elements that are all one."""
+  """Write a tensor of 2**40 elements that are all the same element of the storage."""
   torch = pytest.importorskip("torch")
   torch.save({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
 
@@ -397,8 +397,8 @@ def test_hostile_files_are_refused_by_name_and_run_no_code(tmp_path, name):
   assert not Path("/tmp/evil_was_run").exists()
 
 
-def test_a_student_in_wrappers_is_loaded(tmp_path):
-  """The rule for names serves `init_from` too."""
+def test_a_student_in_wrappers_loads(tmp_path):
+  """The rule for names also serves `init_from`."""
   from test_vit_weights import assert_same, random_params, student
 
   params = random_params(student())

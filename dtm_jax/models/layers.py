@@ -1,25 +1,28 @@
-"""What the student, CLIP and other frozen towers share: patches, attention, the MLP, split heads.
+"""Layers that the student, CLIP and the other frozen towers share.
 
-Parameters are float32; `dtype` is the type of the matrix products. The residual stream and what
-leaves a tower stay float32.
+Parameters, the residual stream and the outputs of a tower are float32. `dtype` is the type of the matrix
+products. In this file, T is the number of tokens of any kind, and d = D/A is the width of one head.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.nn.initializers import Initializer
 
-from dtm_jax.arrays import Array, Float
-from dtm_jax.errors import OptionError
+from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.errors import OptionError, check_choice
 
-Initializer = nn.initializers.Initializer
+Implementation = Literal["xla", "cudnn"]
+"""The values of `implementation` of `jax.nn.dot_product_attention`."""
 
 FLOAT32_NORM = partial(nn.LayerNorm, use_fast_variance=False, dtype="float32")
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable] = {
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
   "gelu": partial(nn.gelu, approximate=False),
   "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
@@ -31,7 +34,15 @@ class Tower:
   """The sizes of one transformer.
 
   Attributes:
-    num_heads, activation: None where files of weights do not tell them; such a tower cannot be applied.
+    width: D.
+    depth: L, the number of blocks.
+    num_heads: A. None if the files of the weights do not tell it; such a tower cannot be applied.
+    mlp_width: width of the hidden layer of the MLPs.
+    activation: one of ACTIVATIONS, or None if the files do not tell it.
+    eps: epsilon of the LayerNorms.
+
+  Raises:
+    OptionError: the activation is unknown, or the heads do not divide the width.
   """
 
   width: int
@@ -42,34 +53,33 @@ class Tower:
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.activation is not None and self.activation not in ACTIVATIONS:
-      raise OptionError(f"Unknown activation {self.activation!r}. Available: {', '.join(ACTIVATIONS)}.")
+    if self.activation is not None:
+      check_choice("activation", self.activation, ACTIVATIONS)
     if self.num_heads is not None and (self.num_heads < 1 or self.width % self.num_heads):
       raise OptionError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
 
   def unknown(self) -> list[str]:
-    """Return which of "heads" and "activation" are not known."""
+    """Return which of "heads" and "activation" are unknown."""
     facts = {"heads": self.num_heads, "activation": self.activation}
     return [name for name, value in facts.items() if value is None]
 
-  def known(self) -> "Tower":
-    """Return the tower itself.
+  def known(self) -> tuple[int, str]:
+    """Return the number of heads and the activation.
 
     Raises:
-      OptionError: heads or activation are not known.
+      OptionError: one of them is unknown.
     """
-    if missing := self.unknown():
-      raise OptionError(
-        f"The files of the weights do not tell {' and '.join(missing)} of the tower: give them."
-      )
-    return self
+    if self.num_heads is None or self.activation is None:
+      missing = " and ".join(self.unknown())
+      raise OptionError(f"The files of the weights do not tell {missing} of the tower. Give them as options.")
+    return self.num_heads, self.activation
 
 
 def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
-  """(rows, columns) of patches in an image [..., H, W, 3].
+  """Return the (rows, columns) of patches in an image [..., H, W, 3].
 
   Raises:
-    OptionError: the image is not a whole number of patches.
+    OptionError: the patch size does not divide the height and the width.
   """
   height, width = image_shape[-3:-1]
   if height % patch_size or width % patch_size:
@@ -78,7 +88,7 @@ def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
 
 
 class PatchEmbed(nn.Module):
-  """A linear map of every patch: the convolution whose stride is its kernel, as one matrix product."""
+  """Map every patch linearly to a token: a convolution with its kernel size as stride, as one product."""
 
   width: int
   patch_size: int
@@ -99,11 +109,16 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention; `implementation` is that of `jax.nn.dot_product_attention`."""
+  """Multi-head self-attention with a separate linear map for query, key and value.
+
+  Attributes:
+    causal: whether a token sees only itself and the tokens before it.
+    implementation: argument of `jax.nn.dot_product_attention`.
+  """
 
   tower: Tower
   causal: bool
-  implementation: str
+  implementation: Implementation
   dtype: str
 
   @nn.compact
@@ -111,8 +126,9 @@ class Attention(nn.Module):
     width, depth = self.tower.width, self.tower.depth
     normal = nn.initializers.normal
     dense = partial(nn.Dense, width, dtype=self.dtype)
+    num_heads, _ = self.tower.known()
     query, key, value = (
-      split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), self.tower.known().num_heads)
+      split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), num_heads)
       for name in ("query", "key", "value")
     )
     mixed = jax.nn.dot_product_attention(
@@ -122,7 +138,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """fc2(activation(fc1(x)))."""
+  """Compute fc2(activation(fc1(x))) for every token."""
 
   hidden: int
   activation: Callable
@@ -139,10 +155,20 @@ class Mlp(nn.Module):
 
 
 def split_heads(x: Float[Array, "B T D"], num_heads: int) -> Float[Array, "B T A d"]:
-  """Consecutive channels form a head, as everywhere in the literature."""
+  """Split the channels into A heads; the d = D/A channels of a head are consecutive."""
   return rearrange(x, "b t (a d) -> b t a d", a=num_heads)
 
 
 def merge_heads(x: Float[Array, "B T A d"]) -> Float[Array, "B T D"]:
-  """Inverse of `split_heads`."""
+  """Join the heads to one axis of channels; the inverse of `split_heads`."""
   return rearrange(x, "b t a d -> b t (a d)")
+
+
+def variable_shapes(model: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
+  """Return the shapes of the variables that `model.init` makes for such inputs. Computes nothing."""
+  return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), *inputs)
+
+
+def image_shape(height: int, width: int) -> jax.ShapeDtypeStruct:
+  """Return the shape of one float32 image [1, H, W, 3], for `variable_shapes`."""
+  return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)

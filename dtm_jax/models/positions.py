@@ -1,6 +1,6 @@
-"""Learned positions for another grid of patches: position embeddings, and tables of relative biases.
+"""Resize learned positions to another grid of patches: position embeddings and relative position biases.
 
-Every resize is a pair of matrices, one for each axis of the grid.
+Every resize is a product with two matrices, one for each axis of the grid.
 """
 
 import math
@@ -11,18 +11,19 @@ from einops import rearrange
 from scipy.interpolate import make_interp_spline
 
 from dtm_jax.arrays import Array, Float
+from dtm_jax.errors import check_choice
 
 BIAS_RESIZES = ("geometric", "bicubic")
 
 
 def resize_positions(
-  table: Float[Array, "M D"], grid: tuple[int, int], *, slack: float = 0.1
-) -> Float[Array, "T D"]:
-  """The position table [1 + g², D] for another grid of patches; the row of CLS stays.
+  table: Float[Array, "rows D"], grid: tuple[int, int], *, slack: float = 0.1
+) -> Float[Array, "new_rows D"]:
+  """Resize a position table [1 + g², D] to a grid of h x w patches. The first row, of CLS, stays the same.
 
-  Bicubic (Keys, a = -0.75, clamped at the border), output o of h sampled at
-  (o + 0.5) g / (h + slack) - 0.5. For CLIP, the released implementation of the paper has a slack of 0.1,
-  lest a rounded scale factor give one patch too few; without slack the pixels' halves fit.
+  Interpolates bicubically (Keys, a = -0.75, clamped at the border). Output o of h rows is sampled at
+  (o + 0.5) g / (h + slack) - 0.5. With slack = 0 the borders of both grids coincide. CLIP's towers use 0.1,
+  as the paper's released code does, so that a rounded scale factor never loses a patch (docs/method.md).
   """
   side = math.isqrt(table.shape[0] - 1)
   if grid == (side, side):
@@ -34,48 +35,58 @@ def resize_positions(
 
 
 def square_grid(*, table_rows: int | None = None, num_positions: int | None = None) -> tuple[int, int]:
-  """(g, g) from the (2g-1)² + 3 rows of a table of relative biases, or from 1 + g² positions.
+  """Return the grid (g, g) of (2g-1)² + 3 relative position biases, or of 1 + g² position embeddings.
+
+  Args:
+    table_rows: number of rows of a table of relative position biases.
+    num_positions: number of position embeddings, used if `table_rows` is None.
 
   Raises:
-    ValueError: they are not of a square grid.
+    ValueError: no square grid has this number.
   """
   if table_rows is not None:
-    side = (math.isqrt(table_rows - 3) + 1) // 2
-    square = (2 * side - 1) ** 2 + 3 == table_rows
+    rows = table_rows
+    side = (math.isqrt(rows - 3) + 1) // 2
+    square = (2 * side - 1) ** 2 + 3 == rows
+  elif num_positions is not None:
+    rows = num_positions
+    side = math.isqrt(rows - 1)
+    square = side**2 + 1 == rows
   else:
-    side = math.isqrt(num_positions - 1)
-    square = side**2 + 1 == num_positions
+    raise ValueError("Give table_rows or num_positions.")
   if not square:
-    raise ValueError(
-      f"{table_rows or num_positions} rows are not of a square grid of patches: give the grid."
-    )
+    raise ValueError(f"{rows} rows are not of a square grid of patches: give the grid.")
   return side, side
 
 
 def resize_bias_table(
-  table: Float[np.ndarray, "*L M A"],
+  table: Float[np.ndarray, "*L rows A"],
   old_grid: tuple[int, int],
   grid: tuple[int, int],
   *,
   method: str = "geometric",
-) -> Float[np.ndarray, "*L T A"]:
-  """Tables of relative position biases [(2r-1)(2c-1) + 3, A] for another grid of patches, on the host.
+) -> Float[np.ndarray, "*L new_rows A"]:
+  """Resize tables of relative position biases [(2r-1)(2c-1) + 3, A] to another grid, on the host.
 
-  The three last rows, which involve CLS, stay. "geometric" interpolates by a cubic spline between offsets
-  that lie closer together near zero: where the n = g-1 offsets of the old grid shall reach the n' = g'-1 of
-  the new one, offset k is taken to be 1 + q + ... + q^(k-1), with q in (1.01, 1.5) such that offset n is n'.
-  So the biases of near neighbours keep their distance in patches. (BEiT's scheme, and the released code's.)
-  "bicubic" stretches the table evenly.
+  The last three rows, which involve CLS, stay the same.
+
+  Args:
+    old_grid, grid: (rows r, columns c) of patches before and after.
+    method: "geometric" interpolates with a cubic spline between offsets that are denser near zero, so the
+      biases of near neighbours keep their distance in patches. An old grid of g patches a side has offsets up
+      to n = g-1. Its offset k is placed at 1 + q + ... + q^(k-1), with the q in (1.01, 1.5) that places
+      offset n at g'-1 for the new g'. BEiT and the paper's released code use it. "bicubic" stretches the
+      table evenly.
 
   Raises:
-    ValueError: an unknown method, or a table that is not of the old grid.
+    OptionError: the method is unknown.
+    ValueError: the table does not belong to the old grid.
   """
-  if method not in BIAS_RESIZES:
-    raise ValueError(f"Unknown method {method!r}. Available: {', '.join(BIAS_RESIZES)}.")
+  check_choice("method", method, BIAS_RESIZES)
   old_rows, old_columns = (2 * size - 1 for size in old_grid)
   if table.shape[-2] != old_rows * old_columns + 3:
     raise ValueError(
-      f"A table of {table.shape[-2]} rows is not of the grid {old_grid}: {old_rows * old_columns + 3} rows."
+      f"A table of {table.shape[-2]} rows does not fit grid {old_grid}: {old_rows * old_columns + 3} rows."
     )
   if grid == old_grid:
     return table
@@ -87,7 +98,7 @@ def resize_bias_table(
 
 
 def _bicubic(old: int, new: int, slack: float = 0.0, a: float = -0.75) -> np.ndarray:
-  """The [new, old] matrix that resamples one axis."""
+  """Return the [new, old] matrix that resamples one axis by Keys' bicubic kernel."""
   centre = (np.arange(new) + 0.5) * old / (new + slack) - 0.5
   taps = np.floor(centre)[:, None] + np.arange(-1, 3)[None, :]
   distance = np.abs(centre[:, None] - taps)
@@ -100,7 +111,7 @@ def _bicubic(old: int, new: int, slack: float = 0.0, a: float = -0.75) -> np.nda
 
 
 def _geometric(old: int, new: int) -> np.ndarray:
-  """The [new, old] matrix of an interpolating cubic spline from geometric to whole offsets."""
+  """Return the [new, old] matrix of a cubic spline through geometric offsets, sampled at whole offsets."""
   if old == new:
     return np.eye(old)
   places = geometric_offsets(old // 2, new // 2)
@@ -108,10 +119,11 @@ def _geometric(old: int, new: int) -> np.ndarray:
   return spline(np.clip(np.arange(new) - new // 2, places[0], places[-1]))
 
 
-def geometric_offsets(count: int, reach: int) -> Float[np.ndarray, " M"]:
-  """-d_n..0..d_n with d_k = 1 + q + ... + q^(k-1), n = `count`, and q in (1.01, 1.5) such that d_n = `reach`.
+def geometric_offsets(count: int, reach: int) -> Float[np.ndarray, " offsets"]:
+  """Return the offsets -d_n..0..d_n with d_k = 1 + q + ... + q^(k-1), where n is `count`.
 
-  Where no such q exists, the nearer end of the range is taken: a smaller grid cuts the table off.
+  Chooses q in (1.01, 1.5) such that d_n = `reach`. If no such q exists, takes the nearer end of the range, so
+  a smaller grid cuts the table off.
   """
   low, high = 1.01, 1.5
   while high - low > 1e-6:

@@ -205,9 +205,9 @@ def build_teacher(config: Any, patch_size: int | None = None) -> Teacher:
   if config.teacher.get("image_size") is not None:
     return teacher
   rows = max(round(config.data.image_size / (patch_size or teacher.patch_size)), 1)
-  size, own = rows * teacher.patch_size, teacher.image_size
-  if size == own or teacher.resized is None:
+  if rows == teacher.grid[0] or teacher.resized is None:
     return teacher
+  size, own = rows * teacher.patch_size, teacher.image_size
   logging.warning(
     "Teacher %r was made for images of %d pixels and sees %d: its positions are resized. "
     "--config.teacher.image_size gives another size.", teacher.name, own, size,

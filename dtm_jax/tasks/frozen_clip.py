@@ -5,8 +5,8 @@ from typing import Any
 
 from dtm_jax.arrays import Array, Batch, Float, PyTree
 from dtm_jax.augment import normalize, to_float
-from dtm_jax.models.clip import config as clip_configs
 from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import shapes as clip_shapes
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.tokenizer import load_tokenizer
 from dtm_jax.models.files import weight_files
@@ -61,7 +61,7 @@ def build(config: Any, run: Run) -> FrozenCLIP:
   clip_config, params = clip_weights.load(
     found, heads=options.get("heads"), activation=options.get("activation")
   )
-  clip_configs.check_known(clip_config, str(found.file), text=True, options=clip_configs.flags("clip"))
+  clip_shapes.check_known(clip_config, str(found.file), text=True, options=clip_shapes.flags("clip"))
   return FrozenCLIP(
     frozen=params,
     tokenize=load_tokenizer(found.folder, clip_config),

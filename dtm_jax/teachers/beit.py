@@ -1,8 +1,9 @@
-"""BEiT (arXiv 2106.08254), BEiT v2 and data2vec's vision transformer: the student's own trunk, frozen.
+"""BEiT (arXiv 2106.08254), BEiT v2 (arXiv 2208.06366) and data2vec's vision transformer (arXiv 2202.03555).
 
-Any names that `models.vit_weights` reads: the authors', timm's or transformers'. The tokens are those after
-the final LayerNorm, which a checkpoint fine-tuned with mean pooling no longer has.
+They have the trunk of the student. The weights may have any names that `vit.weights` loads.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,13 @@ from dtm_jax.models.files.file_checks import UnreadableFileError
 from dtm_jax.models.files.weight_files import Found
 from dtm_jax.models.vit import config as vit_config
 from dtm_jax.models.vit import weights as vit_weights
-from dtm_jax.teachers import Normalization, Teacher, mean_and_std_of, of_student
+from dtm_jax.teachers import Normalization, Teacher, mean_and_std_of
+from dtm_jax.teachers._student import of_student
 
 PREFIXES = {"beit": "beit.", "data2vec-vision": "data2vec_vision."}
+_NO_NORM = (
+  "{} has no final LayerNorm for its patch tokens. A model with mean pooling normalises only their mean."
+)
 
 
 def build(
@@ -28,48 +33,35 @@ def build(
   heads: int | None = None,
   weights: str | None = None,
 ) -> Teacher:
-  """Return a frozen BEiT.
+  """Return a frozen BEiT with its patch tokens after the final LayerNorm.
 
-  Args:
-    path: a file, a folder, or a repository of the hub.
-    revision: of the repository.
-    normalization: None (what the checkpoint says of itself, or else BEiT v2's, which is ImageNet's), a name
-      ("imagenet", "clip", "inception"), or a pair (mean, std).
-    dtype: of the matrix products.
-    image_size: pixels of a side; where it is not the checkpoint's, position embeddings and tables of relative
-      biases are resized as for a student that goes on at this size.
-    heads: only where neither config.json nor a table of relative positions tells them.
-    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
-
-  Raises:
-    OptionError: nothing tells the heads, or the image is not a whole number of patches.
-    UnreadableFileError: there is no final LayerNorm, or names or shapes do not match.
-    NotThereError: a file is missing.
+  Raises an UnreadableFileError for a checkpoint without this LayerNorm, such as one fine-tuned with mean
+  pooling. The options are those of `dtm_jax.teachers`. The normalisation of the family is ImageNet's. `heads`
+  is needed only if neither config.json nor a table of relative position biases tells it.
   """
   found = weight_files.find(path, revision=revision, weights=weights)
-  content = found.json(weight_files.CONFIG)  # a .pth may stand alone
+  content = found.json(weight_files.CONFIG)  # {} for a .pth that stands alone
   heads = heads or content.get("num_attention_heads")
-  params = (
-    _of_transformers(found, content) if "model_type" in content else vit_weights.load(found, num_heads=heads)
-  )
+  if "model_type" in content:
+    params = _load_transformers(found, content)
+  else:
+    params = vit_weights.load(found, num_heads=heads)
   if "norm" not in params:
-    raise UnreadableFileError(
-      f"{path} has no LayerNorm of its patch tokens: mean pooling normalises their mean."
-    )
+    raise UnreadableFileError(_NO_NORM.format(path))
   params = {name: part for name, part in params.items() if name != "head"}
-  params.setdefault("mask_token", np.zeros_like(params["cls_token"]))  # no patch is hidden from a teacher
+  params.setdefault("mask_token", np.zeros_like(params["cls_token"]))  # a teacher hides no patch
   shapes = {name: tensor.shape for name, tensor in vit_weights.to_authors(params).items()}
   model, grid = vit_config.describe(shapes, num_heads=heads)
   if grid is None:
-    raise OptionError(f"{path} has no positions that tell its grid of patches.")
+    raise OptionError(f"{path} has no positions, which would tell its grid of patches.")
   mean, std = mean_and_std_of(normalization, found, "imagenet")
   return of_student(
     f"beit {path}", model.clone(dtype=dtype), params, grid=grid, image_size=image_size, mean=mean, std=std
   )
 
 
-def _of_transformers(found: Found, content: dict) -> PyTree:
-  """A BeitModel, with or without a head, or the like of data2vec, which has its names and its shape."""
+def _load_transformers(found: Found, content: dict[str, Any]) -> PyTree:
+  """Return the parameters of a BeitModel or a Data2VecVisionModel without a head. Both share their names."""
   kind = content["model_type"]
   if kind not in PREFIXES:
     raise UnreadableFileError(
@@ -79,10 +71,8 @@ def _of_transformers(found: Found, content: dict) -> PyTree:
   tensors = {name.removeprefix(PREFIXES[kind]): tensor for name, tensor in tensors.items()}
   tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
   if "layernorm.weight" not in tensors:
-    raise UnreadableFileError(
-      f"{found.file} has no LayerNorm of its patch tokens: mean pooling normalises their mean."
-    )
+    raise UnreadableFileError(_NO_NORM.format(found.file))
   tensors.setdefault("embeddings.mask_token", np.zeros_like(tensors["embeddings.cls_token"]))
-  # The layers that a backbone hands out are of no concern here, and data2vec's need not exist.
+  # These entries name a backbone's output layers, which data2vec does not always have. We do not use them.
   config = {name: value for name, value in content.items() if name not in ("out_indices", "out_features")}
   return vit_weights.from_transformers(tensors, config | {"model_type": "beit"}, source=str(found.file))

@@ -1,4 +1,4 @@
-"""An earlier run's own student as the teacher: its patch tokens after the final LayerNorm."""
+"""The student of an earlier run as the teacher."""
 
 import json
 import os
@@ -9,34 +9,34 @@ from dtm_jax.models.layers import grid_of
 from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.storage import paths
-from dtm_jax.teachers import Teacher, of_student
+from dtm_jax.teachers import Teacher
+from dtm_jax.teachers._student import of_student
 
 
 def build(
   path: str | None, *, step: int | None = None, dtype: str = "float32", image_size: int | None = None
 ) -> Teacher:
-  """Return the student of a pre-training run, in the size and the normalisation of that run.
+  """Return the student of a pre-training run with its patch tokens after the final LayerNorm.
 
   Args:
-    path: the run's workdir: config.json and checkpoints/.
-    step: by default its last.
-    dtype: of the matrix products.
-    image_size: pixels of a side; where they are not the run's, positions are resized as for a student that
-      goes on at this size.
+    path: the run's workdir, with config.json and checkpoints/. The run's config gives the normalisation.
+    step: step of the checkpoint; by default the last one.
+    dtype: type of the matrix products.
+    image_size: pixels of a side; by default that of the run. The positions are resized for another size.
 
   Raises:
-    NotThereError: there is no such run or step.
-    OptionError: no path, the run trained no student, or the image is not a whole number of patches.
+    NotThereError: the run or the step does not exist.
+    OptionError: there is no path, the run trained no student, or the image is not a whole number of patches.
   """
   if path is None:
     raise OptionError("Teacher 'checkpoint' needs a run: --config.teacher.path=WORKDIR.")
   config_file = paths.resolve(path) / "config.json"
   if not config_file.exists():
-    raise NotThereError(f"No config.json in {path}: it is not the workdir of a run.")
+    raise NotThereError(f"No config.json in {path}, so it is not the workdir of a run.")
   config = json.loads(config_file.read_text())
   params = load_params(os.fspath(config_file.parent / "checkpoints"), step=step)
   if "mask_token" not in params:
-    raise OptionError(f"The run {path} trained no student: its parameters are {', '.join(sorted(params))}.")
+    raise OptionError(f"The run {path} trained no student. Its parameters are {', '.join(sorted(params))}.")
   params = {name: part for name, part in params.items() if name != "head"}
   model = vit.build(**config["student"] | {"dtype": dtype, "out_dim": None})
   mean, std = mean_and_std(config["augment"]["normalization"])

@@ -1,10 +1,10 @@
-"""CLIP's patch tokens as the target, from any checkpoint that `models.clip_weights` reads."""
+"""CLIP (arXiv 2103.00020), from any file that `clip.weights` loads. It is the paper's teacher."""
 
 from dtm_jax import teachers
 from dtm_jax.arrays import Array, Float, PyTree
-from dtm_jax.errors import OptionError
-from dtm_jax.models.clip import config as clip_config
+from dtm_jax.errors import OptionError, check_choice
 from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import shapes as clip_shapes
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 from dtm_jax.models.files.weight_files import Found
@@ -27,41 +27,31 @@ def build(
   activation: str | None = None,
   weights: str | None = None,
 ) -> Teacher:
-  """Return the image tower of a CLIP.
+  """Return the frozen image tower of a CLIP with its patch tokens, which are not L2-normalised.
+
+  The other options and the errors are those of `dtm_jax.teachers`.
 
   Args:
-    path: a file, a folder, or a repository of the hub.
-    revision: of the repository.
-    tokens: "projected" (ln_post, then the projection to the space of the texts; nothing is
-      L2-normalised) or "normalized" (ln_post only, of the tower's width).
-    normalization: "clip" (what the checkpoint says of itself, or else CLIP's constants), "imagenet"
-      (the released code feeds CLIP so), "inception", or a pair (mean, std).
-    dtype: of the matrix products.
-    attention: "xla", or "cudnn" (GPUs, half precision).
-    image_size: pixels of a side; where it is not the checkpoint's, the position table is resized.
-    heads, activation: of the image tower, for files that do not tell them (see `models.clip_config`).
-    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
-
-  Raises:
-    OptionError: an unknown option, projected tokens of a checkpoint without projection, or heads or
-      activation that neither the files nor the options tell.
-    UnreadableFileError: the files are damaged, or names or shapes do not match.
-    NotThereError: a file is missing.
+    tokens: "projected" applies ln_post and the projection to the space of the texts. "normalized" applies
+      ln_post only, so the tokens have the tower's width.
+    normalization: "clip" means what the files beside the weights say, or else CLIP's own. The paper's
+      released code feeds CLIP with "imagenet" (docs/method.md).
+    heads, activation: heads and activation of the image tower, for files that do not tell them (see
+      `clip.shapes`).
   """
-  if tokens not in OUTPUTS:
-    raise OptionError(f"Unknown tokens {tokens!r}. Available: {', '.join(OUTPUTS)}.")
+  check_choice("tokens", tokens, OUTPUTS)
   found = weight_files.find(path, revision=revision, weights=weights)
   config, params = clip_weights.load(found, heads=heads, activation=activation)
-  clip_config.check_known(config, str(found.file), options=clip_config.flags("teacher"))
+  clip_shapes.check_known(config, str(found.file), options=clip_shapes.flags("teacher"))
   if tokens == "projected" and config.embed_dim is None:
-    raise OptionError(f"{path} has no projection, so no projected tokens; it has 'normalized' ones.")
+    raise OptionError(f"tokens='projected', but {path} has no projection. Available: normalized.")
   tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
   mean, std = mean_and_std_of(normalization, found)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     return tower.apply({"params": params}, image_BHW3)[OUTPUTS[tokens]]
 
-  def class_embedding(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B P"]:
+  def class_embedding(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
     return tower.apply({"params": params}, image_BHW3)["cls_embedding"]
 
   return at_any_size(
@@ -78,5 +68,5 @@ def build(
 
 
 def mean_and_std_of(normalization: Normalization, found: Found) -> tuple[Triple, Triple]:
-  """Return what `normalization` (see `build`) means for these weights."""
+  """Return the mean and the standard deviation that `normalization` (see `build`) means for these weights."""
   return teachers.mean_and_std_of(None if normalization == "clip" else normalization, found, "clip")

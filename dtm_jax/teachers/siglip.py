@@ -1,10 +1,11 @@
-"""SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786): the patch tokens after the last LayerNorm.
+"""SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786).
 
-The checkpoints of a fixed resolution, of both, have model_type "siglip". Those of NaFlex have "siglip2":
-here they see square images only, at any size.
+All checkpoints of a fixed resolution have the model_type "siglip". Those of NaFlex have "siglip2" and see
+square images of any size here.
 """
 
-from dtm_jax.teachers import Normalization, Teacher, build_frozen_vit
+from dtm_jax.teachers import Normalization, Teacher
+from dtm_jax.teachers._frozen_vit import build_frozen_vit
 
 MODEL_TYPES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 
@@ -19,31 +20,13 @@ def build(
   image_size: int | None = None,
   weights: str | None = None,
 ) -> Teacher:
-  """The image tower of a SigLIP; its pooling head and its texts are not used.
+  """Return the frozen image tower of a SigLIP with its patch tokens after the final LayerNorm.
 
-  Args:
-    path: a file, a folder, or a repository of the hub.
-    revision: of the repository.
-    normalization: None (what the checkpoint says of itself, or else (0.5, 0.5)), a name ("imagenet",
-      "clip", "inception"), or a pair (mean, std).
-    dtype: of the matrix products.
-    attention: "xla", or "cudnn" (GPUs, half precision).
-    image_size: pixels of a side; where it is not the checkpoint's, the position table is resized.
-    weights: the container of the model, for a file that holds several (see `models.checkpoint_contents`).
-
-  Raises:
-    OptionError: an unknown option.
-    UnreadableFileError: another kind of model, a damaged file, or names or shapes that do not match.
-    NotThereError: a file is missing.
+  Its pooling head and its text tower are not used. The options are those of `dtm_jax.teachers`. The
+  normalisation of the family is 0.5 for the mean and the standard deviation of each channel. At its own image
+  size, a tower may ignore a remainder of pixels: so400m has 27 patches of 14 pixels in 384 pixels.
   """
   return build_frozen_vit(
-    path,
-    model_types=MODEL_TYPES,
-    default_normalization="inception",
-    revision=revision,
-    normalization=normalization,
-    dtype=dtype,
-    attention=attention,
-    image_size=image_size,
-    weights=weights,
-  )
+    path, MODEL_TYPES, "inception", revision=revision, normalization=normalization, dtype=dtype,
+    attention=attention, image_size=image_size, weights=weights,
+  )  # fmt: skip

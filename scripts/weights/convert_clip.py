@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtm_jax.models.clip import config as clip_config
+from dtm_jax.models.clip import shapes as clip_shapes
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 from dtm_jax.models.layers import ACTIVATIONS
@@ -47,7 +47,7 @@ def convert(
   """
   found = weight_files.find(source)
   config, params = clip_weights.load(found, heads=heads, activation=activation)
-  clip_config.check_known(config, str(found.file), text=True, options=OPTIONS)
+  clip_shapes.check_known(config, str(found.file), text=True, options=OPTIONS)
   mean, std = mean_and_std_of("clip", found)
   with writing.local_folder_for(folder) as local:
     clip_weights.save(local, config, params, dtype=dtype, mean=mean, std=std)

@@ -1,1 +1,1 @@
-"""CLIP: both towers, tokenizer, prompts, config and weights."""
+"""CLIP: both towers, their configuration and weights, the tokenizer and the captions."""

@@ -1,13 +1,12 @@
-"""The names and axes that CLIP's tensors have in other people's files: one table of rules a layout.
+"""The names and the axes of CLIP's tensors in other libraries: a table of rules for each layout.
 
-`transformers` has three linear maps for query, key and value. OpenAI's files, and open_clip's, have one whose
-outputs are theirs in this order, so our parameters are first put into that form (`fuse_qkv`).
+`transformers` and our towers have three linear maps for query, key and value. OpenAI's and open_clip's files
+have one map with their outputs in this order, so `fuse_qkv` brings our parameters into that form.
 """
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
@@ -21,7 +20,9 @@ from dtm_jax.models.files.weight_names import (
   TRANSPOSED,
   Layout,
   Rules,
+  fuse_qkv,
   layers,
+  split_qkv,
 )
 
 FLAX_CONVOLUTION = Layout(
@@ -90,7 +91,10 @@ OPENAI: Rules = {
 
 
 def _flax(path: str, name: str, layout: Layout) -> tuple[str, Layout]:
-  """The rule of transformers' Flax module: slashes, kernels as ours, "scale" and "embedding" for "weight"."""
+  """Return the rule of transformers' Flax module from that of its PyTorch module.
+
+  Its names have slashes, and "scale" or "embedding" in place of "weight". Its kernels have our axes.
+  """
   leaf = path.rpartition("/")[2]
   name = name.replace(".", "/")
   if name.endswith("/weight"):
@@ -102,51 +106,30 @@ FLAX: Rules = {path: _flax(path, name, layout) for path, (name, layout) in TRANS
 
 
 class Names(NamedTuple):
-  """A layout: how its names begin, its rules, and how our tree lies in it."""
+  """One layout.
 
-  begin: tuple[str, ...]
+  Attributes:
+    prefixes: prefixes of tensor names that only this layout has.
+    rules: names and axes of the tensors.
+    fuse: converts our parameters to the structure of the layout.
+    split: the inverse of `fuse`.
+  """
+
+  prefixes: tuple[str, ...]
   rules: Rules
   fuse: Callable[[PyTree], PyTree] = lambda params: params
   split: Callable[[PyTree], PyTree] = lambda params: params
 
 
-def fuse_qkv(params: PyTree) -> PyTree:
-  """The three linear maps of each attention as one, "qkv"; the inverse of `split_qkv`."""
-
-  def fuse(attention):
-    maps = [attention[name] for name in ("query", "key", "value")]
-    stack = np.concatenate if isinstance(maps[0]["kernel"], np.ndarray) else jnp.concatenate
-    return {
-      "out": attention["out"],
-      "qkv": {leaf: stack([linear[leaf] for linear in maps], axis=-1) for leaf in ("kernel", "bias")},
-    }
-
-  return _each_attention(params, fuse)
-
-
-def split_qkv(params: PyTree) -> PyTree:
-  """The inverse of `fuse_qkv`, of NumPy arrays."""
-
-  def split(attention):
-    parts = {leaf: np.split(tensor, 3, axis=-1) for leaf, tensor in attention["qkv"].items()}
-    maps = {
-      name: {leaf: parts[leaf][i] for leaf in parts} for i, name in enumerate(("query", "key", "value"))
-    }
-    return {"out": attention["out"]} | maps
-
-  return _each_attention(params, split)
-
-
-def _each_attention(params: PyTree, change: Callable) -> PyTree:
-  def tower(part):
-    return part | {"blocks": part["blocks"] | {"attn": change(part["blocks"]["attn"])}}
-
-  return {name: tower(part) if name in ("image", "text") else part for name, part in params.items()}
+def _each_tower(change: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+  return lambda params: {
+    name: change(part) if name in ("image", "text") else part for name, part in params.items()
+  }
 
 
 LAYOUTS: dict[str, Names] = {
   "transformers": Names(("vision_model.", "text_model."), TRANSFORMERS),
-  "openai": Names(("visual.transformer.resblocks.",), OPENAI, fuse_qkv, split_qkv),
+  "openai": Names(("visual.transformer.resblocks.",), OPENAI, _each_tower(fuse_qkv), _each_tower(split_qkv)),
   "flax": Names(("vision_model/", "text_model/"), FLAX),
 }
 
@@ -155,30 +138,30 @@ _BUFFERS = ("position_ids", "attn_mask", "input_resolution", "context_length", "
 
 
 def normalize(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same tensors under the full names of a layout, without what is computed from sizes.
+  """Return the tensors under the full names of a layout, without buffers that the sizes determine.
 
-  transformers 5 writes a CLIPVisionModel without "vision_model."; an image tower alone in OpenAI's names may
-  lack "visual."; open_clip's CustomTextCLIP has "text." before the names of its text tower.
+  transformers 5 writes a CLIPVisionModel without the prefix "vision_model.". An image tower in OpenAI's names
+  may lack "visual.". open_clip's CustomTextCLIP adds "text." to the names of its text tower.
   """
   tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_BUFFERS)}
   if {"class_embedding", "conv1.weight"} & tensors.keys():
     return {f"visual.{name}": tensor for name, tensor in tensors.items()}
 
-  def full(name):
+  def full(name: str) -> str:
     return f"vision_model.{name}" if name.startswith(_BARE_TRANSFORMERS) else name.removeprefix("text.")
 
   return {full(name): tensor for name, tensor in tensors.items()}
 
 
 def recognize(names: Iterable[str], *, source: str) -> str:
-  """Which of LAYOUTS these names are.
+  """Return the layout of these names, a key of LAYOUTS.
 
   Raises:
-    UnreadableFileError: none; lists some of the names.
+    UnreadableFileError: no layout has such names; the message lists some of them.
   """
   names = list(names)
-  for layout, (begin, *_) in LAYOUTS.items():
-    if any(name.startswith(begin) for name in names):
+  for layout, description in LAYOUTS.items():
+    if any(name.startswith(description.prefixes) for name in names):
       return layout
   raise UnreadableFileError(
     f"{source} is no CLIP in a known layout ({', '.join(LAYOUTS)}). It has {', '.join(names[:8])} ..."

@@ -1,12 +1,12 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020): the image and the text tower.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): an image tower and a text tower.
 
     model = CLIP(config)
     params = model.init(key, image_BHW3, token_BT)["params"]
     embedding_BP = model.apply({"params": params}, image_BHW3, method="encode_image")
 
-The image tower alone serves as a teacher: `ImageTower(config.image, config.embed_dim)` reads
-`params["image"]`. Letters: P embed_dim, V vocabulary, T text tokens.
-Every block sows its output as "output": `apply(..., mutable="intermediates")` gives them all.
+The image tower alone serves as a teacher: `ImageTower(config.image, config.embed_dim)` takes
+`params["image"]`. Every block sows its output as "output", so `apply(..., mutable="intermediates")` returns
+the outputs of all blocks. In this file, E is embed_dim.
 """
 
 import math
@@ -17,16 +17,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dtm_jax.arrays import Array, Float, Int
-from dtm_jax.models.layers import ACTIVATIONS, FLOAT32_NORM, Attention, Mlp, PatchEmbed, Tower, grid_of
+from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.models.layers import (
+  ACTIVATIONS,
+  FLOAT32_NORM,
+  Attention,
+  Implementation,
+  Mlp,
+  PatchEmbed,
+  Tower,
+  grid_of,
+)
 from dtm_jax.models.positions import resize_positions
 
-LEGACY_EOS = 2  # transformers configs written before July 2023 name this wrong id
+LEGACY_EOS = 2  # configurations that transformers wrote before July 2023 have this wrong id
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-  """`image_size` fixes the stored position table; other sizes resize it."""
+  """The image tower, by default that of ViT-B/16.
+
+  Attributes:
+    tower: the sizes of the transformer.
+    image_size: pixels of a side. It fixes the stored position table, which is resized for other images.
+    patch_size: pixels of a side.
+  """
 
   tower: Tower = field(default_factory=lambda: Tower(768, 12, 12, 3072))
   image_size: int = 224
@@ -35,7 +50,15 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-  """The text ends at its first `eos_token_id`; id 2 means the largest id instead (old config files)."""
+  """The text tower, by default that of ViT-B/16.
+
+  Attributes:
+    tower: the sizes of the transformer.
+    vocab_size: number of token ids.
+    context_length: largest number of text tokens T.
+    pad_token_id, bos_token_id, eos_token_id: special tokens. A text ends at its first `eos_token_id`. The
+      value 2, of old configuration files, means that a text ends at its largest id.
+  """
 
   tower: Tower = field(default_factory=lambda: Tower(512, 12, 8, 2048))
   vocab_size: int = 49408
@@ -47,7 +70,13 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-  """Both towers of ViT-B/16. `text` is None for an image tower alone, `embed_dim` for no projection."""
+  """Both towers, by default those of ViT-B/16.
+
+  Attributes:
+    text: None for an image tower alone.
+    embed_dim: E, the width of the embeddings; None for no projection.
+    init_logit_scale: initial logarithm of the inverse temperature.
+  """
 
   image: ImageConfig = field(default_factory=ImageConfig)
   text: TextConfig | None = field(default_factory=TextConfig)
@@ -56,20 +85,21 @@ class CLIPConfig:
 
 
 class Block(nn.Module):
-  """x += attention(ln1(x)); x += mlp(ln2(x))."""
+  """Compute x += attention(ln1(x)), then x += mlp(ln2(x))."""
 
   tower: Tower
   causal: bool
-  implementation: str
+  implementation: Implementation
   dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], _: None):
     tower = self.tower
+    _, activation = tower.known()
     norm = partial(nn.LayerNorm, epsilon=tower.eps, use_fast_variance=False, dtype=self.dtype)
     mlp = Mlp(
       tower.mlp_width,
-      ACTIVATIONS[tower.known().activation],
+      ACTIVATIONS[activation],
       nn.initializers.normal((2 * tower.width) ** -0.5),
       nn.initializers.normal((2 * tower.depth * tower.width) ** -0.5),
       self.dtype,
@@ -82,6 +112,7 @@ class Block(nn.Module):
 
 
 def _blocks(tower: Tower, **options) -> nn.Module:
+  """Return the blocks of a tower under `nn.scan`."""
   scan = nn.scan(
     Block,
     variable_axes={"params": 0, "intermediates": 0},
@@ -94,23 +125,32 @@ def _blocks(tower: Tower, **options) -> nn.Module:
 class ImageTower(nn.Module):
   """The vision transformer of CLIP.
 
-  `patch_dropout` is the fraction of patches hidden from a training step (FLIP, arXiv 2212.00794);
-  it draws from the stream "patch_dropout".
+  Attributes:
+    embed_dim: E; None for no projection.
+    dtype: type of the matrix products.
+    attention: argument `implementation` of `jax.nn.dot_product_attention`.
+    patch_dropout: fraction of the patches that a training step drops (FLIP, arXiv 2212.00794), drawn with the
+      key "patch_dropout".
   """
 
   config: ImageConfig
   embed_dim: int | None
   dtype: str = "float32"
-  attention: str = "xla"
+  attention: Implementation = "xla"
   patch_dropout: float = 0.0
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"], train: bool = False) -> dict[str, Array]:
-    """Tokens and embeddings of normalised images; what is not used, `jit` never computes.
+    """Return tokens and embeddings of normalised images, none of them L2-normalised.
 
     Returns:
-      pre [B, 1+N, D]: what enters the first block; patch_tokens [B, N, D]: ln_post(tokens) without
-      CLS; patch_embeddings [B, N, P]: those, projected; cls_embedding [B, P]. Nothing is L2-normalised.
+      pre [B, 1+N, D]: the input of the first block.
+      patch_tokens [B, N, D]: ln_post of the patch tokens.
+      patch_embeddings [B, N, E]: the projection of patch_tokens, unless `embed_dim` is None.
+      cls_embedding [B, E]: the projection of ln_post of CLS, unless `embed_dim` is None.
+
+    Raises:
+      OptionError: the image is not a whole number of patches, or heads or activation are unknown.
     """
     tower, size = self.config.tower, self.config.patch_size
     small = nn.initializers.normal(tower.width**-0.5)
@@ -140,7 +180,12 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-  """The causal text transformer of CLIP."""
+  """The causal text transformer of CLIP.
+
+  Attributes:
+    embed_dim: E.
+    dtype: type of the matrix products.
+  """
 
   config: TextConfig
   embed_dim: int
@@ -148,10 +193,15 @@ class TextTower(nn.Module):
 
   @nn.compact
   def __call__(self, token_BT: Int[Array, "B T"]) -> dict[str, Array]:
-    """Returns pre [B, T, D], tokens [B, T, D] (after ln_final) and embedding [B, P] (at the end of text).
+    """Return tokens and embeddings of texts.
+
+    Returns:
+      pre [B, T, D]: the input of the first block.
+      tokens [B, T, D]: ln_final of the last block's output.
+      embedding [B, E]: the projection of the token at the end of the text; not L2-normalised.
 
     Raises:
-      ValueError: more tokens than `context_length`.
+      ValueError: T exceeds `context_length`.
     """
     config, tower = self.config, self.config.tower
     if token_BT.shape[1] > config.context_length:
@@ -172,7 +222,7 @@ class TextTower(nn.Module):
 
 
 class CLIP(nn.Module):
-  """Both towers and the learned temperature: params {"image", "text", "logit_scale"}."""
+  """Both towers and the learned temperature; the parameters are {"image", "text", "logit_scale"}."""
 
   config: CLIPConfig
   dtype: str = "float32"
@@ -184,30 +234,36 @@ class CLIP(nn.Module):
     self.text = TextTower(config.text, config.embed_dim, self.dtype)
     self.logit_scale = self.param("logit_scale", nn.initializers.constant(config.init_logit_scale), ())
 
-  def __call__(self, image_BHW3, token_BT, train: bool = False):
-    """(image [B, P], text [B, P], logit_scale []): the logits of a pair are exp(logit_scale) * cosine."""
-    return self.encode_image(image_BHW3, train), self.encode_text(token_BT), self.logit_scale
+  def __call__(
+    self, image_BHW3: Float[Array, "B H W 3"], token_PT: Int[Array, "P T"], train: bool = False
+  ) -> tuple[Float[Array, "B E"], Float[Array, "P E"], Float[Array, ""]]:
+    """Return the embeddings of B images and P texts, and logit_scale.
 
-  def encode_image(self, image_BHW3: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B P"]:
-    """The embedding of each image, not normalised."""
+    The logit of a pair is exp(logit_scale) times the cosine of its embeddings.
+    """
+    image, text = self.encode_image(image_BHW3, train), self.encode_text(token_PT)
+    return image, text, jnp.asarray(self.logit_scale)
+
+  def encode_image(self, image_BHW3: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B E"]:
+    """Return the embedding of each image, not L2-normalised."""
     return self.image(image_BHW3, train)["cls_embedding"]
 
-  def encode_patches(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N P"]:
-    """Every patch's own embedding: the last layer's tokens in the space of the texts, not normalised."""
+  def encode_patches(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N E"]:
+    """Return the embedding of each patch in the space of the texts, not L2-normalised."""
     return self.image(image_BHW3)["patch_embeddings"]
 
-  def encode_text(self, token_BT: Int[Array, "B T"]) -> Float[Array, "B P"]:
-    """The embedding of each text, not normalised."""
+  def encode_text(self, token_BT: Int[Array, "B T"]) -> Float[Array, "B E"]:
+    """Return the embedding of each text, not L2-normalised."""
     return self.text(token_BT)["embedding"]
 
 
 def end_of_text(token_BT: Int[Array, "B T"], eos_token_id: int) -> Int[Array, " B"]:
-  """The place of the first end token; under the legacy id, of the largest id."""
+  """Return the index of the first end token, or of the largest id if the id is LEGACY_EOS."""
   return jnp.argmax(token_BT if eos_token_id == LEGACY_EOS else token_BT == eos_token_id, axis=1)
 
 
-def keep_random(key, patches: Float[Array, "B N D"], fraction: float) -> Float[Array, "B M D"]:
-  """A random `fraction` of the patches of each image."""
+def keep_random(key: RandomKey, patches: Float[Array, "B N D"], fraction: float) -> Float[Array, "B kept D"]:
+  """Return a random `fraction` of the patches of each image, at least one."""
   batch_size, num_patches, _ = patches.shape
   order = jnp.argsort(jax.random.uniform(key, (batch_size, num_patches)), axis=1)
   kept = order[:, : max(1, round(fraction * num_patches))]

@@ -1,39 +1,47 @@
-"""Captions of classes: templates filled with class names, for zero-shot evaluation and training on labels.
+"""Make captions of classes from templates, for zero-shot evaluation and for training on labels.
 
-A set of templates is named, or is a file with a template on each line, {c} standing for the class. Names are
-those of the data set, or of the set of templates where it brings its own, or of a file with a name on each
-line in the order of the labels. In either file, lines that start with # are comments.
+The templates are a set of SETS, or a file with one template a line, in which {c} stands for the class name.
+The class names are those of the data set, of the set of templates, or of a file with one name a line in the
+order of the labels. In both files, a line that starts with # is a comment.
 """
 
 import dataclasses
-import importlib.resources
 import os
+import pathlib
 import unicodedata
 from collections.abc import Sequence
 
 from absl import logging
+from etils import epath
 
 from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.storage import paths
 
-FILES = importlib.resources.files(__package__) / "prompt_files"
+FILES = pathlib.Path(__file__).parent / "prompt_files"
+
+File = os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-  """Templates, and the file of the class names to say where the data set's own are none."""
+  """A set of templates.
+
+  Attributes:
+    class_names: file of class names, for a data set whose own names are no words. None uses its own names.
+  """
 
   templates: tuple[str, ...]
-  class_names: os.PathLike | None = None
+  class_names: File | None = None
 
 
-def _lines(path: os.PathLike) -> tuple[str, ...]:
+def _lines(path: File) -> tuple[str, ...]:
+  """Return the lines of a file without comments and empty lines."""
   text = unicodedata.normalize("NFC", paths.resolve(path).read_bytes().decode("utf-8"))
   lines = (line.strip() for line in text.splitlines())
   return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-# Of OpenAI's CLIP (MIT licence), by way of clip-benchmark 1.6.2 (MIT).
+# From OpenAI's CLIP (MIT licence), through clip-benchmark 1.6.2 (MIT).
 _CIFAR = tuple(
   template.format(article=article, c="{c}")
   for article in ("a", "the")
@@ -52,8 +60,8 @@ _CIFAR = tuple(
 
 SETS = {
   "cifar10": PromptSet(_CIFAR),
-  "cifar100": PromptSet(_CIFAR),  # the names are the data set's: TFDS has them
-  # ImageNet's own class names are wnids. Sources in the files.
+  "cifar100": PromptSet(_CIFAR),  # TFDS has the class names
+  # ImageNet's own class names are WordNet ids. The files name their sources.
   "imagenet": PromptSet(_lines(FILES / "imagenet_templates.txt"), FILES / "imagenet_classes.txt"),
   "plain": PromptSet(("a photo of a {c}.",)),
 }
@@ -66,39 +74,41 @@ def captions(
   names_file: str | None = None,
   dataset: str = "the data set",
 ) -> list[list[str]]:
-  """Every template with every class name: G lists of P captions. Underscores of names become spaces.
+  """Fill every template with every class name: return a list of captions for each of the G classes.
+
+  Underscores in names become spaces.
 
   Args:
-    class_names: of the data set, in the order of its labels.
-    prompts: a set's name, or a file of templates.
-    names_file: of names to say instead.
-    dataset: the data set's name, for messages.
+    class_names: the names of the data set, in the order of its labels.
+    prompts: name of a set of SETS, or path of a file of templates.
+    names_file: path of a file of names to use instead.
+    dataset: name of the data set, for messages.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    OptionError: the set is unknown; a template lacks {c} or has other braces; the data set has no classes, or
-      the names are not as many.
+    NotThereError: a file does not exist.
+    OptionError: the set is unknown, a template lacks {c} or has other braces, the data set has no classes, or
+      the number of names is wrong.
   """
   if not class_names:
     raise OptionError(f"Captions need class names, and {dataset} has none.")
   templates, own_names = _templates(prompts)
-  names_file = _existing(names_file, "class_names") if names_file else own_names
-  names = class_names if names_file is None else _lines(names_file)
+  file = _existing(names_file, "class_names") if names_file else own_names
+  names = class_names if file is None else _lines(file)
   if len(names) != len(class_names):
     raise OptionError(
-      f"{names_file} has {len(names)} class names, and {dataset} has {len(class_names)} classes. Other names "
-      "are given by class_names=FILE, one a line in the order of the labels."
+      f"{file} has {len(names)} class names, and {dataset} has {len(class_names)} classes. Give "
+      f"class_names=FILE with {len(class_names)} names, one a line in the order of the labels."
     )
-  if names_file is not None:
-    _compare(class_names, names, names_file)
+  if file is not None:
+    _compare(class_names, names, file)
   return [[template.format(c=name.replace("_", " ")) for template in templates] for name in names]
 
 
-def _compare(class_names: Sequence[str], names: Sequence[str], names_file: os.PathLike) -> None:
-  """Tells which name a class gets. Folders named by numbers say nothing of whether that is right.
+def _compare(class_names: Sequence[str], names: Sequence[str], names_file: File) -> None:
+  """Log which name each class gets, as a warning if the data set's own names are only numbers.
 
   Raises:
-    OptionError: the file has the very names of the data set in another order.
+    OptionError: the file has the names of the data set in another order.
   """
   plain = lambda name: name.replace("_", " ").casefold()
   ours, theirs = (tuple(map(plain, each)) for each in (class_names, names))
@@ -114,11 +124,11 @@ def _compare(class_names: Sequence[str], names: Sequence[str], names_file: os.Pa
   logging.log(level, "Names of the classes by %s, in the order of the labels: %s.", names_file, shown)
 
 
-def _templates(prompts: str) -> tuple[Sequence[str], os.PathLike | None]:
-  """The templates, and the file of the names that go with them."""
+def _templates(prompts: str) -> tuple[Sequence[str], File | None]:
+  """Return the templates, and the file of the class names that belong to them."""
   if prompts in SETS:
     return SETS[prompts].templates, SETS[prompts].class_names
-  if not os.path.splitext(prompts)[1] and os.sep not in prompts:  # no path: a set's name, mistyped
+  if not os.path.splitext(prompts)[1] and os.sep not in prompts:  # not a path, so a mistyped name of a set
     raise OptionError(f"Unknown prompts {prompts!r}. Available: {', '.join(SETS)}, or a file of templates.")
   templates = _lines(_existing(prompts, "prompts"))
   if not templates:
@@ -129,6 +139,7 @@ def _templates(prompts: str) -> tuple[Sequence[str], os.PathLike | None]:
 
 
 def _check(template: str, file: str) -> None:
+  """Raise an OptionError unless the template has {c} and no other braces."""
   try:
     filled = template.format(c="\0")
   except (LookupError, ValueError) as error:
@@ -137,7 +148,8 @@ def _check(template: str, file: str) -> None:
     raise OptionError(f"{file}: template {template!r} has no {{c}} for the class.")
 
 
-def _existing(path: str, option: str) -> os.PathLike:
+def _existing(path: str, option: str) -> epath.Path:
+  """Return the path of an existing file, or raise a NotThereError that names the option."""
   file = paths.resolve(path)
   if not file.exists() or file.is_dir():
     raise NotThereError(f"{option}={path!r}: there is no such file.")

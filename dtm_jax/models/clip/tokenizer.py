@@ -1,4 +1,4 @@
-"""Texts to the token ids of CLIP's text tower, through the `tokenizers` library.
+"""Convert texts to the token ids of CLIP's text tower with the library `tokenizers`.
 
 tokenizer = load_tokenizer(folder)                           # from its tokenizer.json
 tokenizer = word_tokenizer(captions, context_length=16)      # one token for each word of the captions
@@ -21,38 +21,39 @@ from dtm_jax.models.files.file_checks import UnreadableFileError, blaming, read_
 
 FILE = "tokenizer.json"
 
-# The order gives the ids. <end> must not be 2: `transformers` takes that id for its old, wrong default.
+# The ids follow this order. <end> must not be 2, which `transformers` takes for its old, wrong default.
 PAD, UNKNOWN, START, END = SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-  """Texts -> ids int32 [B, T] with start and end tokens, padded and truncated to T = context_length."""
+  """A function from B texts to ids int32 [B, T], which pads and truncates them to T = context_length."""
 
   encoder: tokenizers.Tokenizer
   context_length: int
 
   def __call__(self, texts: Iterable[str]) -> Int[np.ndarray, "B T"]:
+    """Return the token ids of the texts with start and end tokens."""
     return np.array([encoding.ids for encoding in self.encoder.encode_batch(list(texts))], np.int32)
 
   def save(self, folder: str | Path) -> None:
-    """Writes tokenizer.json; `load_tokenizer` also needs the config.json of the model beside it."""
+    """Write tokenizer.json. `load_tokenizer` also needs the config.json of the model beside it."""
     self.encoder.save(str(Path(folder) / FILE))
 
 
 def load_tokenizer(folder: str | Path, config: clip.CLIPConfig | None = None) -> Tokenizer:
-  """Return the tokenizer of a folder with tokenizer.json.
+  """Return the tokenizer in the tokenizer.json of a model's folder.
 
   Args:
-    config: of the model, for a folder without config.json.
+    config: the model's configuration, for a folder without config.json.
 
   Raises:
-    NotThereError: there is no tokenizer.json.
+    NotThereError: the folder has no tokenizer.json.
     UnreadableFileError: the model has no text tower, or a file is damaged.
   """
   folder = Path(folder)
   if not (folder / FILE).exists():
-    raise NotThereError(f"No {FILE} in {folder}; the folder of a CLIP with a text tower has one.")
+    raise NotThereError(f"No {FILE} in {folder}. The folder of a CLIP with a text tower needs one.")
   config_file = folder / "config.json"
   text = (config if config and not config_file.exists() else clip_config.read(config_file)).text
   if text is None:
@@ -64,9 +65,9 @@ def load_tokenizer(folder: str | Path, config: clip.CLIPConfig | None = None) ->
 
 
 def word_tokenizer(captions: Iterable[str], context_length: int) -> Tokenizer:
-  """A token for each lower-case word and punctuation mark of the captions; all others are <unk>.
+  """Return a tokenizer with one token for each lower-case word and punctuation mark of the captions.
 
-  `special_ids` gives what the configuration of the text tower must know of it.
+  Other words become <unk>. `special_ids` returns the fields of `clip.TextConfig` that this tokenizer sets.
   """
   encoder = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
   encoder.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -74,21 +75,27 @@ def word_tokenizer(captions: Iterable[str], context_length: int) -> Tokenizer:
   encoder.train_from_iterator(
     captions, trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False)
   )
-  ends = [(token, encoder.token_to_id(token)) for token in (START, END)]
+  ends = [(token, _id_of(encoder, token)) for token in (START, END)]
   encoder.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
-  return _fixed_length(encoder, context_length, encoder.token_to_id(PAD))
+  return _fixed_length(encoder, context_length, _id_of(encoder, PAD))
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-  """The fields of `clip.TextConfig` that a `word_tokenizer` decides."""
+  """Return the fields of `clip.TextConfig` that a `word_tokenizer` sets."""
   return {
     "vocab_size": tokenizer.encoder.get_vocab_size(),
     "context_length": tokenizer.context_length,
-    **{
-      field: tokenizer.encoder.token_to_id(token)
-      for field, token in (("pad_token_id", PAD), ("bos_token_id", START), ("eos_token_id", END))
-    },
+    "pad_token_id": _id_of(tokenizer.encoder, PAD),
+    "bos_token_id": _id_of(tokenizer.encoder, START),
+    "eos_token_id": _id_of(tokenizer.encoder, END),
   }
+
+
+def _id_of(encoder: tokenizers.Tokenizer, token: str) -> int:
+  number = encoder.token_to_id(token)
+  if number is None:
+    raise ValueError(f"The tokenizer has no token {token!r}.")
+  return number
 
 
 def _fixed_length(encoder: tokenizers.Tokenizer, length: int, pad_id: int) -> Tokenizer:

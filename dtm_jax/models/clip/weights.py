@@ -1,11 +1,11 @@
-"""CLIP from any file that people have to our parameters, and back in the names of `transformers`.
+"""Load CLIP's weights from any common file, and save them under the names of `transformers`.
 
     config, params = load("openai/clip-vit-base-patch16")     # or a folder, or a file: ViT-B-16.pt
     config, params = from_arrays(tensors)                     # {name: array} in OpenAI's names
     save(folder, config, params)                              # transformers.CLIPModel reads it
 
-Reading is strict: every tensor of the file has its place and every parameter its tensor, or one
-error lists all that do not. `clip_layouts` says which name is which parameter.
+Tensors and parameters must match exactly; one error lists all names that do not. `clip.layouts` maps the
+names of tensors to parameters.
 """
 
 import json
@@ -15,22 +15,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
 from dtm_jax.errors import NotThereError
 from dtm_jax.models.clip import config as clip_config
 from dtm_jax.models.clip import layouts as clip_layouts
 from dtm_jax.models.clip import model as clip
-from dtm_jax.models.files import weight_files, weight_names
+from dtm_jax.models.clip import shapes as clip_shapes
+from dtm_jax.models.clip.shapes import Heads
+from dtm_jax.models.files import weight_files, weight_formats, weight_names
 from dtm_jax.models.files.file_checks import UnreadableFileError, blaming
 from dtm_jax.models.files.weight_files import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR, Found
+from dtm_jax.models.layers import image_shape, variable_shapes
 from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
 RULES = clip_layouts.TRANSFORMERS
-
-
-Heads = int | tuple[int, int]
 
 
 def load(
@@ -40,21 +39,25 @@ def load(
   heads: Heads | None = None,
   activation: str | None = None,
 ) -> tuple[clip.CLIPConfig, PyTree]:
-  """Return the configuration and the parameters (NumPy, float32) of a file, a folder or a repository.
+  """Return the configuration and the parameters (NumPy float32) of a CLIP in a file, folder or repository.
 
-  The names of the tensors tell the layout. The configuration is the config.json beside them, or
-  open_clip_config.json. OpenAI's files have none: their shapes tell it but for heads and activation, which
-  are None in the configuration where they are not known (see `clip_config`).
-  The parameters are {"image", "text", "logit_scale"}, or {"image"} for a vision model alone.
+  The names of the tensors tell the layout. The configuration is in the config.json or the
+  open_clip_config.json beside them. OpenAI's files have none, so the shapes of the tensors tell it. Heads and
+  activation are then None in the configuration if they are unknown (see `clip.shapes`).
 
   Args:
-    heads: of the image tower, or of the image and the text tower.
+    path_or_repo: a file, a folder, a repository of the hub, or the result of `weight_files.find`.
+    revision: branch, tag or commit of the repository.
+    heads: heads of the image tower, or of the image and the text tower.
     activation: "quick_gelu", "gelu" or "gelu_pytorch_tanh".
 
+  Returns:
+    The configuration, and {"image", "text", "logit_scale"}, or {"image"} for an image tower alone.
+
   Raises:
-    NotThereError: a file is not there; says which, where it was looked for and how to get it.
-    UnreadableFileError: the file is damaged, or names or shapes do not match; lists all of them.
-    OptionError: `heads` or `activation` differs from what a configuration says.
+    NotThereError: a file is missing; the message says which, where it was expected and how to get it.
+    UnreadableFileError: the file is damaged, or names or shapes do not match; the message lists them.
+    OptionError: `heads` or `activation` contradicts the configuration.
   """
   found = weight_files.find(path_or_repo, revision=revision)
   tensors = weight_files.read(found)
@@ -72,18 +75,21 @@ def from_arrays(
   heads: Heads | None = None,
   activation: str | None = None,
 ) -> tuple[clip.CLIPConfig, PyTree]:
-  """As `load`, of named arrays; without `config` they are OpenAI's, whose shapes tell it.
+  """Return the configuration and the parameters from named arrays, as `load` does from a file.
 
-  An image tower alone may lack the prefix "visual.".
+  Args:
+    tensors: arrays by their names in any layout. Without `config` the names must be OpenAI's, because only
+      their shapes tell the configuration. An image tower alone may lack the prefix "visual.".
+    source: what to call the arrays in messages.
 
   Raises:
-    UnreadableFileError: names or shapes do not match, all listed, or no configuration can be told.
+    UnreadableFileError: names or shapes do not match, or the configuration cannot be told.
   """
   if config is None:
     names = clip_layouts.normalize(tensors)
     if (layout := clip_layouts.recognize(names, source=source)) != "openai":
       raise UnreadableFileError(
-        f"{source} has the names of {layout}, whose shapes do not tell all: give the config."
+        f"{source} has the names of {layout}. Their shapes do not tell the configuration: give the config."
       )
     config = _from_shapes(names, tensors, source, heads, activation)
   return config, from_theirs(config, tensors, source=source)
@@ -92,17 +98,19 @@ def from_arrays(
 def _config(
   found: Found, layout: str, names: dict, tensors: dict, heads: Heads | None, activation: str | None
 ) -> clip.CLIPConfig:
-  file = found.file
-  ours, open_clip = found.beside(CONFIG), found.beside(OPEN_CLIP_CONFIG)
-  if layout != "openai" and ours is None:
-    raise NotThereError(f"No {CONFIG} beside {file}, whose shapes do not tell all that it says.")
-  if layout != "openai" or open_clip is not None:
-    source, read = (ours, clip_config.read) if layout != "openai" else (open_clip, clip_config.read_open_clip)
-    config = read(source)
-    clip_config.check_agrees(config, heads, activation, str(source))
+  """Return the configuration from the file beside the weights, or for OpenAI's names from the shapes."""
+  file, openai = found.file, layout == "openai"
+  source = found.beside(OPEN_CLIP_CONFIG if openai else CONFIG)
+  if source is not None:
+    config = clip_config.read_open_clip(source) if openai else clip_config.read(source)
+    clip_shapes.check_agrees(config, heads, activation, str(source))
     return config
+  if not openai:
+    raise NotThereError(
+      f"No {CONFIG} beside {file}. The shapes of its tensors do not tell the configuration."
+    )
   if file.name.startswith("open_clip") and activation is None:
-    raise NotThereError(f"No {OPEN_CLIP_CONFIG} beside {file}: it says which GELU the model has.")
+    raise NotThereError(f"No {OPEN_CLIP_CONFIG} beside {file}, which says which GELU the model has.")
   return _from_shapes(names, tensors, str(file), heads, activation)
 
 
@@ -110,9 +118,9 @@ def _from_shapes(
   names: dict, tensors: dict, source: str, heads: Heads | None, activation: str | None
 ) -> clip.CLIPConfig:
   if activation is None and "input_resolution" in tensors:
-    activation = "quick_gelu"  # an archive of OpenAI's
+    activation = "quick_gelu"  # only OpenAI's archives have this entry
   shapes = {name: tensor.shape for name, tensor in names.items()}
-  return clip_config.from_openai(shapes, source=source, heads=heads, activation=activation)
+  return clip_shapes.from_openai(shapes, source=source, heads=heads, activation=activation)
 
 
 def save(
@@ -124,19 +132,16 @@ def save(
   mean: Triple = NORMALIZATIONS["clip"][0],
   std: Triple = NORMALIZATIONS["clip"][1],
 ) -> None:
-  """Writes config.json, model.safetensors and preprocessor_config.json for `load` and `transformers`.
+  """Write config.json, model.safetensors and preprocessor_config.json for `load` and `transformers`.
 
   Args:
-    dtype: of the stored tensors, "float32" or "float16".
-    mean, std: the normalisation that the model was trained with.
+    dtype: type of the stored tensors, "float32" or "float16".
+    mean, std: normalisation of RGB values in [0, 1] in training.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  # safetensors writes the buffer as it lies in memory, so a transposed view must become an array.
-  tensors = {
-    name: np.array(tensor, dtype, order="C") for name, tensor in to_theirs(jax.device_get(params)).items()
-  }
-  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  tensors = to_theirs(jax.device_get(params))
+  weight_formats.write_safetensors(folder / "model.safetensors", tensors, dtype)
   size = config.image.image_size
   preprocessor = {
     "image_processor_type": "CLIPImageProcessor",
@@ -150,31 +155,29 @@ def save(
 
 
 def from_theirs(config: clip.CLIPConfig, tensors: dict[str, np.ndarray], *, source: str) -> PyTree:
-  """Our parameters from their named tensors, in any of `clip_layouts.LAYOUTS`.
+  """Return our parameters from named tensors in any layout of `clip.layouts.LAYOUTS`.
 
   Raises:
-    ValueError: lists every missing, unexpected and mis-shaped name; `source` says of what.
+    UnreadableFileError: names or shapes do not match; the message lists all of them after `source`.
   """
   tensors = clip_layouts.normalize(tensors)
   layout = clip_layouts.LAYOUTS[clip_layouts.recognize(tensors, source=source)]
   with blaming(source, " has a configuration that makes no model"):
-    expected = jax.eval_shape(layout.fuse, _expected(config))
+    expected = jax.eval_shape(layout.fuse, param_shapes(config))
   return layout.split(weight_names.to_ours(tensors, expected, layout.rules, source=source))
 
 
 def to_theirs(params: PyTree, layout: str = "transformers") -> dict[str, Any]:
-  """Their named tensors from our parameters; the inverse of `from_theirs`."""
+  """Return the tensors of a layout from our parameters; the inverse of `from_theirs`."""
   names = clip_layouts.LAYOUTS[layout]
   return weight_names.to_theirs(names.fuse(params), names.rules)
 
 
-def _expected(config: clip.CLIPConfig) -> PyTree:
-  """The shapes of our parameters."""
-  config = clip_config.without_unknowns(config)
-  image = jax.ShapeDtypeStruct((1, config.image.image_size, config.image.image_size, 3), jnp.float32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+def param_shapes(config: clip.CLIPConfig) -> PyTree:
+  """Return the shapes of our parameters."""
+  config = clip_shapes.without_unknowns(config)
+  image = image_shape(config.image.image_size, config.image.image_size)
   if config.text is None:
-    tower = clip.ImageTower(config.image, config.embed_dim)
-    return {"image": jax.eval_shape(tower.init, key, image)["params"]}
+    return {"image": variable_shapes(clip.ImageTower(config.image, config.embed_dim), image)["params"]}
   token = jax.ShapeDtypeStruct((1, config.text.context_length), jnp.int32)
-  return jax.eval_shape(clip.CLIP(config).init, key, image, token)["params"]
+  return variable_shapes(clip.CLIP(config), image, token)["params"]

@@ -1,1 +1,1 @@
-"""Weight files: where they are, their formats, and the names in them."""
+"""Files of weights: find them, read their tensors, and convert the names of the tensors."""

@@ -1,15 +1,14 @@
-"""Which tensors of a file are the model's, and their names without what wrappers put before them.
+"""Find the tensors of one model in a checkpoint, and remove the prefixes of their names.
 
-One rule serves all formats and all families. Containers ("state_dict", "model", "teacher") and wrappers
-("module.", "_orig_mod.", "backbone.") are the same thing here: words before the names of a model. A model
-begins where its *anchor* does, the tensor of its patch embedding or class token under its library's name:
+One rule serves all formats and families. Containers ("state_dict", "model", "teacher") and wrappers
+("module.", "_orig_mod.", "backbone.") are both prefixes of a model's names. The *anchor* of a model shows its
+prefix. An anchor is the patch embedding or the class token under its name in a known library:
 
-    state_dict.module.visual.class_embedding   ->  the model lies below "state_dict."
-    state_dict_ema.visual.class_embedding      ->  another one lies below "state_dict_ema."
+    state_dict.module.visual.class_embedding   ->  one model has the prefix "state_dict."
+    state_dict_ema.visual.class_embedding      ->  another one has the prefix "state_dict_ema."
 
-Where a file holds several models, the one with exponentially averaged (EMA) weights is read, as timm does,
-and the log says so; `weights` names another one. Several models without that mark must be told apart by
-`weights`.
+If a file holds several models, `weights` names the wanted one. Without `weights`, the model with
+exponentially averaged (EMA) weights is read, as in timm, and the log says so.
 """
 
 import re
@@ -30,10 +29,10 @@ ANCHOR = re.compile(
   r"|(?:visual\.)?class_embedding"
   r"|patch_embed\.proj\.weight)"
 )
-"""CLIP's and SigLIP's in transformers, its other towers', OpenAI's, and the authors' or timm's."""
+"""Anchors: of CLIP and SigLIP in transformers, of its other towers, of OpenAI, and of the authors or timm."""
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Put by torch's data parallelism, compilation and recomputation, anywhere in a name."""
+"""Parts of a name that torch's data parallelism, compilation and recomputation insert anywhere."""
 
 CONTAINERS = (
   "model",
@@ -44,10 +43,10 @@ CONTAINERS = (
   "model_state",
   "model_state_dict",
 )
-"""Where a state dict without an anchor is looked for, in this order."""
+"""Containers to search for a state dict without an anchor, in this order."""
 
 TOP = "top"
-"""What `weights` calls a model whose names have nothing before them."""
+"""The value of `weights` for a model whose names have no prefix."""
 
 _WRAPPER = re.compile(rf"(?:(?<=[./])|^)(?:{'|'.join(WRAPPERS)})[./]")
 _EMA = re.compile(r"(?:^|_)ema(?:_|\d|$)")
@@ -58,22 +57,22 @@ _COUNTER = "n_averaged"
 
 
 def pick(tensors: Mapping[str, T], *, source: str, weights: str | None = None) -> dict[str, T]:
-  """Return the tensors of one model under its own names.
+  """Return the tensors of one model under their names without prefixes.
 
   Args:
-    tensors: of the whole file; containers are joined to the names with a dot or a slash.
+    tensors: all tensors of the file. A dot or a slash joins the containers to the names.
     source: the file, for messages.
-    weights: the container or wrapper of the model that is wanted, where there are several.
+    weights: the container or wrapper of the wanted model, if there are several models.
 
   Raises:
-    OptionError: there are several models and nothing tells which, or none is called `weights`.
-    ValueError: two names differ in wrappers alone.
+    OptionError: there are several models and `weights` is missing, or `weights` names none of them.
+    ValueError: two names differ only in their wrappers.
   """
   clean: dict[str, T] = {}
   for name, tensor in tensors.items():
     short = _WRAPPER.sub("", name)
     if short in clean:
-      raise ValueError(f"two tensors are called {short} once their wrappers' names are removed")
+      raise ValueError(f"two tensors are called {short} when the names of their wrappers are removed")
     if not _TRAINING & set(re.split("[./]", short)) and short != _COUNTER:
       clean[short] = tensor
   anchors = (ANCHOR.fullmatch(name.replace("/", ".")) for name in clean)
@@ -89,12 +88,13 @@ def pick(tensors: Mapping[str, T], *, source: str, weights: str | None = None) -
 
   rest = [name for name in clean if not name.replace("/", ".").startswith(tuple(prefixes))]
   if rest:
-    logging.info("Of %s the model below %r is read; left out: %d tensors (%s, ...).", source, prefix[:-1],
+    logging.info("Reading the model %r of %s. Ignoring %d other tensors: %s, ...", prefix[:-1] or TOP, source,
                  len(rest), rest[0])  # fmt: skip
   return {name[len(prefix) :]: tensor for name, tensor in clean.items() if belongs(name)}
 
 
 def _choose(prefixes: list[str], source: str, weights: str | None) -> str:
+  """Return the prefix of the wanted model."""
   names = {prefix[:-1] or TOP: prefix for prefix in prefixes}
   listed = ", ".join(names)
   if weights is not None:
@@ -103,22 +103,22 @@ def _choose(prefixes: list[str], source: str, weights: str | None) -> str:
     ]  # fmt: skip
     if len(chosen) != 1:
       raise OptionError(
-        f"weights={weights!r}: {source} has {listed or 'no model that is known by its names'}."
+        f"weights={weights!r} names no single model of {source}. Available: {listed or 'none'}."
       )
     return chosen[0]
   if len(prefixes) == 1:
     return prefixes[0]
   averaged = [name for name in names if any(_EMA.search(part) for part in name.split("."))]
   if len(averaged) != 1:
-    raise OptionError(f"{source} holds several models: {listed}. Say which by the option `weights`.")
+    raise OptionError(f"{source} holds several models: {listed}. Choose one with the option `weights`.")
   others = ", ".join(name for name in names if name != averaged[0])
-  logging.info("%s has several weights. The EMA ones, %r, are read, not %s; see the option `weights`.",
+  logging.info("%s holds several models. Reading the EMA weights %r. The option `weights` can choose %s.",
                source, averaged[0], others)  # fmt: skip
   return names[averaged[0]]
 
 
 def _from_container(tensors: dict[str, T]) -> dict[str, T]:
-  """The tensors below the first of CONTAINERS, or those at the top."""
+  """Return the tensors below the first of CONTAINERS that exists, or all tensors."""
   for container in CONTAINERS:
     inner = {
       name[len(container) + 1 :]: tensor

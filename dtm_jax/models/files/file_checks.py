@@ -1,7 +1,7 @@
-"""Recognise what lies in the place of a file: Git LFS pointers, web pages, error messages, archives, nothing.
+"""Recognise files that are not what their name says: Git LFS pointers, web pages, error messages, archives.
 
-Git without LFS, an expired login or a proxy leaves such files behind under the right name. Every file that a
-user gives, weights or configuration, is looked at here before a library parses it.
+Git without LFS, an expired login or a proxy leaves such files behind under the right name. These functions
+check every file of weights or configuration that a user gives before a library parses it.
 """
 
 import contextlib
@@ -24,21 +24,22 @@ ARCHIVES = {
   b"PK\x03\x04": "zip", b"PK\x05\x06": "empty zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
   b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar",
 }  # fmt: skip
-"""How archives begin. A tar archive has its mark at byte 257."""
+"""The first bytes of archives. A tar archive has its mark at byte 257."""
 
-_LARGEST_JSON = 64 * 2**20
+_MAX_JSON_BYTES = 64 * 2**20
 _ERROR_KEYS = ("error", "message", "detail", "errors")
-_INFLATION, _SMALL = 8, 256 * 2**20
+_MAX_INFLATION, _SMALL_BYTES = 8, 256 * 2**20
+_AGAIN = "Download it again."
 
 
-def refuse_intruders(file: Path, *, zip_allowed: bool = False) -> None:
+def check_is_weights(file: Path, *, zip_allowed: bool = False) -> None:
   """Check that a binary file of weights is no text, no archive and not empty.
 
   Args:
-    zip_allowed: the format is itself a zip archive, as those of torch and NumPy are.
+    zip_allowed: whether the format is itself a zip archive, as the formats of torch and NumPy are.
 
   Raises:
-    UnreadableFileError: says what the file is, and the way out.
+    UnreadableFileError: the file is something else; the message says what it is and what to do.
   """
   with file.open("rb") as stream:
     head = stream.read(1024)
@@ -53,10 +54,13 @@ def read_json(file: Path) -> dict[str, Any]:
   """Return the JSON object in a file.
 
   Raises:
-    UnreadableFileError: the file is empty, a Git LFS pointer, a web page, an archive, not JSON, or no object.
+    UnreadableFileError: the file is empty, a Git LFS pointer, a web page or an archive, or holds no JSON
+      object.
   """
-  if file.stat().st_size > _LARGEST_JSON:
-    raise UnreadableFileError(f"{file} has {file.stat().st_size} bytes: it is no configuration.")
+  if file.stat().st_size > _MAX_JSON_BYTES:
+    raise UnreadableFileError(
+      f"{file} has {file.stat().st_size} bytes. A configuration has at most {_MAX_JSON_BYTES}."
+    )
   content = file.read_bytes()
   if not content.strip():
     raise UnreadableFileError(f"{file} is damaged or cut short: it is empty. {_AGAIN}")
@@ -69,7 +73,7 @@ def read_json(file: Path) -> dict[str, Any]:
     raise UnreadableFileError(f"{file} is not JSON: {error}. {_AGAIN}") from error
   if not isinstance(parsed, dict):
     raise UnreadableFileError(
-      f"{file} holds a JSON {type(parsed).__name__}, where an object {{...}} belongs."
+      f"{file} holds a JSON {type(parsed).__name__}, but it must hold an object {{...}}."
     )
   if parsed and all(key in (*_ERROR_KEYS, "status", "statusCode", "code", "path") for key in parsed):
     raise UnreadableFileError(f"{file} is an error message of a server: {json.dumps(parsed)[:200]}. {_AGAIN}")
@@ -78,9 +82,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def blaming(file: Path | str, what: str = "") -> Iterator[None]:
-  """Turn any exception about the content of `file` into an UnreadableFileError: "FILE WHAT: reason".
+  """Turn any exception about the content of `file` into an UnreadableFileError "FILE WHAT: reason".
 
-  A UserError keeps its kind, and gets the name of the file if it lacks it.
+  A UserError keeps its type; its message gets the file's name if it lacks it. An OSError passes unchanged.
   """
   try:
     yield
@@ -90,35 +94,33 @@ def blaming(file: Path | str, what: str = "") -> Iterator[None]:
     raise type(error)(f"{file}: {error}") from error
   except OSError:
     raise
-  except Exception as error:  # a library has exceptions of its own for a value that it does not like
+  except Exception as error:  # each library raises other types for a bad value
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     raise UnreadableFileError(f"{file}{what}: {kind}{error}") from error
 
 
 def check_inflation(file: Path, num_bytes: int, stored: int) -> None:
-  """Check that a file of `stored` bytes does not unfold to far more, before memory is taken for it.
+  """Check that a file of `stored` bytes unfolds to a plausible number of bytes, before memory is taken.
 
-  Weights hardly compress. Up to 256 MiB, or eight times the file, are read.
+  Weights hardly compress, so `num_bytes` may be up to 256 MiB or eight times `stored`.
 
   Raises:
-    UnreadableFileError: names both sizes.
+    UnreadableFileError: the file would unfold to more; the message gives both sizes.
   """
-  if num_bytes > max(_SMALL, _INFLATION * stored):
+  if num_bytes > max(_SMALL_BYTES, _MAX_INFLATION * stored):
     raise UnreadableFileError(
-      f"{file} is not read: its {stored / 2**20:.1f} MiB would unfold to {num_bytes / 2**20:.0f} MiB, which "
-      "real weights never do."
+      f"{file} is not read: its {stored / 2**20:.1f} MiB would unfold to {num_bytes / 2**20:.0f} MiB. Real "
+      f"weights unfold to at most {_MAX_INFLATION} times their size."
     )
 
 
-def size_of(tensors: dict[str, np.ndarray]) -> int:
-  """Return the bytes that the tensors take when each is copied."""
+def num_bytes_of(tensors: dict[str, np.ndarray]) -> int:
+  """Return the number of bytes of all tensors when each of them is copied."""
   return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-_AGAIN = "Download it again."
-
-
 def _archive(head: bytes, zip_allowed: bool) -> str | None:
+  """Return which archive starts with `head`, or None for no archive."""
   kinds = [kind for magic, kind in ARCHIVES.items() if head.startswith(magic)]
   kinds += ["tar"] if head[257:262] == b"ustar" else []
   if not kinds or (zip_allowed and kinds[0] == "zip"):
@@ -127,7 +129,7 @@ def _archive(head: bytes, zip_allowed: bool) -> str | None:
 
 
 def _text(head: bytes) -> str | None:
-  """What a text file in the place of a binary one is; None for binary."""
+  """Return what kind of text starts with `head`, or None for a binary file."""
   if any(byte < 32 and byte not in b"\t\n\r\f" for byte in head):
     return None
   try:
@@ -144,6 +146,7 @@ def _text(head: bytes) -> str | None:
 
 
 def _pointer_or_page(head: bytes) -> str | None:
+  """Return which pointer, page or error message starts with `head`, or None."""
   start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
   if start.startswith((b"version https://git-lfs", b"version https://hawser")):
     return (

@@ -1,15 +1,15 @@
-"""Where weights lie: a file, a folder or a repository of the hub, and the side files beside them.
+"""Find the weights of a model in a file, a folder or a repository of the Hugging Face hub.
 
 found = find("openai/clip-vit-base-patch16")
 tensors = read(found)                     # {name: array}, see `checkpoint_contents`
-config = found.json(CONFIG)               # {} where there is no such file
+config = found.json(CONFIG)               # {} if there is no such file
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -32,15 +32,15 @@ NAMES = (
   "open_clip_pytorch_model.bin",
   "flax_model.msgpack",
 )
-"""The files of weights that are looked for in a folder or repository, in this order."""
+"""The names of weights to look for in a folder or repository, in this order."""
 
 
 class Found(NamedTuple):
-  """Weights that exist.
+  """A file of weights that exists.
 
   Attributes:
-    file: of the weights, or the index of its shards.
-    weights: the container of the model in the file, where it holds several (see `checkpoint_contents`).
+    file: the weights, or the index of their shards.
+    weights: the container of the model, if the file holds several models (see `checkpoint_contents`).
   """
 
   file: Path
@@ -48,19 +48,19 @@ class Found(NamedTuple):
 
   @property
   def folder(self) -> Path:
-    """Where the side files lie."""
+    """Return the folder of the weights and of the side files."""
     return self.file.parent
 
   def beside(self, name: str) -> Path | None:
-    """Return the side file of this name, or None where there is none."""
+    """Return the side file of this name, or None if there is none."""
     path = self.folder / name
     return path if path.is_file() else None
 
   def json(self, name: str) -> dict[str, Any]:
-    """Return the content of a side file; {} where there is none.
+    """Return the content of a side file, or {} if there is none.
 
     Raises:
-      UnreadableFileError: it is no JSON object.
+      UnreadableFileError: the side file holds no JSON object.
     """
     path = self.beside(name)
     return read_json(path) if path else {}
@@ -70,8 +70,8 @@ def read(found: Found) -> Tensors:
   """Return the named tensors of the model.
 
   Raises:
-    UnreadableFileError: the file is damaged, cut short, unsafe, or no file of weights; names it.
-    OptionError: it holds several models, and `found.weights` does not name one.
+    UnreadableFileError: the file is damaged, cut short, unsafe, or no file of weights; the message names it.
+    OptionError: the file holds several models, and `found.weights` does not name one.
   """
   return weight_formats.read(found.file, weights=found.weights)
 
@@ -79,14 +79,18 @@ def read(found: Found) -> Tensors:
 def find(
   path_or_repo: str | Path | Found, *, revision: str | None = None, weights: str | None = None
 ) -> Found:
-  """Return the weights in a file, a folder, or a repository in the hub's cache. What was found stays.
+  """Return the weights in a file, a folder or a repository of the hub. A `Found` is returned unchanged.
 
-  The hub is asked only for what its cache lacks, and never where HF_HUB_OFFLINE is set. A file or folder in a
-  bucket is copied into a cache first.
+  Asks the hub only for files that its cache lacks, and never if HF_HUB_OFFLINE is set. Copies a file or
+  folder in a bucket into a cache first.
+
+  Args:
+    revision: branch, tag or commit of the repository.
+    weights: the container of the model, if the file holds several models (see `checkpoint_contents`).
 
   Raises:
-    NotThereError: the configuration or the weights are not there.
-    UnreadableFileError: a file of an unknown kind.
+    NotThereError: the configuration or the weights are missing; the message says how to get them.
+    UnreadableFileError: the file has an unknown format.
   """
   if isinstance(path_or_repo, Found):
     return path_or_repo
@@ -108,18 +112,22 @@ def find(
   if path.is_symlink():
     raise NotThereError(f"{path} is a link to {path.readlink()}, which does not exist.")
   if repo.startswith(("/", "~", ".")) or repo.count("/") != 1:
-    raise NotThereError(f"There is no folder {path}, no such file, and {repo!r} is no 'owner/name'.")
+    raise NotThereError(
+      f"There is no folder {path}, no such file, and {repo!r} is no repository OWNER/NAME of the hub."
+    )
   return Found(_first(_snapshot(repo, revision)), weights)
 
 
 def _copy_from_bucket(url: str) -> Path:
-  """Copy a file or folder of weights, the side files and all shards; return the local file or folder."""
+  """Copy a file or folder of weights, its side files and all shards. Return the local file or folder."""
   place = paths.resolve(url)
   is_file = place.name.endswith((*weight_formats.READERS, weight_formats.INDEX)) and not place.is_dir()
   folder = place.parent if is_file else place
   if is_file and not place.exists():
     raise NotThereError(f"There is no file {url}.")
-  file = place if is_file else next((folder / name for name in NAMES if (folder / name).exists()), None)
+  file: epath.Path | None = (
+    place if is_file else next((folder / name for name in NAMES if (folder / name).exists()), None)
+  )
   wanted = [] if file is None else [file.name]
   if file is not None and file.name.endswith(weight_formats.INDEX):
     wanted += _shards_in(file)
@@ -127,8 +135,8 @@ def _copy_from_bucket(url: str) -> Path:
   return local / file.name if is_file else local
 
 
-def _shards_in(index: os.PathLike) -> list[str]:
-  """The files that an index names; none where it is damaged, which its reader will tell."""
+def _shards_in(index: epath.Path) -> list[str]:
+  """Return the files that an index names, or none if it is damaged, because its reader reports that."""
   try:
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
   except (ValueError, KeyError, TypeError, AttributeError):
@@ -140,16 +148,18 @@ def _first(folder: Path) -> Path:
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
-  """The folder of a repository with the first of NAMES that it has; of the others nothing is fetched."""
+  """Return the local folder of a repository. Fetches only the first of NAMES that the repository has."""
   fetches = [([*NAMES, *SIDE_FILES], True)]
   if not constants.HF_HUB_OFFLINE:
     shards = {"model.safetensors": "model-*.safetensors", "pytorch_model.bin": "pytorch_model-*.bin"}
     fetches += [([name, *SIDE_FILES, *_shards_of(name, shards)], False) for name in NAMES]
-  missing, reason = f"{' or '.join(CONFIGS)} and no {' or '.join(NAMES)}", None
+  missing = f"{' or '.join(CONFIGS)} and no {' or '.join(NAMES)}"
+  reason: Exception | None = None
   for files, local_files_only in fetches:
     try:
-      options = {"revision": revision, "allow_patterns": files, "local_files_only": local_files_only}
-      folder = Path(snapshot_download(repo, **options))
+      folder = Path(
+        snapshot_download(repo, revision=revision, allow_patterns=files, local_files_only=local_files_only)
+      )
       missing = _missing(folder)
       if not missing:
         return folder
@@ -158,7 +168,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
       if not local_files_only:
         break
   looked = f"{repo!r} (revision {revision or 'main'}) in the hub's cache {constants.HF_HUB_CACHE}"
-  hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub did not give it"
+  hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the download from the hub failed"
   raise NotThereError(f"No {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}") from reason
 
 
@@ -167,11 +177,12 @@ def _shards_of(name: str, shards: dict[str, str]) -> list[str]:
 
 
 _HOW_TO_GET = (
-  "On a machine with network, run `hf download {repo}` and copy the folder; or give the path of a file."
+  "Run `hf download {repo}` on a machine with network and copy the folder, or give the path of a file."
 )
 
 
 def _missing(folder: Path) -> str:
+  """Return the names of missing files for a message, or an empty string."""
   groups = (CONFIGS, NAMES)
   return " and no ".join(
     " or ".join(names) for names in groups if not any((folder / name).is_file() for name in names)
@@ -179,7 +190,7 @@ def _missing(folder: Path) -> str:
 
 
 def _others(folder: Path) -> str:
-  """A sentence about other files of weights in the folder, or nothing."""
+  """Return a sentence about other files of weights in the folder, or an empty string."""
   others = [
     path.name for path in sorted(folder.iterdir()) if path.name.endswith(tuple(weight_formats.READERS))
   ]

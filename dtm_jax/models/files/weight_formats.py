@@ -1,16 +1,20 @@
-"""How a file of each format becomes {name: array}. Torch is never imported, and no code in a file is run."""
+"""Read and write files of weights as {name: array}, one function for each format.
+
+No function imports torch or runs code that a file contains.
+"""
 
 import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dtm_jax.errors import NotThereError
 from dtm_jax.models.files import checkpoint_contents, torch_files
@@ -18,9 +22,9 @@ from dtm_jax.models.files.file_checks import (
   UnreadableFileError,
   blaming,
   check_inflation,
+  check_is_weights,
+  num_bytes_of,
   read_json,
-  refuse_intruders,
-  size_of,
 )
 
 Tensors = dict[str, np.ndarray]
@@ -34,50 +38,51 @@ _SAFETENSORS = {
 
 
 def read(file: Path, *, weights: str | None = None) -> Tensors:
-  """Return the tensors of the model in a file; `checkpoint_contents` says which they are.
+  """Return the tensors of the model in a file, chosen by `checkpoint_contents.pick`.
+
+  Args:
+    weights: the container of the model, if the file holds several models.
 
   Raises:
-    UnreadableFileError: the file is damaged, cut short, unsafe, something else, or unfolds to far more bytes.
+    UnreadableFileError: the file is damaged, cut short or unsafe, has no known format, or unfolds to far more
+      bytes.
     NotThereError: a shard is missing.
     OptionError: the file holds several models and `weights` does not name one.
   """
   check_known(file)
   with blaming(file, _DAMAGED):
     if file.name.endswith(TORCH):
-      refuse_intruders(file, zip_allowed=True)
-      return torch_files.load(file, weights=weights)  # it reads the bytes of the picked tensors alone
+      check_is_weights(file, zip_allowed=True)
+      return torch_files.read(file, weights=weights)  # reads the bytes of the chosen tensors only
     tensors = _read_shards(file) if file.name.endswith(INDEX) else _read_whole(file)
     return checkpoint_contents.pick(tensors, source=str(file), weights=weights)
 
 
 def check_known(file: Path) -> None:
-  """Check that the end of the file's name is that of a known format.
+  """Check that the file's name ends as that of a known format.
 
   Raises:
-    UnreadableFileError: lists the known ones.
+    UnreadableFileError: it does not; the message lists the known formats.
   """
   if not file.name.endswith((*READERS, INDEX)):
-    raise UnreadableFileError(f"{file} is of an unknown kind. Known: {', '.join((*READERS, INDEX))}.")
+    raise UnreadableFileError(f"{file} has an unknown format. Available: {', '.join((*READERS, INDEX))}.")
 
 
 def _read_whole(file: Path) -> Tensors:
-  """All tensors of one file under the names that stand there."""
+  """Return all tensors of one file under their names in the file."""
   suffix = next(suffix for suffix in READERS if file.name.endswith(suffix))
-  refuse_intruders(file, zip_allowed=suffix in (*TORCH, ".npz"))
+  check_is_weights(file, zip_allowed=suffix in (*TORCH, ".npz"))
   with blaming(file, _DAMAGED):
     tensors = READERS[suffix](file)
-    check_inflation(file, size_of(tensors), file.stat().st_size)
+    check_inflation(file, num_bytes_of(tensors), file.stat().st_size)
   return tensors
 
 
-# Kinds of files ------------------------------------------------------------------------------------------
-
-
 def _read_shards(index: Path) -> Tensors:
-  """All tensors of the files that an index names, {"weight_map": {tensor: file}}."""
+  """Return all tensors of the files that an index names: {"weight_map": {tensor: file}}."""
   places = read_json(index).get("weight_map")
   if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-    raise UnreadableFileError(f'{index} has no "weight_map" from names of tensors to names of files.')
+    raise UnreadableFileError(f'{index} has no "weight_map" that maps tensor names to file names.')
   names = sorted(set(places.values()))
   kind = index.name.removesuffix(INDEX).rpartition(".")[2]
   missing = []
@@ -91,9 +96,9 @@ def _read_shards(index: Path) -> Tensors:
 
 
 def _check_inside(index: Path, name: str, kind: str) -> None:
-  """Check that a shard is a file of the same kind in the folder of its index, where no link leads out.
+  """Check that a shard has the format of its index, and lies in the same folder even behind links.
 
-  The hub's cache links from snapshots/REVISION/ to blobs/, which counts as inside.
+  Links of the hub's cache from snapshots/REVISION/ to blobs/ are allowed.
   """
   if "\0" in name or "/" in name or "\\" in name or name in ("", ".", ".."):
     raise UnreadableFileError(f"{index} names files outside its folder: {name}")
@@ -114,20 +119,20 @@ def _read_safetensors(file: Path) -> Tensors:
   for name, entry in header.items():
     if name != "__metadata__" and entry["dtype"] not in _SAFETENSORS:
       raise UnreadableFileError(
-        f"{file}: tensor {name} has the type {entry['dtype']}, which is not read. Convert it to float32 or "
-        "bfloat16 first."
+        f"{file}: tensor {name} has the type {entry['dtype']}, which is not supported. Convert it to "
+        "float32 or bfloat16 first."
       )
   return load_file(file)
 
 
 def _read_msgpack(file: Path) -> Tensors:
-  """What `flax.serialization` wrote; the names have slashes."""
+  """Return the tensors that `flax.serialization` wrote; their names contain slashes."""
   flat = flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
   return {name: leaf for name, leaf in flat.items() if isinstance(leaf, np.ndarray)}
 
 
 def _read_npz(file: Path) -> Tensors:
-  """What `numpy.savez` wrote. Sizes are compared before anything is unfolded."""
+  """Return the arrays that `numpy.savez` wrote. Checks their sizes before it unfolds them."""
   with zipfile.ZipFile(file) as archive:
     check_inflation(file, sum(entry.file_size for entry in archive.infolist()), file.stat().st_size)
     for entry in archive.infolist():
@@ -140,18 +145,26 @@ def _read_npz(file: Path) -> Tensors:
 
 
 def _npy_header(stream) -> tuple[tuple[int, ...], np.dtype]:
+  """Return the shape and the type of the array that starts here."""
   version = np.lib.format.read_magic(stream)
   read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
   shape, _, dtype = read(stream)
   if dtype.hasobject:
-    raise ValueError("it holds Python objects, which are not read")
+    raise ValueError("it holds Python objects, which are not supported")
   return shape, dtype
 
 
 READERS: dict[str, Callable[[Path], Tensors]] = {
   ".safetensors": _read_safetensors,
-  **dict.fromkeys(TORCH, torch_files.load_all),
+  **dict.fromkeys(TORCH, torch_files.read_all),
   ".msgpack": _read_msgpack,
   ".npz": _read_npz,
 }
-"""By the end of the file's name."""
+"""The reader for each ending of a file's name."""
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Any], dtype: str = "float32") -> None:
+  """Write the tensors as `dtype`, marked as PyTorch's format so that `transformers` and timm read them."""
+  # safetensors writes the buffer in memory order, so a transposed view must become a contiguous array.
+  contiguous = {name: np.array(tensor, dtype, order="C") for name, tensor in tensors.items()}
+  save_file(contiguous, file, metadata={"format": "pt"})

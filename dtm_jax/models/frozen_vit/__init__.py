@@ -1,1 +1,1 @@
-"""Frozen vision transformers as teachers: DINOv2, MAE, SigLIP, BEiT."""
+"""Frozen vision transformers as teachers: SigLIP, DINOv2, MAE and the plain vision transformer."""

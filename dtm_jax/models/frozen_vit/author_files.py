@@ -1,10 +1,10 @@
-"""DINOv2's and MAE's weights under their authors' names, which timm shares, without a configuration.
+"""Convert DINOv2's and MAE's weights from their authors' names, which timm shares, without a config.json.
 
     dinov2_vitb14_pretrain.pth, dinov2_vitg14_reg4_pretrain.pth, mae_pretrain_vit_base.pth, timm's folders
 
-The shapes tell all sizes but the heads. The models that were published have those of HEADS; for any other
-size they are asked for. LayerNorms have an epsilon of 1e-6 and the activation is the exact GELU, as in all
-published models. DINOv2's blocks may be numbered in chunks, `blocks.CHUNK.LAYER.`.
+The shapes tell all sizes but the heads. HEADS has those of the published models; for other sizes the user
+must give them. As in all published models, LayerNorms have an epsilon of 1e-6 and the activation is the exact
+GELU. DINOv2's blocks may be numbered in chunks, `blocks.CHUNK.LAYER.`.
 """
 
 import dataclasses
@@ -14,23 +14,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.models.clip.layouts import fuse_qkv, split_qkv
 from dtm_jax.models.files import weight_names
-from dtm_jax.models.files.file_checks import UnreadableFileError
-from dtm_jax.models.files.weight_names import CONVOLUTION, LINEAR, NORM, SAME, Layout, Rules, layers
-from dtm_jax.models.frozen_vit.model import FrozenViTConfig
+from dtm_jax.models.files.weight_names import (
+  CONVOLUTION,
+  LINEAR,
+  NORM,
+  SAME,
+  Rules,
+  check_ranks,
+  fuse_qkv,
+  layers,
+  split_qkv,
+)
+from dtm_jax.models.frozen_vit.layouts import TOKENS
+from dtm_jax.models.frozen_vit.model import FrozenViTConfig, param_shapes
 from dtm_jax.models.layers import Tower
-
-TOKENS = Layout(lambda tensor: tensor[0], lambda tokens: tokens[None])
 
 HEADS = {
   "dinov2": {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24},
   "mae": {(768, 12): 12, (1024, 24): 16, (1280, 32): 16},
 }
-"""(width, depth) -> heads of the published models. MAE's ViT-H has heads of 80 channels, all others of 64."""
+"""(width, depth) -> heads of the published models. A head has 80 channels in MAE's ViT-H, 64 elsewhere."""
 
 ANCHOR = "patch_embed.proj.weight"
 EPS = 1e-6
@@ -42,7 +48,7 @@ _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+\.)")
 
 
 def rules(config: FrozenViTConfig, packed_swiglu: bool) -> Rules:
-  """Return the rules of names; `packed_swiglu` is timm's, with the names of a plain MLP."""
+  """Return the rules of names. `packed_swiglu` is timm's SwiGLU, which has the names of a plain MLP."""
   block = {
     "ln1": ("norm1", NORM), "attn/qkv": ("attn.qkv", LINEAR), "attn/out": ("attn.proj", LINEAR),
     "ln2": ("norm2", NORM), **(_SWIGLU if config.swiglu and not packed_swiglu else _MLP),
@@ -66,17 +72,19 @@ def family_of(tensors: dict[str, np.ndarray]) -> str:
   return "dinov2" if any(name.endswith("ls1.gamma") for name in tensors) else "mae"
 
 
-def to_ours(
-  tensors: dict[str, np.ndarray], shapes_of, *, source: str, heads: int | None, content: dict[str, Any]
+def from_authors(
+  tensors: dict[str, np.ndarray], *, source: str, heads: int | None, content: dict[str, Any]
 ) -> tuple[FrozenViTConfig, PyTree]:
-  """Return configuration and parameters. Where nothing tells the heads, the configuration has None.
+  """Return the configuration and our parameters from tensors with the authors' or timm's names.
 
   Args:
-    shapes_of: a configuration -> the shapes of its parameters.
-    heads: None: those of HEADS, or of timm's configuration `content`.
+    source: the file of the tensors, for messages.
+    heads: None takes those of timm's configuration `content`, or of HEADS. If neither has them, the
+      configuration has heads of None.
+    content: the content of config.json, or {}.
 
   Raises:
-    UnreadableFileError: lists every missing, unexpected and mis-shaped name.
+    UnreadableFileError: names or shapes do not match; the message lists all of them.
   """
   tensors = _normalized(tensors, source)
   family = family_of(tensors)
@@ -84,18 +92,13 @@ def to_ours(
   size = config.tower.width, config.tower.depth
   heads = heads or content.get("model_args", {}).get("num_heads") or HEADS[family].get(size)
   config = _with_heads(config, heads)
-  fuse = lambda params: fuse_qkv({"image": params})["image"]
-  expected = jax.eval_shape(fuse, shapes_of(_with_heads(config, heads or 1)))  # heads change no shape
-  ours = weight_names.to_ours(tensors, expected, rules(config, packed), source=source)
-  return config, split_qkv({"image": ours})["image"]
+  expected = jax.eval_shape(fuse_qkv, param_shapes(_with_heads(config, heads or 1)))  # heads change no shape
+  return config, split_qkv(weight_names.to_ours(tensors, expected, rules(config, packed), source=source))
 
 
 def _normalized(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-  """Blocks out of their chunks, timm's variants in the authors' form, and without what is not used."""
-  unused = sorted(name for name in tensors if name.startswith(_UNUSED))
-  if unused:
-    logging.info("Not used of %s: %s.", source, ", ".join(unused))
-  tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
+  """Return the used tensors under the authors' names, with blocks numbered without chunks."""
+  tensors = weight_names.without_unused(tensors, _UNUSED, source)
   chunked = any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors)
   if chunked:
     tensors = {_CHUNKED.sub(r"blocks.\1", name): tensor for name, tensor in tensors.items()}
@@ -103,25 +106,17 @@ def _normalized(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.nda
     tensors["register_tokens"] = tensors.pop("reg_token")
   table = tensors.get("pos_embed")
   if table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
-    # timm's models with registers give CLS no position: zero adds nothing to it.
+    # timm's models with registers have no position for CLS. A zero position changes nothing.
     tensors["pos_embed"] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
   return tensors
 
 
 def _describe(shapes: dict[str, tuple[int, ...]], family: str, source: str) -> tuple[FrozenViTConfig, bool]:
-  """The configuration, as yet without heads, and whether a gated MLP has the names of a plain one."""
+  """Return the configuration without heads, and whether a gated MLP has the names of a plain one."""
   gated = "blocks.0.mlp.w12.weight" in shapes
   hidden = "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight"
   output = "blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight"
-  telling = {ANCHOR: 4, "pos_embed": 3, hidden: 2, output: 2}
-  wrong = [
-    f"{name} {shapes.get(name, '')}" for name, rank in telling.items() if len(shapes.get(name, ())) != rank
-  ]
-  if wrong:
-    raise UnreadableFileError(
-      f"{source} does not tell its sizes. Missing or of a wrong rank: {', '.join(wrong)}. Read are the names "
-      "of DINOv2's and MAE's authors, of timm, and of transformers with a config.json beside them."
-    )
+  check_ranks(shapes, {ANCHOR: 4, "pos_embed": 3, hidden: 2, output: 2}, source=source, hint=_SUPPORTED)
   width, _, patch_size, _ = shapes[ANCHOR]
   depth = 1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name))
   mlp_width, packed = shapes[output][1], False
@@ -140,15 +135,20 @@ def _describe(shapes: dict[str, tuple[int, ...]], family: str, source: str) -> t
   return config, packed
 
 
-def what_is_missing(config: FrozenViTConfig, source: str) -> str | None:
-  """Return a message that asks for the heads if `config` has none, otherwise None."""
+_SUPPORTED = (
+  " Supported are the names of DINOv2's and MAE's authors, of timm, and of transformers with a config.json."
+)
+
+
+def missing_heads(config: FrozenViTConfig, source: str) -> str | None:
+  """Return a message that asks for the heads if `config` has none, and None otherwise."""
   if config.tower.num_heads is not None:
     return None
   published = ", ".join(f"{width} in {depth} layers" for width, depth in HEADS[_family(config)])
   return (
     f"{source} does not tell the heads of its {config.tower.depth} layers of width {config.tower.width}: "
-    f"give --config.teacher.heads=NUMBER. (They are known of the published widths: {published}.) Or give the "
-    "model in transformers' form, a folder with model.safetensors and config.json."
+    f"give --config.teacher.heads=NUMBER. Published sizes need no heads: {published}. Or give the model as "
+    "transformers writes it, a folder with model.safetensors and config.json."
   )
 
 

@@ -1,12 +1,14 @@
-"""The image towers of SigLIP, DINOv2, MAE and the plain vision transformer: one family with a few switches.
+"""The image towers of SigLIP, DINOv2, MAE and the plain vision transformer, as one model with options.
 
     tower = FrozenViT(config)
     outputs = tower.apply({"params": params}, image_BHW3)     # outputs["patch_tokens"]
 
-They serve as teachers and are never trained here; `frozen_vit_weights` reads their weights and says what
-each of them has. CLIP's tower (`clip.ImageTower`) is not one of them: it has a LayerNorm before its blocks,
-a projection after them, and patches without a bias. The attention is the same.
-Every block sows its output as "output": `apply(..., mutable="intermediates")` gives them all.
+They serve as teachers and are never trained here. `frozen_vit.weights` loads their weights, and
+`frozen_vit.config` sets the options of each. CLIP has another tower (`clip.ImageTower`): it has a LayerNorm
+before its blocks, a projection after them, and no bias in its patch embedding.
+
+Every block sows its output as "output", so `apply(..., mutable="intermediates")` returns the outputs of all
+blocks. In this file, D is the tower's width and T is the number of all tokens.
 """
 
 from dataclasses import dataclass
@@ -17,8 +19,20 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from dtm_jax.arrays import Array, Float
-from dtm_jax.models.layers import ACTIVATIONS, FLOAT32_NORM, Attention, Mlp, PatchEmbed, Tower, grid_of
+from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.errors import check_choice
+from dtm_jax.models.layers import (
+  ACTIVATIONS,
+  FLOAT32_NORM,
+  Attention,
+  Implementation,
+  Mlp,
+  PatchEmbed,
+  Tower,
+  grid_of,
+  image_shape,
+  variable_shapes,
+)
 from dtm_jax.models.positions import resize_positions
 
 RESIZES = ("bicubic", "bicubic_antialias", "bilinear_antialias")
@@ -28,17 +42,21 @@ normal = nn.initializers.normal(0.02)
 
 @dataclass(frozen=True)
 class FrozenViTConfig:
-  """What the towers differ in.
+  """The options of a frozen tower.
 
   Attributes:
-    tower: the sizes of the transformer; with `swiglu`, `mlp_width` is that of each of the two halves.
-    image_size, patch_size: of the stored, square table of positions; for other images it is resized.
-    resize: how; "bicubic" is Keys' with a = -0.75, "bicubic_antialias" with a = -0.5 and a support that
-      grows where the grid shrinks, "bilinear_antialias" the like.
-    class_token: a token before the patches, with a position of its own.
-    num_registers: learned tokens between CLS and the patches, without positions (arXiv 2309.16588).
-    layer_scale: a learned factor for each channel of every residual branch.
-    swiglu: the MLP is fc2(silu(a) * b) with (a, b) = fc1(x) (arXiv 2002.05202).
+    tower: the sizes of the transformer. With `swiglu`, `mlp_width` is the width of each of the two halves.
+    image_size, patch_size: pixels of a side. They fix the stored position table, which is square; it is
+      resized for other images. `image_size` may end with a part of a patch (see `grid`).
+    resize: how the position table is resized. "bicubic" is Keys' kernel with a = -0.75. "bicubic_antialias"
+      (a = -0.5) and "bilinear_antialias" widen the kernel for a smaller grid.
+    class_token: whether a class token with its own position precedes the patches.
+    num_registers: number of learned tokens between CLS and the patches, without positions (arXiv 2309.16588).
+    layer_scale: whether a learned factor scales each channel of every residual branch.
+    swiglu: whether the MLP is fc2(silu(a) * b) with (a, b) = fc1(x) (arXiv 2002.05202).
+
+  Raises:
+    OptionError: `resize` is unknown.
   """
 
   tower: Tower
@@ -51,35 +69,52 @@ class FrozenViTConfig:
   swiglu: bool = False
 
   def __post_init__(self):
-    if self.resize not in RESIZES:
-      raise ValueError(f"Unknown resize {self.resize!r}. Available: {', '.join(RESIZES)}.")
+    check_choice("resize", self.resize, RESIZES)
+
+  def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the (rows, columns) of patches in an image [..., H, W, 3].
+
+    At the tower's own `image_size`, a remainder of pixels at the right and bottom borders counts for nothing,
+    as in a convolution without padding. SigLIP so400m has 27 patches of 14 pixels in 384 pixels.
+
+    Raises:
+      OptionError: the patch size does not divide another image size.
+    """
+    if tuple(shape[-3:-1]) == (self.image_size, self.image_size):
+      side = self.image_size // self.patch_size
+      return side, side
+    return grid_of(shape, self.patch_size)
 
 
 class FrozenViT(nn.Module):
   """A pre-norm vision transformer with learned positions and a final LayerNorm.
 
-  `attention` is the implementation of `jax.nn.dot_product_attention`, `dtype` that of the matrix products.
+  Attributes:
+    dtype: type of the matrix products.
+    attention: argument `implementation` of `jax.nn.dot_product_attention`.
   """
 
   config: FrozenViTConfig
   dtype: str = "float32"
-  attention: str = "xla"
+  attention: Implementation = "xla"
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> dict[str, Array]:
-    """Tokens of normalised images.
+    """Return the tokens of normalised images.
 
     Returns:
-      pre [B, T, D]: what enters the first block, CLS and the registers first; patch_tokens [B, N, D]: the
-      final LayerNorm of the patches; cls [B, D]: that of CLS, if there is one.
+      pre [B, T, D]: the input of the first block: CLS, the registers and the patches.
+      patch_tokens [B, N, D]: the final LayerNorm of the patches.
+      cls [B, D]: the final LayerNorm of CLS, if there is a class token.
 
     Raises:
-      ValueError: the image is not a whole number of patches.
+      OptionError: the image is not a whole number of patches (see `FrozenViTConfig.grid`), or the heads are
+        unknown.
     """
     config, width = self.config, self.config.tower.width
-    grid = grid_of(image_BHW3.shape, config.patch_size)
-    rows, columns = grid_of((config.image_size, config.image_size, 3), config.patch_size)
-    num_positions = rows * columns + config.class_token
+    rows, columns = grid = config.grid(image_BHW3.shape)
+    image_BHW3 = image_BHW3[:, : rows * config.patch_size, : columns * config.patch_size]
+    num_positions = (config.image_size // config.patch_size) ** 2 + config.class_token
     table = self.param("position_embedding", normal, (num_positions, width))
     positions = resize_table(jnp.asarray(table), grid, config.class_token, config.resize)
 
@@ -105,21 +140,22 @@ class FrozenViT(nn.Module):
 
 
 class Block(nn.Module):
-  """x += layer_scale1 * attention(ln1(x)); x += layer_scale2 * mlp(ln2(x))."""
+  """Compute x += layer_scale1 * attention(ln1(x)), then x += layer_scale2 * mlp(ln2(x))."""
 
   config: FrozenViTConfig
-  implementation: str
+  implementation: Implementation
   dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], _: None):
     tower = self.config.tower
+    _, activation = tower.known()
     norm = partial(nn.LayerNorm, epsilon=tower.eps, use_fast_variance=False, dtype=self.dtype)
     attention = Attention(tower, False, self.implementation, self.dtype, name="attn")
     if self.config.swiglu:
       mlp = SwiGLU(tower.mlp_width, self.dtype, name="mlp")
     else:
-      mlp = Mlp(tower.mlp_width, ACTIVATIONS[tower.activation], normal, normal, self.dtype, name="mlp")
+      mlp = Mlp(tower.mlp_width, ACTIVATIONS[activation], normal, normal, self.dtype, name="mlp")
     x += self._scaled("layer_scale1", attention(norm(name="ln1")(x)))
     x += self._scaled("layer_scale2", mlp(norm(name="ln2")(x)))
     self.sow("intermediates", "output", x)
@@ -133,7 +169,7 @@ class Block(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """fc2(silu(a) * b) with (a, b) the halves of fc1(x)."""
+  """Compute fc2(silu(a) * b), where (a, b) are the halves of fc1(x), for every token."""
 
   hidden: int
   dtype: str
@@ -145,9 +181,9 @@ class SwiGLU(nn.Module):
 
 
 def resize_table(
-  table: Float[Array, "M D"], grid: tuple[int, int], class_token: bool, method: str
-) -> Float[Array, "T D"]:
-  """The positions [g², D], or [1 + g², D] with a class token's, for another grid of patches."""
+  table: Float[Array, "rows D"], grid: tuple[int, int], class_token: bool, method: str
+) -> Float[Array, "new_rows D"]:
+  """Resize positions [g², D], or [1 + g², D] with a class token's, to another grid by a method of RESIZES."""
   first, patches = table[: int(class_token)], table[int(class_token) :]
   side = round(patches.shape[0] ** 0.5)
   if grid == (side, side):
@@ -163,3 +199,8 @@ def resize_table(
     )
     resized = rearrange(square, "r c d -> (r c) d")
   return jnp.concatenate([first, resized])
+
+
+def param_shapes(config: FrozenViTConfig) -> PyTree:
+  """Return the shapes of the tower's parameters."""
+  return variable_shapes(FrozenViT(config), image_shape(config.image_size, config.image_size))["params"]

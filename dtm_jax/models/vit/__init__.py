@@ -1,1 +1,1 @@
-"""The vision transformer that is trained: model, config, weights."""
+"""The vision transformer that is trained: student, classifier and segmenter on one trunk; their weights."""

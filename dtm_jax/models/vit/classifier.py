@@ -1,10 +1,10 @@
-"""The fine-tuning model: the student's trunk below a linear classifier.
+"""The classifier for fine-tuning: the student's trunk and a linear head.
 
     model = build("B", num_classes=1000, drop_path=0.1)
     params = vit.init(model, key, image_size=224)
     logits = model.apply({"params": params}, image_BHW3)["logits"]
 
-`vit_weights.to_finetune` makes its parameters from a pre-trained student's.
+`vit.transfer.to_finetune` makes its parameters from those of a pre-trained student.
 """
 
 import flax.linen as nn
@@ -12,28 +12,29 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, RandomKey
-from dtm_jax.errors import OptionError
+from dtm_jax.errors import check_choice
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of
 from dtm_jax.models.vit import model as vit
 
 POOLINGS = ("mean", "cls")
 
-# Unlike pre-training's, nothing is cut.
+# Pre-training truncates this distribution, fine-tuning does not.
 normal = nn.initializers.normal(0.02)
-# U(-a, a) with a = fan_in^-1/2.
+# U(-a, a) with a = fan_in^-1/2, which is PyTorch's default for a convolution.
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Classifier(vit.Trunk):
   """A linear classifier on the mean of the patch tokens, or on CLS.
 
-  Mean pooling is x = LN(mean over the N patches of the residual stream), a LayerNorm of its own ("fc_norm")
-  that pre-training has not seen; "cls" is x = LN(CLS), with the student's final LayerNorm ("norm").
-
   Attributes:
     num_classes: G.
-    pooling: "mean" or "cls".
+    pooling: input of the head. "mean" is LN(mean of the N patches of the residual stream) with a new
+      LayerNorm "fc_norm". "cls" is LN(CLS) with the student's final LayerNorm "norm".
     head_init_scale: factor of the head's initial weights, so that training starts from equal logits.
+
+  Raises:
+    OptionError: the pooling is unknown, or as for `Trunk`.
   """
 
   num_classes: int = 1000
@@ -45,22 +46,22 @@ class Classifier(vit.Trunk):
 
   @nn.nowrap
   def patch_bias_init(self, key: RandomKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """As PyTorch starts the bias of a convolution: like its kernel."""
+    """Return the initial bias of the patch embedding, from the same distribution as its kernel."""
     bound = (3 * self.patch_size**2) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   def __post_init__(self):
-    if self.pooling not in POOLINGS:
-      raise OptionError(f"Unknown pooling {self.pooling!r}. Available: {', '.join(POOLINGS)}.")
+    check_choice("pooling", self.pooling, POOLINGS)
     super().__post_init__()
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"], *, train: bool = False) -> dict[str, Array]:
-    """Scores of normalised images.
+    """Return the class scores of normalised images.
 
     Returns:
-      logits [B, G], float32; features [B, D]: what the head reads; tokens [B, 1+N, D]: the residual stream
-      after the last block.
+      logits [B, G]: float32.
+      features [B, D]: the input of the head.
+      tokens [B, 1+N, D]: the residual stream after the last block.
 
     Raises:
       OptionError: the image is not a whole number of patches.
@@ -77,9 +78,9 @@ class Classifier(vit.Trunk):
 
 
 def build(variant: str = "B", **overrides) -> Classifier:
-  """The classifier of a named size; `overrides` are the attributes of `Classifier`.
+  """Return the classifier of a size in `vit.VARIANTS`; `overrides` are attributes of `Classifier`.
 
   Raises:
-    OptionError: there is no such variant or pooling.
+    OptionError: the variant or the pooling is unknown.
   """
   return Classifier(**{**vit.sizes(variant), **overrides})

@@ -1,19 +1,17 @@
-"""What a student or classifier is, told from its tensors or its config.json, and written for others.
+"""Describe a student or classifier from its tensors or its config.json, and write the config of others.
 
-A model here is a `vit.VisionTransformer` or a `vit_classifier.Classifier`: its attributes are the facts.
+The attributes of a `vit.VisionTransformer` or a `Classifier` are its configuration.
 """
 
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from dtm_jax.arrays import PyTree
 from dtm_jax.errors import OptionError
 from dtm_jax.models import positions
 from dtm_jax.models.files.file_checks import UnreadableFileError
+from dtm_jax.models.layers import image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit.classifier import Classifier
 from dtm_jax.normalizations import Triple
@@ -24,13 +22,21 @@ Grid = tuple[int, int]
 def describe(
   shapes: dict[str, tuple[int, ...]], *, num_heads: int | None = None, grid: Grid | None = None
 ) -> tuple[vit.Trunk, Grid | None]:
-  """The model, and its grid of patches, whose tensors have these names (the authors') and shapes.
+  """Return the model with tensors of these names (the authors') and shapes, and its grid of patches.
 
-  Without `grid` it is taken to be square; None where the model has no positions and so no grid. A classifier
-  is what has a `head`; everything else is a student.
+  A model with a `head` is a classifier, every other one is a student.
+
+  Args:
+    num_heads: needed only if the model has no table of relative position biases, which tells the heads.
+    grid: (rows, columns) of patches; by default a square grid.
+
+  Returns:
+    The model, and its grid, or None for a model without positions.
 
   Raises:
-    ValueError: the tensors do not tell: the kind, the grid, or the number of heads where no table has it.
+    UnreadableFileError: these are not the tensors of such a model.
+    OptionError: nothing tells the number of heads.
+    ValueError: the number of positions is that of no square grid.
   """
   if absent := {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} - shapes.keys():
     some = ", ".join(sorted(shapes)[:5])
@@ -63,25 +69,25 @@ def describe(
 
 
 def param_shapes(model: vit.Trunk, grid: Grid | None) -> PyTree:
-  """The shapes of its parameters."""
+  """Return the shapes of the model's parameters."""
   rows, columns = grid or (1, 1)
-  image = jax.ShapeDtypeStruct((1, rows * model.patch_size, columns * model.patch_size, 3), jnp.float32)
-  return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image)["params"]
+  image = image_shape(rows * model.patch_size, columns * model.patch_size)
+  return variable_shapes(model, image)["params"]
 
 
 def options(model: vit.Trunk) -> dict[str, Any]:
-  """The attributes that make the model."""
+  """Return the attributes that build the model."""
   names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
   return {name: getattr(model, name) for name in names}
 
 
 def to_authors(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> dict[str, Any]:
-  """Our own attributes: the authors' files have no configuration."""
+  """Return our own config.json, because the authors' files have none: attributes, size and normalisation."""
   return options(model) | {"image_size": list(image_size), "mean": list(mean), "std": list(std)}
 
 
 def to_timm(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> dict[str, Any]:
-  """config.json of timm's Beit, with one table a block; a student becomes a model without classes."""
+  """Return config.json of timm's Beit with one table for each block. A student has zero classes."""
   classes = model.num_classes if isinstance(model, Classifier) else 0
   pooled = isinstance(model, Classifier) and model.pooling == "mean"
   hidden = round(model.mlp_ratio * model.width)
@@ -91,7 +97,7 @@ def to_timm(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> di
     "embed_dim": model.width,
     "depth": model.depth,
     "num_heads": model.num_heads,
-    # timm truncates mlp_ratio * embed_dim.
+    # timm truncates mlp_ratio * embed_dim to the hidden width.
     "mlp_ratio": (hidden if hidden % model.width == 0 else hidden + 0.5) / model.width,
     "init_values": model.layer_scale_init or None,
     "use_abs_pos_emb": model.abs_pos_emb,
@@ -119,10 +125,10 @@ def to_timm(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> di
 
 
 def to_transformers(model: vit.Trunk, image_size: Grid) -> dict[str, Any]:
-  """config.json of a BeitModel (student) or a BeitForImageClassification."""
+  """Return config.json of a BeitModel (student) or a BeitForImageClassification (classifier)."""
   classifier = isinstance(model, Classifier)
   rows, columns = image_size
-  config = {
+  config: dict[str, Any] = {
     "model_type": "beit",
     "architectures": ["BeitForImageClassification" if classifier else "BeitModel"],
     "hidden_size": model.width,
@@ -141,17 +147,17 @@ def to_transformers(model: vit.Trunk, image_size: Grid) -> dict[str, Any]:
     "drop_path_rate": model.drop_path,
     "use_mean_pooling": classifier and model.pooling == "mean",
   }
-  if classifier:
-    config["id2label"] = {str(label): f"LABEL_{label}" for label in range(model.num_classes)}
-    config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}
+  if isinstance(model, Classifier):
+    names = [f"LABEL_{label}" for label in range(model.num_classes)]
+    config |= class_labels("transformers", names, model.num_classes)
   return config
 
 
 def class_labels(layout: str, class_names: Sequence[str], num_classes: int) -> dict[str, Any]:
-  """What config.json of a layout says about the classes: their names by label.
+  """Return the entries of a layout's config.json that name the classes in the order of the labels.
 
   Raises:
-    OptionError: the names are not as many as the classes.
+    OptionError: the number of names is not the number of classes.
   """
   if len(class_names) != num_classes:
     raise OptionError(f"The classifier has {num_classes} classes, but {len(class_names)} names are given.")
@@ -162,10 +168,14 @@ def class_labels(layout: str, class_names: Sequence[str], num_classes: int) -> d
 
 
 def from_transformers(config: dict[str, Any], names: Collection[str]) -> tuple[vit.Trunk, Grid]:
-  """The model and its grid of patches by config.json (defaults are the library's) and the tensors' names.
+  """Return the model and its grid of patches from config.json and the names of the tensors.
+
+  Args:
+    config: the content of config.json; the defaults of `transformers` fill missing values.
+    names: the names of the tensors, which tell a classifier from a student.
 
   Raises:
-    ValueError: it is no BEiT.
+    UnreadableFileError: the model is no BEiT.
   """
   if config.get("model_type") != "beit":
     raise UnreadableFileError(f"Unknown model_type {config.get('model_type')!r}. Available: beit.")

@@ -1,10 +1,10 @@
-"""The segmentation model: the student's trunk below a linear head or a UPerNet.
+"""The segmenter for fine-tuning: the student's trunk and a linear head or a UPerNet.
 
     model = build("B", num_classes=150, head="upernet", drop_path=0.15)
     params, statistics = vit.init(model, key, image_size=512), fresh_statistics(model, image_size=512)
     scores = model.apply({"params": params, "batch_stats": statistics}, image_BHW3)["logits"]
 
-`vit_transfer.to_finetune` makes its parameters from a pre-trained student's.
+`vit.transfer.to_finetune` makes its parameters from those of a pre-trained student.
 """
 
 import flax.linen as nn
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dtm_jax.arrays import Array, Float, PyTree
-from dtm_jax.errors import OptionError
-from dtm_jax.models.layers import FLOAT32_NORM, grid_of
+from dtm_jax.errors import OptionError, check_choice
+from dtm_jax.models.layers import FLOAT32_NORM, grid_of, image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit.classifier import Classifier, normal, uniform
 from dtm_jax.models.vit.upernet import FCNHead, Pyramid, UPerHead, batch_norm, classify
@@ -23,18 +23,20 @@ HEADS = ("linear", "upernet")
 
 
 class Segmenter(vit.Trunk):
-  """Scores for every patch ("linear") or for every quarter of a patch's side ("upernet").
-
-  "linear" is a linear layer on the normalised last tokens: the student's final LayerNorm ("norm"), then a
-  BatchNorm. "upernet" is BEiT's: UPerNet on the residual stream after blocks 4, 6, 8 and 12 of 12, with an
-  auxiliary head on the third of these.
+  """A segmenter with a linear head or, as in BEiT, with UPerNet (arXiv 1807.10221).
 
   Attributes:
     num_classes: G.
-    channels: of UPerNet's maps; None for the trunk's width.
-    auxiliary_channels: of the auxiliary head; 0 for no such head.
-    dropout: rate at which channels are dropped before the heads' last layers.
-    taps: the four blocks, from 1; None for those of BEiT, in proportion to the depth.
+    head: "linear" scores every patch from the last tokens, after the student's final LayerNorm "norm" and a
+      BatchNorm. "upernet" scores a grid four times as fine in each direction. It reads the residual stream
+      after four blocks, and has an auxiliary head on the third of them.
+    channels: channels of UPerNet's maps; None for the trunk's width.
+    auxiliary_channels: channels of the auxiliary head; 0 for no auxiliary head.
+    dropout: rate of dropped channels before the heads' last layers.
+    taps: numbers of the four blocks, counted from 1; None for `default_taps`.
+
+  Raises:
+    OptionError: the head is unknown, a tap is no block, or as for `Trunk`.
   """
 
   num_classes: int = 150
@@ -49,18 +51,18 @@ class Segmenter(vit.Trunk):
   patch_bias_init = Classifier.patch_bias_init
 
   def __post_init__(self):
-    if self.head not in HEADS:
-      raise OptionError(f"Unknown head {self.head!r}. Available: {', '.join(HEADS)}.")
+    check_choice("head", self.head, HEADS)
     if self.taps and not all(1 <= tap <= self.depth for tap in self.taps):
-      raise OptionError(f"taps={self.taps} are not all among the blocks 1..{self.depth}.")
+      raise OptionError(f"taps={self.taps} must be numbers of blocks in 1..{self.depth}.")
     super().__post_init__()
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"], *, train: bool = False) -> dict[str, Array]:
-    """Scores of normalised images, coarser than the image and float32.
+    """Return the class scores of normalised images, float32, on a grid coarser than the image.
 
     Returns:
-      logits [B, h, w, G], and auxiliary [B, h', w', G] where there is such a head.
+      logits [B, h, w, G].
+      auxiliary [B, h', w', G]: only with an auxiliary head.
 
     Raises:
       OptionError: the image is not a whole number of patches.
@@ -76,18 +78,20 @@ class Segmenter(vit.Trunk):
     blocks_LBTD = self.encode(patches, grid, train, every_block=True)
     maps = [as_map(blocks_LBTD[tap - 1]) for tap in self.taps or default_taps(self.depth)]
     levels = Pyramid(self.dtype, name="pyramid")(maps, train)
-    head = (self.dropout, self.dtype)
+    options = (self.dropout, self.dtype)
     outputs = {
-      "logits": UPerHead(self.num_classes, self.channels or self.width, *head, name="decoder")(levels, train)
+      "logits": UPerHead(self.num_classes, self.channels or self.width, *options, name="decoder")(
+        levels, train
+      )
     }
     if self.auxiliary_channels:
-      auxiliary = FCNHead(self.num_classes, self.auxiliary_channels, *head, name="auxiliary")
+      auxiliary = FCNHead(self.num_classes, self.auxiliary_channels, *options, name="auxiliary")
       outputs["auxiliary"] = auxiliary(levels[2], train)
     return outputs
 
 
 class LinearHead(nn.Module):
-  """BatchNorm and a linear layer, patch by patch."""
+  """BatchNorm and a linear layer on every patch."""
 
   num_classes: int
   dropout: float
@@ -100,23 +104,26 @@ class LinearHead(nn.Module):
 
 
 def default_taps(depth: int) -> tuple[int, ...]:
-  """A third, a half, two thirds and all of the blocks: 4, 6, 8, 12 of 12, and 8, 12, 16, 24 of 24."""
+  """Return BEiT's taps in proportion to the depth: 4, 6, 8, 12 of 12, and 8, 12, 16, 24 of 24."""
   return tuple(max(1, round(depth * part / 12)) for part in (4, 6, 8, 12))
 
 
 def build(variant: str = "B", **overrides) -> Segmenter:
-  """The segmenter of a named size; `overrides` are the attributes of `Segmenter`.
+  """Return the segmenter of a size in `vit.VARIANTS`; `overrides` are attributes of `Segmenter`.
 
   Raises:
-    OptionError: there is no such variant or head.
+    OptionError: the variant or the head is unknown.
   """
   return Segmenter(**{**vit.sizes(variant), **overrides})
 
 
 def fresh_statistics(model: Segmenter, image_size: int) -> PyTree:
-  """The running statistics ("batch_stats") before training: means of zero, variances of one."""
-  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image)["batch_stats"]
+  """Return the initial running statistics, "batch_stats": means of zero and variances of one.
+
+  Args:
+    image_size: pixels of a side.
+  """
+  shapes = variable_shapes(model, image_shape(image_size, image_size))["batch_stats"]
   return jax.tree_util.tree_map_with_path(
     lambda path, x: jnp.full(x.shape, path[-1].key == "var", x.dtype), shapes
   )

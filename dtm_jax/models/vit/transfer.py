@@ -1,4 +1,4 @@
-"""From one model's parameters to another's first ones, on the host: to a classifier, segmenter, student."""
+"""Make the initial parameters of a classifier, a segmenter or a student from another model's, on the host."""
 
 import jax
 import numpy as np
@@ -6,11 +6,13 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dtm_jax.arrays import PyTree
+from dtm_jax.errors import check_choice
 from dtm_jax.models import positions
+from dtm_jax.models.files.weight_names import with_attention
 
 REL_POS = ("both", "own", "shared")
 SEGMENTER_PARTS = ("pyramid", "decoder", "auxiliary", "norm")
-"""Of a segmenter, what other models need not have."""
+"""The parts of a segmenter that may be missing in another model."""
 
 
 def to_finetune(
@@ -22,28 +24,28 @@ def to_finetune(
   resize: str = "geometric",
   old_grid: tuple[int, int] | None = None,
 ) -> PyTree:
-  """A classifier's or segmenter's parameters: the trunk of `params`, the rest as in `fresh`; NumPy float32.
+  """Return a classifier's or segmenter's parameters (NumPy float32): trunk of `params`, rest of `fresh`.
 
-  The student's head and mask token are left behind, and its final LayerNorm too where the classifier pools
-  the mean. A classifier may also start from another one; a head for other classes stays fresh. So do those
-  parts of a segmenter that `params` has not.
+  Drops the student's head and mask token, and its final LayerNorm if the classifier pools the mean. A
+  classifier may also start from another classifier; a head for other classes is taken from `fresh`. So are
+  the parts of a segmenter that `params` lacks.
 
   Args:
-    params: of a student, a classifier or a segmenter.
-    fresh: the initial parameters, which say what is wanted.
-    grid: its grid of patches.
-    rel_pos: which biases each block starts with: "both", the sum of its own and the shared ones, which keeps
-      what the student computes; "own" or "shared" alone (the latter is the released code's default).
-    resize: of the tables of relative biases, see `positions.resize_bias_table`. Position embeddings are
-      resized by the plain bicubic rule.
-    old_grid: of `params`, where it is not square.
+    params: parameters of a student, a classifier or a segmenter.
+    fresh: initial parameters of the wanted model.
+    grid: (rows, columns) of patches of the wanted model.
+    rel_pos: the initial relative position biases of each block. "both" is the sum of its own and the shared
+      table, which keeps the student's outputs. "own" and "shared" take one of them; "shared" is the default
+      of the paper's released code (docs/method.md).
+    resize: method for the tables of relative position biases, see `positions.resize_bias_table`. Position
+      embeddings are always resized bicubically.
+    old_grid: grid of `params`, if it is not square.
 
   Raises:
-    ValueError: an unknown option, tables that `rel_pos` asks for and `params` has not, or shapes that do not
-      fit; lists all of them.
+    OptionError: an option is unknown.
+    ValueError: `params` lacks the tables that `rel_pos` needs, or shapes do not fit; the message lists them.
   """
-  if rel_pos not in REL_POS:
-    raise ValueError(f"Unknown rel_pos {rel_pos!r}. Available: {', '.join(REL_POS)}.")
+  check_choice("rel_pos", rel_pos, REL_POS)
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
   given = flatten_dict(resize_positions(_choose_tables(params, rel_pos), grid, old_grid, resize), sep="/")
   if "mask_token" in params:
@@ -62,17 +64,17 @@ def to_student(
   resize: str = "geometric",
   old_grid: tuple[int, int] | None = None,
 ) -> PyTree:
-  """A student's parameters to go on from: all of `params` that it has, the rest as in `fresh`.
+  """Return parameters with which a student continues: all of `params` that fit, the rest of `fresh`.
 
-  Fresh may be the mask token, the head (of another width, or a classifier's) and tables of biases that
-  `params` has not: a student with both kinds of table starts from a shared one with its own at zero.
+  The mask token, the head and tables of relative position biases may come from `fresh`. For example, a
+  student with both kinds of table starts from a shared table, with its own tables at zero.
 
   Args:
-    params: of a student or of a classifier.
+    params: parameters of a student or a classifier.
     fresh, grid, resize, old_grid: as in `to_finetune`.
 
   Raises:
-    ValueError: shapes that do not fit, or tables in `params` that the student has not; lists all of them.
+    ValueError: shapes do not fit, or the student lacks tables that `params` has; the message lists them.
   """
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
   given = flatten_dict(resize_positions(params, grid, old_grid, resize), sep="/")
@@ -80,7 +82,9 @@ def to_student(
     given = {name: leaf for name, leaf in given.items() if not name.startswith("head/")}
   wanted = flatten_dict(fresh, sep="/")
   if lost := [name for name in given if name.endswith("rel_pos_bias/table") and name not in wanted]:
-    raise ValueError(f"The student has no place for {', '.join(lost)}: set its rel_pos_bias accordingly.")
+    raise ValueError(
+      f"The student has no place for {', '.join(lost)}: set its rel_pos_bias or shared_rel_pos_bias to True."
+    )
   may_be_fresh = ("mask_token", "head", "norm", "rel_pos_bias", "blocks/attn/rel_pos_bias")
   return _start_from(given, fresh, may_be_fresh=may_be_fresh, model="student")
 
@@ -88,6 +92,7 @@ def to_student(
 def _start_from(
   given: dict[str, np.ndarray], fresh: PyTree, *, may_be_fresh: tuple[str, ...], model: str
 ) -> PyTree:
+  """Return the parameters of `given` where they fit, and those of `fresh` where they may be missing."""
   wanted = {name: np.asarray(leaf, np.float32) for name, leaf in flatten_dict(fresh, sep="/").items()}
   taken = {
     name: given[name] for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape
@@ -101,7 +106,7 @@ def _start_from(
   if problems:
     raise ValueError(f"The parameters do not fit the {model}:\n  " + "\n  ".join(problems))
   logging.info(
-    "The %s starts from %d parameters. Fresh: %s. Left behind: %s.",
+    "The %s starts from %d loaded parameters. Initialised: %s. Not used: %s.",
     model,
     len(taken),
     ", ".join(sorted(wanted.keys() - taken.keys())) or "none",
@@ -111,9 +116,9 @@ def _start_from(
 
 
 def sum_tables(params: PyTree) -> PyTree:
-  """The same model with one table of relative biases for each block: its own plus the shared one.
+  """Return the same model with one table of relative position biases for each block: its own plus the shared.
 
-  Biases add up before the softmax, so no output changes. Where there is no shared table nothing happens.
+  No output changes, because the biases add up before the softmax. Without a shared table, nothing changes.
   """
   params = dict(params)
   shared = params.pop("rel_pos_bias", None)
@@ -126,29 +131,32 @@ def sum_tables(params: PyTree) -> PyTree:
 
 
 def _choose_tables(params: PyTree, rel_pos: str) -> PyTree:
-  """The parameters without a shared table."""
+  """Return the parameters without a shared table, as `rel_pos` says."""
   if rel_pos == "both":
     return sum_tables(params)
   missing = {"own": _own_tables(params) is None, "shared": "rel_pos_bias" not in params}[rel_pos]
   if missing:
     raise ValueError(f"rel_pos={rel_pos!r}: the parameters have no such table of relative position biases.")
-  own_only = {name: part for name, part in params.items() if name != "rel_pos_bias"}
+  without_table = lambda part: {name: leaf for name, leaf in part.items() if name != "rel_pos_bias"}
   if rel_pos == "own":
-    return own_only
-  attention = {name: part for name, part in params["blocks"]["attn"].items() if name != "rel_pos_bias"}
-  return sum_tables(params | {"blocks": params["blocks"] | {"attn": attention}})
+    return without_table(params)
+  return sum_tables(with_attention(params, without_table))
 
 
 def resize_positions(
   params: PyTree, grid: tuple[int, int], old_grid: tuple[int, int] | None = None, method: str = "geometric"
 ) -> PyTree:
-  """Return the parameters with absolute and relative positions of another grid of patches.
+  """Return the parameters with absolute and relative positions resized to another grid of patches.
 
   Args:
-    params: of a student or classifier.
-    old_grid: of `params`, where it is not square.
-    method: of the tables of relative biases, see `positions.resize_bias_table`. Position embeddings are
-      resized by the plain bicubic rule.
+    params: parameters of a student, a classifier or a segmenter.
+    grid: (rows, columns) of patches.
+    old_grid: grid of `params`, if it is not square.
+    method: method for the tables of relative position biases, see `positions.resize_bias_table`. Position
+      embeddings are always resized bicubically.
+
+  Raises:
+    ValueError: the old grid is neither given nor square.
   """
 
   def resized(table: np.ndarray) -> np.ndarray:
@@ -170,5 +178,4 @@ def _own_tables(params: PyTree) -> np.ndarray | None:
 
 
 def _with_tables(params: PyTree, tables: np.ndarray) -> PyTree:
-  attention = params["blocks"]["attn"] | {"rel_pos_bias": {"table": tables}}
-  return params | {"blocks": params["blocks"] | {"attn": attention}}
+  return with_attention(params, lambda attention: attention | {"rel_pos_bias": {"table": tables}})

@@ -1,6 +1,7 @@
-"""UPerNet (arXiv 1807.10221) for plain vision transformers, as BEiT trains it: NHWC, sizes static.
+"""UPerNet (arXiv 1807.10221) for plain vision transformers, as BEiT trains it.
 
-A transformer has one resolution: `Pyramid` makes four of it, a quarter of the patch up to twice the patch.
+Maps are [B, rows, columns, channels]. A transformer has one resolution. `Pyramid` makes four of it, with
+strides from a quarter of a patch to two patches. In this file, D and F are numbers of channels.
 """
 
 import flax.linen as nn
@@ -16,14 +17,14 @@ relu_init = nn.initializers.he_normal()
 
 
 class ConvNormRelu(nn.Module):
-  """Convolution without bias, BatchNorm, ReLU."""
+  """A convolution without bias, BatchNorm and ReLU."""
 
   channels: int
   kernel_size: int
   dtype: str
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B H W D"], train: bool) -> Float[Array, "B H W C"]:
+  def __call__(self, x: Float[Array, "B H W D"], train: bool) -> Float[Array, "B H W F"]:
     kernel = (self.kernel_size,) * 2
     x = nn.Conv(self.channels, kernel, use_bias=False, kernel_init=relu_init, dtype=self.dtype, name="conv")(
       x
@@ -32,14 +33,17 @@ class ConvNormRelu(nn.Module):
 
 
 def batch_norm(dtype: str, train: bool) -> nn.BatchNorm:
-  """PyTorch's defaults; under jit the statistics are those of the whole batch, however it is sharded."""
+  """Return a BatchNorm with PyTorch's defaults.
+
+  Under `jit`, its statistics are those of the whole batch, however the batch is sharded.
+  """
   return nn.BatchNorm(
     use_running_average=not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name="bn"
   )
 
 
 class Pyramid(nn.Module):
-  """Four maps on the grid of patches to strides of a quarter, a half, one and two patches."""
+  """Resize four maps on the grid of patches to strides of a quarter, a half, one and two patches."""
 
   dtype: str
 
@@ -54,11 +58,12 @@ class Pyramid(nn.Module):
 
 
 class UPerHead(nn.Module):
-  """Pyramid pooling on the coarsest map, a feature pyramid above, and all levels fused at the finest.
+  """Scores on the finest of four maps: pyramid pooling on the coarsest map, a feature pyramid, and a fusion.
 
   Attributes:
-    channels: of every map inside.
-    dropout: rate at which whole channels are dropped before the last layer.
+    num_classes: G.
+    channels: channels of every map inside.
+    dropout: rate of dropped channels before the last layer.
   """
 
   num_classes: int
@@ -86,7 +91,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-  """One convolution and a linear layer: the auxiliary head."""
+  """The auxiliary head: one convolution and a linear layer."""
 
   num_classes: int
   channels: int
@@ -100,27 +105,27 @@ class FCNHead(nn.Module):
 
 
 def classify(
-  x: Float[Array, "B H W C"], num_classes: int, dropout: float, dtype: str, train: bool
+  x: Float[Array, "B H W F"], num_classes: int, dropout: float, dtype: str, train: bool
 ) -> Float[Array, "B H W G"]:
-  """A linear layer of the calling module, behind dropout of whole channels; float32."""
+  """Apply dropout of whole channels and a linear layer "classes" of the calling module. Return float32."""
   x = nn.Dropout(dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
   init = nn.initializers.normal(0.01)
   return nn.Dense(num_classes, kernel_init=init, dtype=dtype, name="classes")(x).astype(jnp.float32)
 
 
-def upsample(x: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[Array, "B H W C"]:
-  """Bilinear, pixels as areas (PyTorch's align_corners=False), at `size`."""
+def upsample(x: Float[Array, "B h w F"], size: tuple[int, ...]) -> Float[Array, "B H W F"]:
+  """Resize maps bilinearly to `size` (rows, columns), as PyTorch with align_corners=False."""
   return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "linear", antialias=False)
 
 
-def adaptive_mean(x: Float[Array, "B h w C"], size: int) -> Float[Array, "B s s C"]:
-  """Means over size x size areas ⌊i n / size⌋ .. ⌈(i+1) n / size⌉, which may overlap."""
+def adaptive_mean(x: Float[Array, "B h w F"], size: int) -> Float[Array, "B s s F"]:
+  """Return means over size x size areas. Area i of n rows has rows ⌊i n / size⌋ to ⌈(i+1) n / size⌉ - 1."""
   rows, columns = (jnp.asarray(_areas(side, size), x.dtype) for side in x.shape[1:3])
   return jnp.einsum("ry,cx,byxd->brcd", rows, columns, x, precision="highest")
 
 
 def _areas(old: int, new: int) -> np.ndarray:
-  """The [new, old] matrix that takes the means along one axis."""
+  """Return the [new, old] matrix of means along one axis."""
   start = np.arange(new) * old // new
   stop = -(-np.arange(1, new + 1) * old // new)
   place = np.arange(old)

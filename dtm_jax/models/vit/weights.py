@@ -1,13 +1,11 @@
-"""The student and its classifier under other people's names, in both directions, and from one to the other.
+"""Load a student or a classifier from the files of other libraries, and save it for them.
 
-    params = load(folder)                               # the authors', BEiT's, timm's or transformers'
+    params = load(folder)                               # the authors', BEiT's, timm's or transformers' names
     save(folder, params, "timm")                        # timm.create_model("local-dir:...", pretrained=True)
-    params = to_finetune(params, fresh, grid=(14, 14))
 
-"authors" are the names of BEiT v2, which the released implementation of the paper and its fine-tuning use,
-and of which timm knows a part: no mask token, no head to the teacher's width, and one table of relative
-position biases for each block. There the shared table is added to the others, which changes no output.
-`transformers` has both kinds of table and the mask token. Whatever has no place is named in the log.
+`vit.layouts` describes the names. timm has one table of relative position biases for each block, so the
+shared table is added to each of them, which changes no output. The log names every parameter that the other
+library has no place for.
 """
 
 import json
@@ -18,90 +16,25 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from safetensors.numpy import save_file
 
 from dtm_jax.arrays import PyTree
-from dtm_jax.errors import NotThereError, OptionError
-from dtm_jax.models.files import weight_files, weight_names
+from dtm_jax.errors import NotThereError, OptionError, check_choice
+from dtm_jax.models.files import weight_files, weight_formats, weight_names
 from dtm_jax.models.files.file_checks import blaming
 from dtm_jax.models.files.weight_files import CONFIG, PREPROCESSOR, Found
-from dtm_jax.models.files.weight_names import (
-  CONVOLUTION,
-  LINEAR,
-  NORM,
-  SAME,
-  TRANSPOSED,
-  Layout,
-  Rules,
-  layers,
-)
 from dtm_jax.models.vit import config as vit_config
+from dtm_jax.models.vit.classifier import Classifier
 from dtm_jax.models.vit.config import Grid
-from dtm_jax.models.vit.transfer import sum_tables
-from dtm_jax.models.vit.transfer import to_finetune as to_finetune
-from dtm_jax.normalizations import NORMALIZATIONS, Triple
-
-TOKEN = Layout(lambda tensor: tensor.reshape(-1), lambda token: token[None, None])
-POSITIONS = Layout(lambda tensor: tensor[0], lambda table: table[None])
-
-TRUNK: Rules = {
-  "cls_token": ("cls_token", TOKEN),
-  "mask_token": ("mask_token", TOKEN),
-  "pos_embed": ("pos_embed", POSITIONS),
-  "patch_embed/proj/kernel": ("patch_embed.proj.weight", CONVOLUTION),
-  "patch_embed/proj/bias": ("patch_embed.proj.bias", SAME),
-  "rel_pos_bias/table": ("rel_pos_bias.relative_position_bias_table", SAME),
-  "blocks/layer_scale1": ("blocks.{layer}.gamma_1", SAME),
-  "blocks/layer_scale2": ("blocks.{layer}.gamma_2", SAME),
-  "blocks/attn/q_bias": ("blocks.{layer}.attn.q_bias", SAME),
-  "blocks/attn/v_bias": ("blocks.{layer}.attn.v_bias", SAME),
-  "blocks/attn/qkv/kernel": ("blocks.{layer}.attn.qkv.weight", TRANSPOSED),
-  "blocks/attn/rel_pos_bias/table": ("blocks.{layer}.attn.relative_position_bias_table", SAME),
-  **layers("blocks", "blocks.{layer}", {
-    "ln1": ("norm1", NORM), "attn/proj": ("attn.proj", LINEAR),
-    "ln2": ("norm2", NORM), "mlp/fc1": ("mlp.fc1", LINEAR), "mlp/fc2": ("mlp.fc2", LINEAR),
-  }),
-  "norm/scale": ("norm.weight", SAME),
-  "norm/bias": ("norm.bias", SAME),
-  "fc_norm/scale": ("fc_norm.weight", SAME),
-  "fc_norm/bias": ("fc_norm.bias", SAME),
-}  # fmt: skip
-_head = lambda name: {"head/kernel": (f"{name}.weight", TRANSPOSED), "head/bias": (f"{name}.bias", SAME)}
-STUDENT, CLASSIFIER = TRUNK | _head("lm_head"), TRUNK | _head("head")
-
-# Their attention has query, key and value apart: see `_split_qkv`.
-_LAYER = "encoder.layer.{layer}"
-_ATTENTION = f"{_LAYER}.attention.attention"
-TRANSFORMERS: Rules = {
-  "cls_token": ("embeddings.cls_token", TOKEN),
-  "mask_token": ("embeddings.mask_token", TOKEN),
-  "pos_embed": ("embeddings.position_embeddings", POSITIONS),
-  "patch_embed/proj/kernel": ("embeddings.patch_embeddings.projection.weight", CONVOLUTION),
-  "patch_embed/proj/bias": ("embeddings.patch_embeddings.projection.bias", SAME),
-  "rel_pos_bias/table": ("encoder.relative_position_bias.relative_position_bias_table", SAME),
-  "blocks/layer_scale1": (f"{_LAYER}.lambda_1", SAME),
-  "blocks/layer_scale2": (f"{_LAYER}.lambda_2", SAME),
-  "blocks/attn/rel_pos_bias/table": (
-    f"{_ATTENTION}.relative_position_bias.relative_position_bias_table", SAME,
-  ),
-  **layers("blocks/attn", _ATTENTION, {name: (name, LINEAR) for name in ("query", "key", "value")}),
-  **layers("blocks", _LAYER, {
-    "ln1": ("layernorm_before", NORM), "attn/proj": ("attention.output.dense", LINEAR),
-    "ln2": ("layernorm_after", NORM), "mlp/fc1": ("intermediate.dense", LINEAR),
-    "mlp/fc2": ("output.dense", LINEAR),
-  }),
-  "norm/scale": ("layernorm.weight", SAME),
-  "norm/bias": ("layernorm.bias", SAME),
-  "fc_norm/scale": ("pooler.layernorm.weight", SAME),
-  "fc_norm/bias": ("pooler.layernorm.bias", SAME),
-}  # fmt: skip
-TRANSFORMERS_STUDENT, TRANSFORMERS_CLASSIFIER = (
-  TRANSFORMERS | _head("lm_head"),
-  TRANSFORMERS | _head("classifier"),
+from dtm_jax.models.vit.layouts import (
+  TRANSFORMERS_CLASSIFIER,
+  TRANSFORMERS_STUDENT,
+  authors_rules,
+  fuse_qkv,
+  is_student,
+  split_qkv,
 )
-
-
-# Files ---------------------------------------------------------------------------------------------------
+from dtm_jax.models.vit.transfer import sum_tables
+from dtm_jax.normalizations import NORMALIZATIONS, Triple
 
 
 def load(
@@ -112,27 +45,29 @@ def load(
   grid: Grid | None = None,
   weights: str | None = None,
 ) -> PyTree:
-  """Return the parameters, NumPy float32, of a student or classifier in a file, a folder or a repository.
+  """Return the parameters (NumPy float32) of a student or classifier in a file, folder or repository.
 
   Args:
-    num_heads, grid: only where neither the tensors nor config.json tell (see `vit_config.describe`).
-    weights: the container of the model, for a file that holds several (see `checkpoint_contents`).
+    path_or_repo: a file, a folder, a repository of the hub, or the result of `weight_files.find`.
+    revision: branch, tag or commit of the repository.
+    num_heads, grid: needed only if neither the tensors nor config.json tell them (see `vit.config.describe`).
+    weights: the container of the model, if the file holds several models (see `checkpoint_contents`).
 
   Raises:
-    NotThereError: a file is not there.
-    OptionError: nothing tells the heads, or the file holds several models.
-    UnreadableFileError: names or shapes do not match; lists all of them.
+    NotThereError: a file is missing.
+    OptionError: nothing tells the number of heads, or the file holds several models.
+    UnreadableFileError: names or shapes do not match; the message lists all of them.
   """
   found = weight_files.find(path_or_repo, revision=revision, weights=weights)
   tensors, source = weight_files.read(found), str(found.file)
   content = found.json(CONFIG)
   if any(name.endswith("embeddings.cls_token") for name in tensors):
     if not content:
-      raise NotThereError(f"No {CONFIG} beside {source}, whose names are those of transformers.")
+      raise NotThereError(f"No {CONFIG} beside {source}, which the tensor names of transformers need.")
     return from_transformers(tensors, content, source=source)
-  with blaming(found.folder / CONFIG):
-    told = content.get("num_heads") or content.get("model_args", {}).get("num_heads")  # ours, or timm's
-  return from_authors(tensors, source=source, num_heads=num_heads or told, grid=grid)
+  with blaming(found.folder / CONFIG):  # ours, or timm's
+    configured = content.get("num_heads") or content.get("model_args", {}).get("num_heads")
+  return from_authors(tensors, source=source, num_heads=num_heads or configured, grid=grid)
 
 
 def save(
@@ -146,20 +81,20 @@ def save(
   std: Triple = NORMALIZATIONS["imagenet"][1],
   class_names: Sequence[str] | None = None,
 ) -> None:
-  """Writes model.safetensors and config.json as one of LAYOUTS; a preprocessor_config.json for transformers.
+  """Write model.safetensors and config.json, and preprocessor_config.json for "transformers".
 
   Args:
-    params: of a student or a classifier.
-    num_heads, grid: only where the parameters do not tell (see `vit_config.describe`).
-    mean, std: the normalisation that the model was trained with.
-    class_names: the names of a classifier's classes, by label; a student has no classes and ignores them.
+    params: parameters of a student or a classifier.
+    layout: one of LAYOUTS.
+    num_heads, grid: needed only if the parameters do not tell them (see `vit.config.describe`).
+    mean, std: normalisation of RGB values in [0, 1] in training.
+    class_names: names of a classifier's classes in the order of the labels. Ignored for a student.
 
   Raises:
-    OptionError: an unknown layout, the parameters do not tell heads or grid, or the names are not as many as
-      the classes.
+    OptionError: the layout is unknown, the parameters do not tell heads or grid, or the number of names is
+      not the number of classes.
   """
-  if layout not in LAYOUTS:
-    raise OptionError(f"Unknown layout {layout!r}. Available: {', '.join(LAYOUTS)}.")
+  check_choice("layout", layout, LAYOUTS)
   params = jax.device_get(params)
   shapes = {name: tensor.shape for name, tensor in to_authors(params).items()}
   model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
@@ -171,15 +106,11 @@ def save(
     "timm": lambda: vit_config.to_timm(model, image_size, mean, std),
     "transformers": lambda: vit_config.to_transformers(model, image_size),
   }[layout]()
-  if class_names is not None and isinstance(model, vit_config.Classifier):
+  if class_names is not None and isinstance(model, Classifier):
     config |= vit_config.class_labels(layout, class_names, model.num_classes)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  # safetensors writes the buffer as it lies in memory, so a transposed view must become an array.
-  tensors = {
-    name: np.array(tensor, np.float32, order="C") for name, tensor in LAYOUTS[layout](params).items()
-  }
-  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  weight_formats.write_safetensors(folder / "model.safetensors", LAYOUTS[layout](params))
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
   if layout == "transformers":
     height, width = image_size
@@ -190,21 +121,22 @@ def save(
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
-# Names ---------------------------------------------------------------------------------------------------
-
-
 def from_authors(
   tensors: dict[str, np.ndarray], *, source: str, num_heads: int | None = None, grid: Grid | None = None
 ) -> PyTree:
-  """Return our parameters from tensors in the authors' names, or timm's; the tensors tell the sizes.
+  """Return our parameters from tensors with the authors' or timm's names. The tensors tell the sizes.
 
-  What is computed from sizes (relative_position_index) is ignored, and so are, named in the log, the layers
-  that BEiT v2 pre-trains beside the blocks (cls_pt_layers) and MAE's decoder. A student without a mask token,
-  as timm has it, gets zeros. The plain vision transformer's bias of keys is left out: it adds the same number
-  to all scores of a query, which the softmax ignores.
+  Ignores relative_position_index, which the sizes determine, and with a line in the log MAE's decoder and the
+  extra layers of BEiT v2's pre-training (cls_pt_layers). A student without a mask token, as timm writes it,
+  gets zeros. The key bias of a plain vision transformer is dropped, because it adds the same number to all
+  scores of a query, which the softmax ignores.
+
+  Args:
+    source: the file of the tensors, for messages.
+    num_heads, grid: needed only if the tensors do not tell them (see `vit.config.describe`).
 
   Raises:
-    UnreadableFileError: lists every missing, unexpected and mis-shaped name; `source` says of what.
+    UnreadableFileError: names or shapes do not match; the message lists all of them.
     OptionError: the tensors do not tell heads or grid.
   """
   tensors = _without_plain_parts(_without_unused(tensors, source))
@@ -212,26 +144,27 @@ def from_authors(
   with blaming(source):
     model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
     expected = vit_config.param_shapes(model, grid)
-  if _is_student(expected) and "mask_token" not in tensors:
-    logging.warning("%s has no mask token: it starts from zero.", source)
+  if is_student(expected) and "mask_token" not in tensors:
+    logging.warning("%s has no mask token. Using zeros.", source)
     tensors["mask_token"] = np.zeros((1, 1, model.width), np.float32)
-  return weight_names.to_ours(tensors, expected, _authors_rules(expected), source=source)
+  return weight_names.to_ours(tensors, expected, authors_rules(expected), source=source)
 
 
 def _without_unused(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-  beside = [name for name in tensors if name.startswith("cls_pt_layers.")]
-  if beside:
-    logging.info("Left out of %s: BEiT v2's %d tensors %s, ...", source, len(beside), beside[0])
+  """Return the tensors without extra layers, decoder and buffers."""
+  extra = [name for name in tensors if name.startswith("cls_pt_layers.")]
+  if extra:
+    logging.info("Ignoring %d tensors of BEiT v2's extra layers in %s: %s, ...", len(extra), source, extra[0])
   decoder = [name for name in tensors if name.startswith("decoder_")]
-  if decoder:  # its mask token belongs to the decoder, too
-    decoder += ["mask_token"]
-    logging.info("Left out of %s: MAE's %d tensors of the decoder, %s, ...", source, len(decoder), decoder[0])
-  ignored = {*beside, *decoder, *(name for name in tensors if name.endswith("relative_position_index"))}
+  if decoder:
+    decoder += ["mask_token"]  # MAE's mask token belongs to its decoder
+    logging.info("Ignoring %d tensors of MAE's decoder in %s: %s, ...", len(decoder), source, decoder[0])
+  ignored = {*extra, *decoder, *(name for name in tensors if name.endswith("relative_position_index"))}
   return {name: tensor for name, tensor in tensors.items() if name not in ignored}
 
 
 def _without_plain_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The plain vision transformer's fused bias as the two that count, and its layer scales by BEiT's names."""
+  """Return a plain vision transformer's tensors as BEiT's: biases of queries and values, layer scales."""
   renamed = {}
   for name, tensor in tensors.items():
     if name.endswith("attn.qkv.bias") and tensor.ndim == 1 and len(tensor) % 3 == 0:
@@ -248,22 +181,27 @@ def _without_plain_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def to_authors(params: PyTree) -> dict[str, Any]:
-  """Tensors in the authors' names; the inverse of `from_authors`."""
-  return weight_names.to_theirs(params, _authors_rules(params))
+  """Return the tensors under the authors' names; the inverse of `from_authors`."""
+  return weight_names.to_theirs(params, authors_rules(params))
 
 
 def to_timm(params: PyTree) -> dict[str, Any]:
-  """Tensors in timm's names: the authors', with one table a block, no mask token and no student's head."""
-  without = ("mask_token", "head") if _is_student(params) else ()
+  """Return the tensors under timm's names: one table for each block, no mask token, no student's head."""
+  without = ("mask_token", "head") if is_student(params) else ()
   _log_left_out("timm", [name for name in without if name in params])
   return to_authors({name: part for name, part in sum_tables(params).items() if name not in without})
 
 
 def from_transformers(tensors: dict[str, np.ndarray], config: dict[str, Any], *, source: str) -> PyTree:
-  """Our parameters from the tensors of a BeitModel, BeitForImageClassification or BeitForMaskedImageModeling.
+  """Return our parameters from the tensors of transformers' BEiT.
+
+  Args:
+    tensors: of a BeitModel, a BeitForImageClassification or a BeitForMaskedImageModeling.
+    config: the content of config.json.
+    source: the file of the tensors, for messages.
 
   Raises:
-    ValueError: lists every missing, unexpected and mis-shaped name; `source` says of what.
+    UnreadableFileError: the model is no BEiT, or names or shapes do not match; the message lists them.
   """
   tensors = {
     name.removeprefix("beit."): tensor
@@ -272,18 +210,18 @@ def from_transformers(tensors: dict[str, np.ndarray], config: dict[str, Any], *,
   }
   with blaming(f"{CONFIG} of {source}"):
     model, grid = vit_config.from_transformers(config, tensors)
-    expected = jax.eval_shape(_split_qkv, vit_config.param_shapes(model, grid))
-  rules = TRANSFORMERS_STUDENT if _is_student(expected) else TRANSFORMERS_CLASSIFIER
-  return _join_qkv(weight_names.to_ours(tensors, expected, rules, source=source))
+    expected = jax.eval_shape(split_qkv, vit_config.param_shapes(model, grid))
+  rules = TRANSFORMERS_STUDENT if is_student(expected) else TRANSFORMERS_CLASSIFIER
+  return fuse_qkv(weight_names.to_ours(tensors, expected, rules, source=source))
 
 
 def to_transformers(params: PyTree) -> dict[str, Any]:
-  """Tensors of a BeitModel (from a student, whose head has no place) or of a BeitForImageClassification."""
-  if _is_student(params):
+  """Return the tensors of a BeitModel, without the student's head, or of a BeitForImageClassification."""
+  if is_student(params):
     _log_left_out("transformers", [name for name in ("head",) if name in params])
     params = {name: part for name, part in params.items() if name != "head"}
-    return weight_names.to_theirs(_split_qkv(params), TRANSFORMERS_STUDENT)
-  tensors = weight_names.to_theirs(_split_qkv(params), TRANSFORMERS_CLASSIFIER)
+    return weight_names.to_theirs(split_qkv(params), TRANSFORMERS_STUDENT)
+  tensors = weight_names.to_theirs(split_qkv(params), TRANSFORMERS_CLASSIFIER)
   return {name if name.startswith("classifier.") else f"beit.{name}": t for name, t in tensors.items()}
 
 
@@ -292,35 +230,6 @@ LAYOUTS: dict[str, Callable[[PyTree], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _is_student(params: PyTree) -> bool:
-  return "mask_token" in params
-
-
-def _authors_rules(params: PyTree) -> Rules:
-  return STUDENT if _is_student(params) else CLASSIFIER
-
-
-def _split_qkv(params: PyTree) -> PyTree:
-  """The fused kernel and the two biases as three linear maps."""
-  attention = dict(params["blocks"]["attn"])
-  kernels = np.split if isinstance(attention["qkv"]["kernel"], np.ndarray) else jax.numpy.split
-  query, key, value = kernels(attention.pop("qkv")["kernel"], 3, axis=-1)
-  attention |= {
-    "query": {"kernel": query, "bias": attention.pop("q_bias")},
-    "key": {"kernel": key},
-    "value": {"kernel": value, "bias": attention.pop("v_bias")},
-  }
-  return params | {"blocks": params["blocks"] | {"attn": attention}}
-
-
-def _join_qkv(params: PyTree) -> PyTree:
-  attention = dict(params["blocks"]["attn"])
-  query, key, value = (attention.pop(name) for name in ("query", "key", "value"))
-  kernel = np.concatenate([query["kernel"], key["kernel"], value["kernel"]], axis=-1)
-  attention |= {"qkv": {"kernel": kernel}, "q_bias": query["bias"], "v_bias": value["bias"]}
-  return params | {"blocks": params["blocks"] | {"attn": attention}}
-
-
 def _log_left_out(where: str, names: list[str]) -> None:
   if names:
-    logging.info("Left out for %s, which has no place for it: %s.", where, ", ".join(names))
+    logging.info("Leaving out for %s, which has no place for them: %s.", where, ", ".join(names))
