@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import textwrap
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import simplejpeg
 import tensorflow_datasets as tensorflow_tfds
 from PIL import Image
 
-from dtm_jax import data
+from dtm_jax import data, datasets
 from dtm_jax.datasets import cifar10, folder, imagenet, tfds
 from dtm_jax.errors import NotThereError, OptionError
 from scripts.data import tfrecord_to_array_record as converter
@@ -341,3 +342,20 @@ class TestImagenet:
   def test_where_it_looked_and_how_to_get_it(self, tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path}/train.*{tmp_path}/imagenet2012.*ILSVRC2012_img_train"):
       imagenet.build("train", data_dir=str(tmp_path))
+
+
+def test_the_example_of_the_docstring_is_a_complete_data_set():
+  lines = datasets.__doc__.partition("datasets/colors.py:\n")[2].splitlines()
+  code = itertools.takewhile(lambda line: not line.startswith("Here all"), lines)
+  module = {}
+  exec(textwrap.dedent("\n".join(code)), module)
+  assert module["splits"]() == ("train", "val")
+  dataset = module["build"]("train[:10%]")
+  assert dataset.class_names == ("red", "green", "blue")
+  data.require_known_labels(dataset)
+  got = _evaluate(dataset, batch_size=30)
+  colors = np.array(list(module["COLORS"].values()))
+  np.testing.assert_array_equal(got["image"][:, 0, 0], colors[got["label"]])
+  assert len(_train_indices(dataset, 2)) == 8
+  with pytest.raises(OptionError, match=r"split of colors 'test'\. Available: train, val"):
+    module["build"]("test")

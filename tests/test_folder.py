@@ -101,7 +101,7 @@ class TestSplits:
     assert opened(tmp_path)[0] == ("a",)
     (line,) = lines()
     assert "2 folders (__MACOSX, extra) beside the splits not read" in line
-    assert f"2 images straight in {tmp_path} not read" in line
+    assert f"2 images directly in {tmp_path} not read" in line
 
   @pytest.mark.parametrize("name", ["tiny-imagenet-200/{}/a", "a/{}"])
   def test_splits_further_down_are_not_read_as_one_set(self, tmp_path, name):
@@ -139,7 +139,7 @@ class TestClasses:
 
   def test_upper_and_lower_case_of_two_splits(self, tmp_path):
     write(tmp_path, "train/Dog/1.jpg", "train/cat/1.jpg", "val/dog/1.jpg")
-    with pytest.raises(OptionError, match=r"case alone: train/Dog, val/dog"):
+    with pytest.raises(OptionError, match=r"case: train/Dog, val/dog"):
       folder.build("train", data_dir=str(tmp_path))
     write(tmp_path / "letters", "train/A/1.jpg", "train/a/1.jpg", "val/a/1.jpg")  # two classes on purpose
     assert opened(tmp_path / "letters", "val")[0] == ("A", "a")

@@ -134,7 +134,7 @@ def resize_map(label_map: Map, size: tuple[int, int]) -> Map:
 
 
 def pad_to(array: np.ndarray, size: tuple[int, int], value: int | tuple[int, ...]) -> np.ndarray:
-  """Pad an array [H, W, ...] at the bottom and right with `value`, to at least `size` = (height, width)."""
+  """Pad an array [H, W, ...] with `value` at the bottom and right, to at least `size` = (height, width)."""
   height, width = (max(have, want) for have, want in zip(array.shape, size, strict=False))
   if (height, width) == array.shape[:2]:
     return array

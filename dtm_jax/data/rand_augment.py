@@ -1,12 +1,14 @@
-"""RandAugment (arXiv 1909.13719) on the host: a few of Pillow's operations, drawn for each image.
+"""RandAugment (arXiv 1909.13719) on the host: a few Pillow operations, which are drawn for each image.
 
-The policy is the one that fine-tuning recipes name "rand-m9-mstd0.5-inc1": every operation gets stronger with
-the magnitude ("inc1"), which varies a little around 9 of 10.
+Fine-tuning recipes name the policy "rand-m9-mstd0.5-inc1". The magnitude varies a little around 9 of 10
+("m9-mstd0.5"), and every operation gets stronger with the magnitude ("inc1").
 """
 
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -15,15 +17,19 @@ from dtm_jax.arrays import UInt8
 from dtm_jax.errors import OptionError
 
 FILL = (124, 116, 104)
-"""What comes in from outside of the image: ImageNet's mean colour."""
+"""The colour of pixels from outside of the image: ImageNet's mean."""
 MAX_MAGNITUDE = 10
+
+Operation = Callable[[Image.Image, float, int], Image.Image]
+"""(image, strength a in [0, 1], sign) -> image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-  """`num_ops` operations, drawn uniformly with replacement, each applied with probability `prob`.
+  """Draw `num_ops` operations uniformly with replacement, and apply each with probability `prob`.
 
-  Its strength is a = clip(N(magnitude, magnitude_std²), 0, 10) / 10; a coin decides the sign, if any.
+  The strength is a = clip(N(magnitude, magnitude_std²), 0, 10) / 10. The sign is drawn with equal
+  probabilities; some operations do not use it.
   """
 
   magnitude: float = 9.0
@@ -45,10 +51,14 @@ class RandAugment:
 
 @functools.cache
 def parse(policy: str) -> RandAugment:
-  """What "rand-m9-mstd0.5-inc1" names; n is the number of operations, p their probability.
+  """Return the policy of a text such as "rand-m9-mstd0.5-n2-p0.5-inc1".
+
+  Args:
+    policy: m is the magnitude, mstd its standard deviation, n the number of operations, and p their
+      probability. "inc1" is required, because operations that get weaker are not implemented.
 
   Raises:
-    OptionError: it is not of this form, or without "inc1": operations that get weaker are not made here.
+    OptionError: the text does not have this form.
   """
   letters = {"m": "magnitude", "mstd": "magnitude_std", "n": "num_ops", "p": "prob"}
   kind, *parts = policy.split("-")
@@ -59,13 +69,13 @@ def parse(policy: str) -> RandAugment:
   return RandAugment(**options)
 
 
-def _enhance(kind):
-  """x ← base + f·(x - base) with f = 1 ± 0.9 a, but at least 0.1; the base is Pillow's."""
+def _enhance(kind: Any) -> Operation:
+  """Return x ← base + f·(x - base) with f = max(0.1, 1 ± 0.9 a). Pillow's class `kind` makes the base."""
   return lambda image, a, sign: kind(image).enhance(max(0.1, 1 + 0.9 * a * sign))
 
 
 def _affine(image: Image.Image, *matrix: int | float) -> Image.Image:
-  """Output pixel (x, y) shows input (ax + by + c, dx + ey + f)."""
+  """Make output pixel (x, y) show input (ax + by + c, dx + ey + f), with `matrix` = (a, b, c, d, e, f)."""
   return image.transform(
     image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=FILL
   )
@@ -76,7 +86,7 @@ def _rotate(image: Image.Image, a: float, sign: int) -> Image.Image:
 
 
 def _posterize(image: Image.Image, a: float, sign: int) -> Image.Image:
-  """The highest 4 - int(4 a) bits; none are left at full strength, which Pillow's own operation refuses."""
+  """Keep the highest 4 - int(4 a) bits. At full strength none is left, which Pillow's operation refuses."""
   mask = 255 & ~(2 ** (4 + int(4 * a)) - 1)
   return image.point([i & mask for i in range(256)] * 3)
 
@@ -86,8 +96,7 @@ def _solarize_add(image: Image.Image, a: float, sign: int) -> Image.Image:
   return image.point([min(255, i + added) if i < 128 else i for i in range(256)] * 3)
 
 
-# (image, strength 0..1, sign) -> image
-OPERATIONS = {
+OPERATIONS: dict[str, Operation] = {
   "auto_contrast": lambda image, a, sign: ImageOps.autocontrast(image),
   "equalize": lambda image, a, sign: ImageOps.equalize(image),
   "invert": lambda image, a, sign: ImageOps.invert(image),

@@ -50,14 +50,17 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 
 
 def measure(dataset: Dataset, sample: int = SAMPLE, max_pixels: int = MAX_PIXELS) -> tuple[Triple, Triple]:
-  """Mean and standard deviation of the channels, values in [0, 1], to four decimals.
+  """Return the mean and standard deviation of the channels, values in [0, 1], to four decimals.
 
-  Of `sample` images (all, if there are fewer): evenly spaced ones, or of a `Stream` the first. They are the
-  same whatever the process, each counts the same whatever its size, and corrupt ones do not count, nor those
-  of more than `max_pixels`.
+  Reads evenly spaced images, or the first images of a `Stream`. Every process reads the same images. Every
+  image has the same weight, whatever its size. Corrupt images and images of more than `max_pixels` are left
+  out.
+
+  Args:
+    sample: number of images to read, at most.
 
   Raises:
-    OptionError: all of them are corrupt.
+    OptionError: all images of the sample are corrupt.
   """
   histogram = functools.partial(_histogram, max_pixels=max_pixels)
   with ThreadPoolExecutor(16) as pool:
@@ -65,16 +68,16 @@ def measure(dataset: Dataset, sample: int = SAMPLE, max_pixels: int = MAX_PIXELS
     found = progress.track(pool.map(histogram, _sample(dataset, sample)), what, total, "images")
     histograms = [each for each in found if each is not None]
   if not histograms:
-    raise OptionError(f"None of the first images of data set {dataset.name!r} can be read.")
+    raise OptionError(f"None of {total} sampled images of data set {dataset.name!r} can be read.")
   share_3V, level_V = np.mean(histograms, axis=0), np.arange(256) / 255
   mean_3 = share_3V @ level_V
   std_3 = np.sqrt(share_3V @ level_V**2 - mean_3**2)
-  std_3 = np.maximum(std_3, 1 / 255)  # of images of one colour
+  std_3 = np.maximum(std_3, 1 / 255)  # images of one colour have no deviation
   return tuple(np.round(mean_3, 4).tolist()), tuple(np.round(std_3, 4).tolist())
 
 
 def _sample(dataset: Dataset, sample: int) -> Iterable[Callable[[], Example]]:
-  """What reads each example."""
+  """Return one function for each example of the sample, which reads it."""
   if isinstance(dataset.source, Stream):
     examples = itertools.islice(dataset.source.read(0, 1, None, 0), sample)
     return (functools.partial(lambda example: example, example) for example in examples)
@@ -84,7 +87,7 @@ def _sample(dataset: Dataset, sample: int) -> Iterable[Callable[[], Example]]:
 
 
 def _histogram(read: Callable[[], Example], max_pixels: int) -> Float[np.ndarray, "3 256"] | None:
-  """The share of each level in each channel; None of an image that is corrupt or gone."""
+  """Return the share of each level in each channel, or None if the image is corrupt or gone."""
   try:
     pixels = decode(read()["image"], max_pixels)
   except (CorruptImageError, FileNotFoundError):

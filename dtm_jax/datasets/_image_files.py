@@ -1,7 +1,7 @@
 """Finding the image files below a folder, and reading them.
 
-`list_folder` and `read_file` are the only places that touch the file system. A walk follows symbolic links to
-folders, but none that leads back into a folder that it is in already. What it leaves out, it counts.
+Only `list_folder` and `read_file` touch the file system. A walk follows symbolic links to folders, except a
+link that leads back into a folder that encloses it. It counts what it leaves out.
 """
 
 import collections
@@ -20,45 +20,18 @@ from PIL import Image
 from dtm_jax.errors import UserError
 
 _KNOWN = (
-  *(
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".apng",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-  ),
-  *(
-    ".pfm",
-    ".tif",
-    ".tiff",
-    ".tga",
-    ".qoi",
-    ".jp2",
-    ".j2k",
-    ".j2c",
-    ".jpc",
-    ".jpf",
-    ".jpx",
-    ".avif",
-    ".webp",
-  ),
-)
+  ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm",
+  ".pnm", ".pfm", ".tif", ".tiff", ".tga", ".qoi", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+  ".avif", ".webp",
+)  # fmt: skip
 EXTENSIONS = tuple(end for end in _KNOWN if Image.registered_extensions().get(end) in Image.OPEN)
-"""Ends of the names of images, in lower case: formats of photos that this machine's Pillow opens."""
+"""Extensions of image files in lower case: photo formats that this machine's Pillow opens."""
 
 COMPANIONS = ("__macosx", "thumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found")
-"""Names that systems leave beside a user's files, in lower case. Names that start with a dot are others."""
+"""Names, in lower case, of files and folders that operating systems leave beside a user's files."""
 
 WAITS = (1, 2, 4, 8, 16)
-"""Seconds before each new attempt after an error that may pass."""
+"""Seconds before each new attempt after an error that may be temporary."""
 _LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _SHOWN = 5
 
@@ -71,13 +44,13 @@ class Listing(NamedTuple):
 
   files: list[str]
   folders: list[str]
-  links: set[str]  # those of `folders` that are symbolic links
-  broken: list[str]  # links that lead nowhere
+  links: set[str]  # the names in `folders` that are symbolic links
+  broken: list[str]  # symbolic links that lead nowhere
 
 
 @dataclasses.dataclass
 class Skipped:
-  """What walks left out."""
+  """What a walk left out."""
 
   extensions: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   hidden: int = 0
@@ -85,7 +58,7 @@ class Skipped:
   loops: list[str] = dataclasses.field(default_factory=list)
 
   def phrases(self) -> list[str]:
-    """What a user is told of it: "skipped 3 .txt, 1 .heic", "2 hidden files", ..."""
+    """Return it in words for the log: "skipped 3 .txt, 1 .heic", "2 hidden or companion files skipped"."""
     ordered = sorted(self.extensions.items(), key=lambda item: (-item[1], item[0]))
     kinds = ", ".join(f"{count:,} {end}" for end, count in ordered)
     phrases = [f"skipped {kinds}"] if kinds else []
@@ -99,49 +72,54 @@ class Skipped:
 
 
 def some(names: list[str], what: str) -> str:
-  """How many there are of what, and the first few names: "7 broken links (a, b, c, d, e, ...)"."""
+  """Return the number of names and the first five: "7 broken links (a, b, c, d, e, ...)"."""
   more = ", ..." if len(names) > _SHOWN else ""
   return f"{number(len(names), what)} ({', '.join(names[:_SHOWN])}{more})"
 
 
 def number(count: int, what: str) -> str:
-  """ "1 link", "7 links", "2 classes"."""
+  """Return a number with its noun, in the plural where needed: "1 link", "7 links", "2 classes"."""
   return f"{count:,} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"
 
 
 def say_once(level: int, text: str) -> None:
-  """Logs a line that this process has not logged yet: evaluators open a data set again."""
+  """Log a line unless this process has logged it, because evaluators open a data set again."""
   if text not in _said:
     _said.add(text)
     logging.log(level, "%s", text)
 
 
 def normal_name(name: str) -> str:
-  """The name in the normal form (NFC) in which names are compared; bytes that are no UTF-8 become U+FFFD."""
+  """Return a name in Unicode's normal form NFC, for comparisons. Bytes that are not UTF-8 become U+FFFD."""
   if name.isascii():
     return name
   return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a file or folder is one of a system's own, beside those of the user."""
+  """Return whether the operating system, not the user, made a file or folder of this name."""
   return name.startswith(".") or name.lower() in COMPANIONS
 
 
 def is_image(name: str) -> bool:
+  """Return whether the name ends in one of EXTENSIONS."""
   return name.lower().endswith(EXTENSIONS)
 
 
 def walk(root: str | os.PathLike, skipped: Skipped) -> Iterator[tuple[str | None, str]]:
-  """Yields (first folder below `root` or None, path) of the images at any depth, in sorted order.
+  """Yield (first folder below `root` or None, path) for the images at any depth, in sorted order.
 
-  Of a folder its files come first, then its folders.
+  In each folder the files come before the folders.
+
+  Args:
+    skipped: receives what is left out.
 
   Raises:
-    UserError: a folder may not be read.
+    UserError: a folder cannot be read.
   """
   root = os.fspath(root)
-  waiting = [(root, None, (os.path.realpath(root),))]  # path, first folder, real folders that enclose it
+  # path, first folder below root, real paths of the enclosing folders
+  waiting: list[tuple[str, str | None, tuple[str, ...]]] = [(root, None, (os.path.realpath(root),))]
   while waiting:
     folder, first, enclosing = waiting.pop()
     listing = list_folder(folder)
@@ -170,23 +148,21 @@ def walk(root: str | os.PathLike, skipped: Skipped) -> Iterator[tuple[str | None
 
 
 def holds_image(folder: str | os.PathLike) -> bool:
-  """Whether there is an image below the folder."""
+  """Return whether there is an image below the folder."""
   return next(walk(folder, Skipped()), None) is not None
 
 
 def list_folder(folder: str | os.PathLike) -> Listing:
-  """The names in a folder, in any order. Sockets, pipes and devices are left out.
+  """Return the names in a folder, in any order. Sockets, pipes and devices are left out.
 
   Raises:
-    UserError: the folder may not or cannot be read.
+    UserError: the folder cannot be read, or there is no permission to read it.
   """
   try:
-    return patiently(_scan, os.fspath(folder))
+    return _patiently(_scan, os.fspath(folder))
   except OSError as error:
-    what = (
-      "No permission to read the folder" if isinstance(error, PermissionError) else "Cannot read the folder"
-    )
-    raise UserError(f"{what} {os.fspath(folder)}: {error.strerror or error}.") from error
+    what = "No permission to read" if isinstance(error, PermissionError) else "Cannot read"
+    raise UserError(f"{what} the folder {os.fspath(folder)}: {error.strerror or error}.") from error
 
 
 def _scan(folder: str) -> Listing:
@@ -208,7 +184,7 @@ def _follow(link: os.DirEntry, listing: Listing) -> None:
   except (FileNotFoundError, NotADirectoryError):
     listing.broken.append(link.name)
   except OSError as error:
-    if error.errno != errno.ELOOP:  # links that lead in a circle
+    if error.errno != errno.ELOOP:  # the link leads in a circle
       raise
     listing.broken.append(link.name)
   else:
@@ -220,12 +196,12 @@ def _follow(link: os.DirEntry, listing: Listing) -> None:
 
 
 def read_file(path: str) -> bytes:
-  """The content of a file. An error that may pass, as of a network file system, is waited out.
+  """Return the content of a file. Tries again after errors that may be temporary, as on network drives.
 
   Raises:
-    OSError: the file is not there or may not be read, or the error did not pass.
+    OSError: the file is missing, there is no permission to read it, or the error persists.
   """
-  return patiently(_read, path)
+  return _patiently(_read, path)
 
 
 def _read(path: str) -> bytes:
@@ -233,8 +209,8 @@ def _read(path: str) -> bytes:
     return file.read()
 
 
-def patiently(function: Callable[[str], Result], path: str) -> Result:
-  """`function(path)`, called again after each of `WAITS` while it fails in a way that may pass."""
+def _patiently(function: Callable[[str], Result], path: str) -> Result:
+  """Return `function(path)`. After an error that may be temporary, wait and call it again."""
   for wait in (*WAITS, None):
     try:
       return function(path)
@@ -244,7 +220,7 @@ def patiently(function: Callable[[str], Result], path: str) -> Result:
       if wait is None or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
         raise
       logging.log_every_n_seconds(
-        logging.WARNING, "%s cannot be read (%s); it is tried again, at most %d times.", 10,
+        logging.WARNING, "%s cannot be read (%s). Trying again, at most %d times.", 10,
         path, error, len(WAITS),
       )  # fmt: skip
       time.sleep(wait)
@@ -252,7 +228,7 @@ def patiently(function: Callable[[str], Result], path: str) -> Result:
 
 
 def _in_order(names: list[str]) -> list[str]:
-  """Sorted by the normal form, so that all systems agree."""
+  """Return the names sorted by their normal form, so that all operating systems agree."""
   if all(map(str.isascii, names)):
     return sorted(names)
   return sorted(names, key=lambda name: (normal_name(name), name))

@@ -12,20 +12,22 @@ from dtm_jax.storage import paths
 
 NUM_CLASSES = 150
 FOLDER_SPLITS = {"train": "training", "val": "validation"}
-TFDS_SPLITS = {"train": "train", "val": "test"}  # TFDS calls the validation images "test"
+TFDS_SPLITS = {"train": "train", "val": "test"}  # TFDS names the validation images "test"
 URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 
 
 def build(split: str = "train", *, data_dir: str | None = None, variant: str = "scene_parse150") -> Dataset:
-  """The "train" or "val" images with their label maps (0 in a file is "no class", and ignored).
+  """Open "train" or "val" with label maps. Pixels of 0 in a file have no class and are ignored.
 
-  `data_dir` is the unpacked folder ADEChallengeData2016, with images/ and annotations/, or a TFDS folder in
-  which `variant` is prepared with the features "image" and "annotation". Beware: `scene_parse150`, as TFDS
-  1.0.0 builds it, holds the *instance* annotations of the 2017 challenge, of three channels and 100 classes;
-  such pictures are refused when they are read. A set of one's own from the zip below is not.
+  `scene_parse150` as TFDS 1.0.0 prepares it is refused when its maps are read. It holds the *instance*
+  annotations of the 2017 challenge, with three channels and 100 classes. Use the zip at `URL`.
+
+  Args:
+    data_dir: the unpacked folder ADEChallengeData2016 with images/ and annotations/, or a TFDS folder.
+    variant: name of the data set in a TFDS folder, with the features "image" and "annotation".
 
   Raises:
-    OptionError: neither is there (the message says where it looked and how to get the data).
+    OptionError: the data are not there. The message says where it looked and how to get them.
   """
   base, bracket, part = split.partition("[")
   if data_dir is not None and (paths.resolve(data_dir) / "images").is_dir():
@@ -37,7 +39,7 @@ def build(split: str = "train", *, data_dir: str | None = None, variant: str = "
 
 
 def splits(**options) -> tuple[str, ...]:
-  """Both, wherever they are."""
+  """Return both splits, whether or not their files are there."""
   return tuple(FOLDER_SPLITS)
 
 

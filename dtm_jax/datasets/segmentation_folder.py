@@ -1,7 +1,7 @@
-"""Images and their label maps in two trees of files: the layout of ADEChallengeData2016, and of many others.
+"""Images and their label maps in two trees of files: the layout of ADEChallengeData2016 and many others.
 
 <data_dir>/images/<split>/.../NAME.jpg      <data_dir>/annotations/<split>/.../NAME.png
-<data_dir>/classes.txt                      (a class a line) or objectInfo150.txt (ADE20K's table)
+<data_dir>/classes.txt                      one class on each line, or objectInfo150.txt, ADE20K's table
 """
 
 import os
@@ -17,11 +17,12 @@ from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.storage import paths
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
-SHOWN = 5
+_WHY_LOCAL = "every picture is read as a local file"
+_SHOWN = 5
 
 
 class _Pairs:
-  """Two files an example, read when they are asked for."""
+  """Images and maps that are read when an example is asked for."""
 
   def __init__(self, images: list[str], maps: list[str]):
     self._images, self._maps = images, maps
@@ -45,20 +46,22 @@ def build(
   num_classes: int | None = None,
   zero_is_ignored: bool = False,
 ) -> Dataset:
-  """The pairs of a split; an image and its map have the same path but for the extension.
+  """Open the pairs of a split. An image and its map have the same path, except for the extension.
 
-  `split` is the name of the folders or another word for it: "val" finds validation/ as well.
+  Maps are PNGs, or other lossless pictures, of one channel; see `label_maps.MapCoding` for their values.
 
-  Maps are PNGs (or other lossless pictures) of one channel. Their values are 0..G-1, or 1..G with 0 for "no
-  class" where `zero_is_ignored`; 255 is always ignored. Class names come from a file in `data_dir`; without
-  one, `num_classes` makes them numbers.
+  Args:
+    split: name of the folders, or another usual name: "val" also finds validation/.
+    images, maps: the folders of the two trees in `data_dir`.
+    num_classes: number of classes if no file in `data_dir` names them. The names are then "0", "1", ...
+    zero_is_ignored: see `label_maps.MapCoding`.
 
   Raises:
-    NotThereError: a folder is not there; the message lists the splits that are.
-    OptionError: no images; images without maps or the other way round; two of one name; no class names, or
-      another number of them than `num_classes`.
+    NotThereError: a folder is not there. The message lists the splits that are there.
+    OptionError: there are no images, an image or a map is alone, two files have the same name, there are no
+      class names, or their number is not `num_classes`.
   """
-  folder = paths.require_local(data_dir, "data_dir", "pictures are read as local files, each by itself")
+  folder = paths.require_local(data_dir, "data_dir", _WHY_LOCAL)
   skipped = _image_files.Skipped()
   root = _root(folder / images, split)
   image_of = _by_stem(root, skipped)
@@ -79,10 +82,8 @@ def build(
 
 
 def splits(*, data_dir: str, images: str = "images", **options) -> tuple[str, ...]:
-  """The folders of images."""
-  tree = (
-    paths.require_local(data_dir, "data_dir", "pictures are read as local files, each by itself") / images
-  )
+  """Return the names of the folders of images, one for each split."""
+  tree = paths.require_local(data_dir, "data_dir", _WHY_LOCAL) / images
   return _splits_in(tree) if tree.is_dir() else ()
 
 
@@ -93,13 +94,16 @@ def _splits_in(tree: epath.Path) -> tuple[str, ...]:
 
 
 def _require_pairs(image_of: dict[str, str], map_of: dict[str, str]) -> None:
+  """Raise an OptionError that names the images without a map, and the maps without an image."""
   problems = []
   for kind, mine, other, theirs in (
     ("images", image_of, "label map", map_of), ("label maps", map_of, "image", image_of)
   ):  # fmt: skip
     if alone := [mine[stem] for stem in sorted(mine.keys() - theirs.keys())]:
-      more = ", ..." if len(alone) > SHOWN else ""
-      problems.append(f"{len(alone)} of {len(mine)} {kind} have no {other}: {', '.join(alone[:SHOWN])}{more}")
+      more = ", ..." if len(alone) > _SHOWN else ""
+      problems.append(
+        f"{len(alone)} of {len(mine)} {kind} have no {other}: {', '.join(alone[:_SHOWN])}{more}"
+      )
   if problems:
     raise OptionError("\n".join(problems))
 
@@ -113,7 +117,7 @@ def _root(tree: epath.Path, split: str) -> epath.Path:
 
 
 def _by_stem(root: epath.Path, skipped: _image_files.Skipped) -> dict[str, str]:
-  """The images below a folder by their path without extension."""
+  """Return the paths of the images below a folder, by their relative path without extension."""
   found = {}
   for _, path in _image_files.walk(root, skipped):
     stem = _image_files.normal_name(os.path.splitext(os.path.relpath(path, root))[0])
@@ -134,7 +138,7 @@ def _class_names(folder: epath.Path, num_classes: int | None) -> tuple[str, ...]
       )
     return tuple(str(label) for label in range(num_classes))
   lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-  if path.name == CLASS_FILES[1]:  # Idx, Ratio, Train, Val, Name; the first line says so
+  if path.name == CLASS_FILES[1]:  # the first line has the columns: Idx, Ratio, Train, Val, Name
     lines = [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]
   if num_classes not in (None, len(lines)):
     raise OptionError(f"{path} names {len(lines)} classes, num_classes={num_classes}.")

@@ -1,8 +1,7 @@
-"""Pictures of shapes made from their numbers alone, with the map of what is where: no files, no network.
+"""Generated pictures of shapes with label maps, which need no files and no network.
 
-On a smooth background lie one to four shapes, the later ones above the earlier. Class and outline belong
-together, and so do class and pattern; colours, sizes, places and angles are random, and so is the size of
-the picture.
+One to four shapes lie on a smooth background, each above the ones before. The class decides the outline and
+the pattern. Colours, sizes, places and angles are random, and so is the size of the picture.
 """
 
 import zlib
@@ -12,13 +11,15 @@ import numpy as np
 from dtm_jax.data import Dataset, Example
 from dtm_jax.data.label_maps import IGNORE, MapCoding
 from dtm_jax.datasets import sliceable
-from dtm_jax.errors import OptionError
+from dtm_jax.errors import check_choice
 
 CLASS_NAMES = ("background", "disc", "square", "triangle")
 NUM_EXAMPLES = {"train": 4096, "val": 256}
 
 
 class _Shapes:
+  """Pictures that are drawn when they are read, each from its own generator."""
+
   def __init__(self, split: str, count: int, side: int, border: int):
     self._split, self._count, self._side, self._border = split, count, side, border
 
@@ -39,26 +40,29 @@ def build(
   split: str = "train", *, data_dir: str | None = None, side: int = 64, num_examples: int | None = None,
   border: int = 0,
 ) -> Dataset:  # fmt: skip
-  """The "train" (4,096) or "val" (256) pictures, or `num_examples`; sides have `side` to 1.5 `side` pixels.
+  """Open "train" (4,096 pictures) or "val" (256 pictures).
 
-  `data_dir` is not used. The first `border` rows of a map are ignored.
+  Args:
+    data_dir: not used.
+    side: each side of a picture has `side` to 1.5·`side` pixels.
+    num_examples: number of pictures; None means the numbers above.
+    border: the first rows of every map, this many, are ignored.
 
   Raises:
-    OptionError: an unknown split.
+    OptionError: the split is unknown.
   """
-  if split not in NUM_EXAMPLES:
-    raise OptionError(f"Unknown split {split!r} of shapes. Available: {', '.join(NUM_EXAMPLES)}.")
+  check_choice("split of shapes", split, NUM_EXAMPLES)
   source = _Shapes(split, num_examples or NUM_EXAMPLES[split], side, border)
   return Dataset(f"shapes/{split}", len(source), CLASS_NAMES, source, maps=MapCoding(len(CLASS_NAMES)))
 
 
 def splits(**options) -> tuple[str, ...]:
-  """Both."""
+  """Return both splits."""
   return tuple(NUM_EXAMPLES)
 
 
 def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-  """A picture, uint8 [H, W, 3], and its map, uint8 [H, W]."""
+  """Draw a picture, uint8 [H, W, 3], and its map, uint8 [H, W], with H and W in side..1.5·side."""
   height, width = rng.integers(side, side + side // 2 + 1, size=2)
   y, x = np.mgrid[:height, :width].astype(np.float32)
   slope = rng.uniform(-1, 1, (2, 3))

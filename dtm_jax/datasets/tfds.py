@@ -1,8 +1,8 @@
-"""Any image data set that TensorFlow Datasets has prepared on disk.
+"""Any image data set that TensorFlow Datasets (TFDS) has prepared on disk.
 
-Prepared as `array_record`, it is read by index, without TensorFlow. Prepared as `tfrecord` (the default of
-TFDS until now), it can only be read in sequence, by tf.data; `scripts/tfrecord_to_array_record.py` converts
-it. Either way the images stay encoded until data.py decodes them.
+A data set in the file format `array_record` is read by index, without TensorFlow. One in `tfrecord`, TFDS's
+default, can only be read in sequence, by tf.data; `scripts/tfrecord_to_array_record.py` converts it. In both
+cases the images stay encoded until `dtm_jax.data` decodes them.
 """
 
 import dataclasses
@@ -32,18 +32,24 @@ def build(
   maps: MapCoding | None = None,
   shuffle_buffer: int = 4096,
 ) -> Dataset:
-  """The split (also "train[:90%]") of the prepared data set `variant`, TFDS's "name/config:version".
+  """Open a split of a prepared data set.
 
-  In a config it is named "tfds/<variant>": `--config.data.dataset.name=tfds/oxford_flowers102`.
-  `image` and `label` name its features; without a `label` feature all labels are -1. `data_dir` is that of
-  TFDS (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets). `shuffle_buffer` encoded images are held
-  to shuffle a `tfrecord` set, besides the shuffling of its files. `label_map` names a feature of label
-  maps, which are written as `maps` says.
+  A config names it "tfds/<variant>", for example `--config.data.dataset.name=tfds/oxford_flowers102`.
 
-  `split` may be another word for one that is there: "val" finds "validation".
+  Args:
+    split: name of the split, another usual name ("val" finds "validation"), or a part ("train[:90%]").
+    variant: TFDS's name of the data set, "name/config:version".
+    data_dir: TFDS's folder; default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    image: name of the feature of images.
+    label: name of the feature of labels. If there is none, all labels are -1.
+    label_map: name of the feature of label maps; None for no label maps.
+    maps: how the label maps are written.
+    shuffle_buffer: number of encoded images in tf.data's shuffle buffer. Only `tfrecord` needs it, and the
+      order of its files is shuffled besides.
 
   Raises:
-    OptionError: the data set is unknown, not prepared, or has no such split or feature.
+    OptionError: the data set is unknown or not prepared, has no such split or feature, or lies in a bucket
+      that its reader cannot open.
   """
   builder = _prepared(variant, data_dir)
   split = _split(builder, split)
@@ -67,7 +73,7 @@ def build(
 
 
 def splits(*, variant: str, data_dir: str | None = None, **options: Any) -> tuple[str, ...]:
-  """Those prepared.
+  """Return the names of the prepared splits.
 
   Raises:
     OptionError: the data set is unknown or not prepared.
@@ -98,7 +104,11 @@ def _prepared(variant: str, data_dir: str | None) -> Any:
 
 
 def _split(builder: Any, split: str) -> str:
-  """`split` with the name under which the data set has it."""
+  """Return `split` with the name that the data set uses for it.
+
+  Raises:
+    OptionError: the data set has no such split.
+  """
   base, bracket, part = split.partition("[")
   present = tuple(builder.info.splits)
   split = (_splits.find(base, present, builder.info.full_name) or base) + bracket + part
@@ -114,16 +124,16 @@ def _split(builder: Any, split: str) -> str:
 
 
 def _check_readable(builder: Any) -> None:
-  """Raise OptionError for files in a bucket that their reader cannot open."""
+  """Raise an OptionError if the files lie in a bucket that their reader cannot open."""
   place, kind = os.fspath(builder.data_path), builder.info.file_format.value
   if not paths.is_remote(place):
     return
   if "array_record" in kind:
-    reason = "the reader of array_record opens local files alone"
+    reason = "the reader of array_record only opens local files"
   elif not place.startswith("gs://"):
     reason = "tf.data, which reads tfrecord files, does not know s3://"
   elif object_stores.endpoint("gs") is not None:
-    reason = "tf.data, which reads tfrecord files, reaches no other endpoint than Google's"
+    reason = "tf.data, which reads tfrecord files, only reaches Google's endpoint"
   else:
     return
   raise OptionError(
@@ -133,13 +143,13 @@ def _check_readable(builder: Any) -> None:
 
 
 def _one_size(shape: tuple[int | None, ...]) -> int | None:
-  """The side of images that are all of one size and square."""
+  """Return the side of the images in pixels if all are squares of one size, else None."""
   return shape[0] if shape[0] == shape[1] else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-  """Names of what is read of a record; images and maps stay encoded."""
+  """Names of the features that are read from a record. Images and maps stay encoded."""
 
   image: str
   label: str | None
@@ -157,7 +167,7 @@ class _Features:
 
 
 class _Indexed:
-  """Random access to an `array_record` set."""
+  """An `array_record` data set, read by index."""
 
   def __init__(self, builder: Any, split: str, features: _Features):
     self._records = builder.as_data_source(split=split, decoders=features.decoders())
@@ -172,7 +182,7 @@ class _Indexed:
 
 @dataclasses.dataclass(frozen=True)
 class _Streamed:
-  """A `tfrecord` set, in sequence. Each process reads its even part of the split."""
+  """A `tfrecord` data set, read in sequence. Every process reads an even part of the split."""
 
   builder: Any
   split: str
@@ -215,7 +225,7 @@ class _Streamed:
 
 
 def _tensorflow() -> Any:
-  """TensorFlow, kept off the accelerators, which JAX owns."""
+  """Return TensorFlow, with the accelerators hidden from it because JAX owns them."""
   import tensorflow as tf
 
   for kind in ("GPU", "TPU"):
