@@ -74,7 +74,7 @@ def test_a_part_is_of_every_class_though_files_lie_class_by_class(tmp_path):
     ("train[90:", r"'train\[90:': a part is written \[from:to\]"),
     ("train[0.5:]", "a part is written"),
     ("train[90%:80%]", r"'train\[90%:80%\]' is empty: from 72 to 64 of 80 examples"),
-    ("valid[:50%]", "Unknown split 'valid' of cifar10"),
+    ("valid[:50%]", "Unknown split of cifar10 'valid'"),
   ],
 )
 def test_what_is_no_part_is_refused(world, split, message):

@@ -227,7 +227,7 @@ def test_shapes_are_a_function_of_split_and_number():
   seen = set().union(*(np.unique(train.source[i]["map"]).tolist() for i in range(20)))
   assert seen == {0, 1, 2, 3}
   assert (shapes.build("val", side=32, border=5).source[0]["map"][:5] == IGNORE).all()
-  with pytest.raises(ValueError, match=r"'test' of shapes. Available: train, val"):
+  with pytest.raises(ValueError, match=r"split of shapes 'test'. Available: train, val"):
     shapes.build("test")
 
 
