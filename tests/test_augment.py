@@ -33,7 +33,7 @@ def test_a_flip_mirrors_whole_images_with_the_given_probability():
   assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
 
 
-def test_normalisation_and_scaling():
+def test_normalisation_follows_its_equation_and_lists_the_names():
   image = _images()
   mean, std = mean_and_std("clip")
   expected = (image / 255 - np.array(mean)) / np.array(std)
@@ -50,7 +50,7 @@ def _jitter_oracle(x, factors, order):
   return x
 
 
-def test_colour_jitter_follows_the_equations_for_the_factors_and_the_order_of_its_key():
+def test_colour_jitter_follows_its_equations():
   keys, strengths = _keys(), np.array([0.4, 0.3, 0.6])
   image = augment.to_float(_images())
   got = augment.jitter_colors(keys, image, *map(float, strengths))
@@ -79,7 +79,7 @@ def test_one_operation_alone_agrees_with_pillow_up_to_its_rounding(operation):
     assert np.abs(after - expected).max() <= 1.5
 
 
-def test_an_image_is_changed_by_its_own_key_alone_and_compiles_once():
+def test_an_image_depends_only_on_its_own_key_and_compiles_once():
   traces = []
 
   @jax.jit

@@ -1,4 +1,4 @@
-"""The data sets on disk: folders, CIFAR-10's package, and what TFDS prepares, in both of its formats."""
+"""Data sets on disk: folders, CIFAR-10's package, and what TFDS prepares in both of its file formats."""
 
 import hashlib
 import io
@@ -44,7 +44,7 @@ def _train_indices(dataset, steps, process=(0, 1), **kwargs):
 
 
 class TestFolder:
-  def test_classes_are_the_sorted_folders_whatever_lies_below_them(self, tmp_path):
+  def test_classes_are_the_sorted_folders_at_any_depth_of_images(self, tmp_path):
     for name in ("train/b/2.JPEG", "train/b/1.jpg", "train/a/deep/3.png", "train/c/notes.txt", "val/b/4.jpg"):
       _write(tmp_path / name, _jpeg(0))
     dataset = folder.build("train", data_dir=str(tmp_path))
@@ -56,7 +56,7 @@ class TestFolder:
     ]
     assert found == [("3.png", 0), ("1.jpg", 1), ("2.JPEG", 1)]
 
-  def test_a_class_that_a_split_lacks_shifts_no_other(self, tmp_path):
+  def test_a_class_that_is_missing_in_a_split_does_not_shift_the_others(self, tmp_path):
     for name in ("train/a/1.jpg", "train/c/1.jpg", "val/b/1.jpg", "val/c/1.jpg", "val/.trash/1.jpg"):
       _write(tmp_path / name, _jpeg(0))
     train, val = (folder.build(split, data_dir=str(tmp_path)) for split in ("train", "val"))
@@ -65,7 +65,7 @@ class TestFolder:
     assert val.num_examples == 2
 
   @pytest.mark.parametrize(("place", "labels"), [("", True), ("a", False)])
-  def test_without_classes_labels_are_minus_one(self, tmp_path, place, labels):
+  def test_images_without_classes_have_label_minus_one(self, tmp_path, place, labels):
     _write(tmp_path / place / "1.jpg", _jpeg(50))
     dataset = folder.build("train", data_dir=str(tmp_path), labels=labels)
     assert dataset.class_names is None
@@ -80,7 +80,7 @@ class TestFolder:
     with pytest.raises(ValueError, match=r"'val'.*Available: train"):
       folder.build("val", data_dir=str(tmp_path))
 
-  def test_a_corrupt_file_costs_nothing_but_itself(self, tmp_path, caplog):
+  def test_only_the_corrupt_file_is_left_out(self, tmp_path, caplog):
     for i in range(7):
       _write(tmp_path / "a" / f"{i}.jpg", _jpeg(30 * i) if i != 4 else _jpeg(120)[:100])
     dataset, before = folder.build("train", data_dir=str(tmp_path)), data.corrupt_count()
@@ -115,7 +115,7 @@ class TinyCifar(tensorflow_tfds.core.GeneratorBasedBuilder):
 class TestCifar10:
   @pytest.fixture
   def package(self, tmp_path, monkeypatch):
-    """The package's layout with ten images a file; returns the pixels of each split."""
+    """Write a package of ten images in each file. Return the pixels of each split."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 32, 32, 3)).astype(np.uint8)
     labels = {"train": list(range(10)) * 5, "test": list(range(10))}
     archive = tmp_path / "cifar10" / cifar10.ARCHIVE
@@ -149,7 +149,7 @@ class TestCifar10:
       np.testing.assert_array_equal(got["label"], np.arange(len(package[split])) % 10)
     assert sorted(path.name for path in (tmp_path / "cifar10").iterdir()) == ["arrays", cifar10.ARCHIVE]
 
-  def test_wrong_contents_and_a_wrong_file_are_refused(self, package, tmp_path, monkeypatch):
+  def test_a_package_with_wrong_contents_is_refused(self, package, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(cifar10, "FIRST_TEST_LABELS", (3,) * 10)
       with pytest.raises(ValueError, match="starts with labels"):
@@ -163,7 +163,7 @@ class TestCifar10:
     assert not (tmp_path / "cifar10" / "arrays").exists()
 
   @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-  def test_what_tfds_has_prepared_is_taken_first(self, tmp_path, monkeypatch, file_format):
+  def test_a_prepared_tfds_data_set_is_used_first(self, tmp_path, monkeypatch, file_format):
     builder = TinyCifar(data_dir=str(tmp_path / "tfds"), file_format=file_format)
     builder.download_and_prepare()
     monkeypatch.setattr(cifar10, "_tfds_builder", lambda: builder)
@@ -185,11 +185,11 @@ class TestCifar10:
     with pytest.raises(RuntimeError, match=str(tmp_path / "cifar10" / cifar10.ARCHIVE)):
       cifar10.build("train")
 
-  def test_an_unknown_split(self):
+  def test_an_unknown_split_lists_the_splits(self):
     with pytest.raises(OptionError, match=r"'val'.*train, test"):
       cifar10.build("val")
 
-  def test_damaged_arrays_and_a_wrong_place_are_named(self, package, tmp_path):
+  def test_errors_name_damaged_arrays_and_an_impossible_folder(self, package, tmp_path):
     assert cifar10.build("testing", data_dir=str(tmp_path)).labels.tolist() == list(range(10))
     arrays = tmp_path / "cifar10" / "arrays"
     np.save(arrays / "test_labels.npy", np.arange(9))
@@ -227,7 +227,7 @@ class TinyPhotos(tensorflow_tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """A data_dir for each way in which the set is stored."""
+  """Return the data_dir of each way in which the data set is stored."""
   folders = {name: tmp_path_factory.mktemp(name) for name in ("tfrecord", "array_record", "converted")}
   config = tensorflow_tfds.download.DownloadConfig(num_shards=3)
   for file_format in ("tfrecord", "array_record"):
@@ -253,7 +253,7 @@ class TestTfds:
     assert (dataset.num_examples, dataset.class_names) == (21, ("a", "b", "c"))
 
   @pytest.mark.parametrize("processes", [1, 2])
-  def test_evaluation_reads_every_photo_and_its_label_once(self, prepared, file_format, processes):
+  def test_evaluation_reads_every_photo_with_its_label_once(self, prepared, file_format, processes):
     dataset = self._build(prepared, file_format)
     parts = [_evaluate(dataset, (p, processes)) for p in range(processes)]
     got = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -263,7 +263,7 @@ class TestTfds:
     assert sorted(levels.tolist()) == list(range(21))
     np.testing.assert_array_equal(got["label"], levels % 3)
 
-  def test_training_sees_every_photo_once_an_epoch_and_resumes_anywhere(self, prepared, file_format):
+  def test_an_epoch_shows_every_photo_once_and_training_resumes_anywhere(self, prepared, file_format):
     dataset = self._build(prepared, file_format)
     order = _train_indices(dataset, 21)
     epochs = [tuple(order[first : first + 21]) for first in range(0, 84, 21)]
@@ -279,13 +279,13 @@ class TestTfds:
     assert got["label"].tolist() == [-1] * 10
     assert len(set(got["index"].tolist())) == 10
 
-  def test_an_unknown_split_and_a_set_that_is_not_there(self, prepared, file_format):
+  def test_errors_name_an_unknown_split_and_a_data_set_that_is_not_prepared(self, prepared, file_format):
     with pytest.raises(ValueError, match=r"nope.*train.*test"):
       self._build(prepared, file_format, "nope")
     with pytest.raises(ValueError, match=r"'mnist' is not prepared.*array_record"):
       tfds.build("train", variant="mnist", data_dir=str(prepared[file_format]))
 
-  def test_other_words_for_splits_and_wrong_names_of_features(self, prepared, file_format):
+  def test_splits_have_other_names_and_errors_list_the_features(self, prepared, file_format):
     assert self._build(prepared, file_format, "testing").num_examples == 5
     assert self._build(prepared, file_format, "Training[:10]").num_examples == 10
     with pytest.raises(
@@ -294,7 +294,7 @@ class TestTfds:
       self._build(prepared, file_format, image="photo")
 
 
-def test_sets_that_tfds_does_not_know_and_a_wrong_data_dir(tmp_path):
+def test_errors_name_an_unknown_data_set_and_a_missing_data_dir(tmp_path):
   with pytest.raises(
     OptionError, match=rf"'minst' is not prepared in data_dir={tmp_path}.* Did you mean mnist"
   ):
@@ -303,7 +303,7 @@ def test_sets_that_tfds_does_not_know_and_a_wrong_data_dir(tmp_path):
     tfds.build("train", variant="mnist", data_dir=str(tmp_path / "nowhere"))
 
 
-def test_a_stream_shares_an_epoch_out_among_the_processes(prepared):
+def test_processes_read_disjoint_parts_of_a_stream(prepared):
   dataset = tfds.build("train", variant="tiny_photos", data_dir=str(prepared["tfrecord"]))
   parts = [_train_indices(dataset, 7, (p, 3), batch_size=3) for p in range(3)]
   assert sorted(itertools.chain(*parts)) == list(range(21))
@@ -334,12 +334,12 @@ class TestImagenet:
     with pytest.raises(OptionError, match="Training has 1 classes"):
       imagenet.build("train", data_dir=str(tmp_path))
 
-  def test_another_number_of_classes_is_refused(self, tmp_path):
+  def test_a_folder_without_1000_classes_is_refused(self, tmp_path):
     _write(tmp_path / "train" / "a" / "photo.JPEG", b"\xff\xd8")
     with pytest.raises(ValueError, match="has 1 classes"):
       imagenet.build("train", data_dir=str(tmp_path))
 
-  def test_where_it_looked_and_how_to_get_it(self, tmp_path):
+  def test_the_error_says_where_it_looked_and_how_to_get_the_data(self, tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path}/train.*{tmp_path}/imagenet2012.*ILSVRC2012_img_train"):
       imagenet.build("train", data_dir=str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: splits of many names, numbered classes, companion files, links."""
+"""Folders as people have them: splits with many names, numbered classes, companion files, and links."""
 
 import errno
 import logging as std_logging
@@ -25,7 +25,7 @@ def write(root: pathlib.Path, *names: str, content: bytes = b"\xff\xd8") -> path
 
 
 def opened(root, split="train", **options):
-  """(class names, file name -> class name) of a split."""
+  """Return the class names of a split, and the class name of every file."""
   dataset = folder.build(split, data_dir=str(root), **options)
   examples = [dataset.source[i] for i in range(dataset.num_examples)]
   name_of = lambda label: dataset.class_names[label] if label >= 0 else None
@@ -34,7 +34,7 @@ def opened(root, split="train", **options):
 
 @pytest.fixture
 def lines(caplog):
-  """The lines that opening a set wrote."""
+  """Return a function that returns the lines that opening a data set has logged."""
   caplog.set_level(std_logging.INFO)
   return lambda: [record.getMessage() for record in caplog.records if "ata set" in record.getMessage()]
 
@@ -54,7 +54,7 @@ class TestSplits:
   @pytest.mark.parametrize(
     ("train", "val"), [("Train", "valid"), ("training", "Validation"), ("TRAIN", "dev"), ("train_set", "val")]
   )
-  def test_folders_of_splits_are_found_by_any_name_and_are_no_classes(self, tmp_path, train, val):
+  def test_folders_of_splits_have_many_names_and_are_not_classes(self, tmp_path, train, val):
     write(tmp_path, *(f"{split}/{name}/1.jpg" for split in (train, val) for name in ("cat", "dog")))
     for split, found in (
       ("train", train),
@@ -71,7 +71,7 @@ class TestSplits:
     with pytest.raises(OptionError, match=rf"No split 'test' in {tmp_path}. Available: {train}, {val}"):
       folder.build("test", data_dir=str(tmp_path))
 
-  def test_two_folders_of_one_kind_are_told_apart_by_name_alone(self, tmp_path, lines):
+  def test_two_folders_of_one_kind_need_the_exact_name(self, tmp_path, lines):
     write(tmp_path, "train/cat/1.jpg", "valid/cat/1.jpg", "validation/cat/1.jpg")
     with pytest.raises(OptionError, match=rf"'val' of {tmp_path} may be valid or validation"):
       folder.build("val", data_dir=str(tmp_path))
@@ -80,7 +80,7 @@ class TestSplits:
     assert opened(tmp_path, "valid")[1] == {"valid/cat/1.jpg": "cat"}
     assert "1 folder (validation) beside the splits not read" in lines()[-1]
 
-  def test_a_class_with_the_name_of_a_split(self, tmp_path, caplog):
+  def test_a_class_may_have_the_name_of_a_split(self, tmp_path, caplog):
     write(tmp_path / "a", *(f"{name}/{i}.jpg" for name in ("bus", "car", "train") for i in range(3)))
     names, found = opened(tmp_path / "a")
     assert (names, len(found)) == (("bus", "car", "train"), 9)
@@ -90,11 +90,11 @@ class TestSplits:
     )
     assert opened(tmp_path / "b")[0] == ("bus", "train")
 
-  def test_splits_of_unlabelled_photos_with_label_maps_beside_them_stay_splits(self, tmp_path):
+  def test_a_split_of_unlabelled_photos_beside_label_maps_stays_a_split(self, tmp_path):
     write(tmp_path, "train/1.jpg", "labels/1.png")
     assert opened(tmp_path) == (None, {"train/1.jpg": None})
 
-  def test_what_lies_beside_the_splits_is_named(self, tmp_path, lines):
+  def test_the_log_names_what_lies_beside_the_splits(self, tmp_path, lines):
     write(
       tmp_path, "train/a/1.jpg", "test/a/1.jpg", "extra/b/1.jpg", "__MACOSX/train/1.jpg", "1.jpg", "2.png"
     )
@@ -104,12 +104,12 @@ class TestSplits:
     assert f"2 images directly in {tmp_path} not read" in line
 
   @pytest.mark.parametrize("name", ["tiny-imagenet-200/{}/a", "a/{}"])
-  def test_splits_further_down_are_not_read_as_one_set(self, tmp_path, name):
+  def test_splits_one_level_further_down_are_refused(self, tmp_path, name):
     write(tmp_path, *(f"{name.format(split)}/1.jpg" for split in ("train", "test")))
     with pytest.raises(OptionError, match=r"no folders of splits, but .*/ in it has: test, train. Give .*"):
       folder.build("train", data_dir=str(tmp_path))
 
-  def test_the_folders_of_a_segmentation_set_are_found_by_any_name(self, tmp_path):
+  def test_the_splits_of_a_segmentation_folder_have_many_names(self, tmp_path):
     write(tmp_path, "images/validation/1.jpg", "annotations/validation/1.png", "images/validation/._1.jpg")
     write(tmp_path, "classes.txt", content=b"a\nb\n")
     options = {"name": "segmentation_folder", "data_dir": str(tmp_path)}
@@ -124,12 +124,12 @@ class TestClasses:
     write(tmp_path / "padded", *(f"train/{number:03d}/1.jpg" for number in range(5, 15)))
     assert opened(tmp_path / "padded")[0] == tuple(f"{number:03d}" for number in range(5, 15))
 
-  def test_the_order_of_names_is_that_of_timm(self):
-    """timm's natural_key: parts of digits are numbers, the rest is text in lower case."""
+  def test_class_names_sort_as_in_timm(self):
+    """timm's natural_key treats runs of digits as numbers, and the rest as text in lower case."""
     names = ["", "9a", "10", "A", "b", "class2", "Class3", "class10", "n01440764", "n01443537", "x-1"]
     assert sorted(names[::-1], key=_class_names.natural_order) == names
 
-  def test_one_normal_form_in_all_splits(self, tmp_path):
+  def test_class_names_have_one_normal_form_in_all_splits(self, tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     write(tmp_path, f"train/{composed}/1.jpg", "train/tea/1.jpg", f"val/{decomposed}/1.jpg")
     write(tmp_path, f"train/{decomposed}/2.jpg")
@@ -137,19 +137,19 @@ class TestClasses:
     assert set(opened(tmp_path)[1].values()) == {composed, "tea"}
     assert opened(tmp_path, "val") == ((composed, "tea"), {f"val/{decomposed}/1.jpg": composed})
 
-  def test_upper_and_lower_case_of_two_splits(self, tmp_path):
+  def test_classes_that_differ_only_in_case_are_refused(self, tmp_path):
     write(tmp_path, "train/Dog/1.jpg", "train/cat/1.jpg", "val/dog/1.jpg")
     with pytest.raises(OptionError, match=r"case: train/Dog, val/dog"):
       folder.build("train", data_dir=str(tmp_path))
-    write(tmp_path / "letters", "train/A/1.jpg", "train/a/1.jpg", "val/a/1.jpg")  # two classes on purpose
+    write(tmp_path / "letters", "train/A/1.jpg", "train/a/1.jpg", "val/a/1.jpg")  # A and a are two classes
     assert opened(tmp_path / "letters", "val")[0] == ("A", "a")
 
-  def test_a_split_without_classes_of_training_adds_none(self, tmp_path):
+  def test_a_split_without_training_classes_keeps_its_own_names(self, tmp_path):
     write(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "test/images/1.jpg")
     assert opened(tmp_path)[0] == ("cat", "dog")
     assert opened(tmp_path, "test")[0] == ("images",)
 
-  def test_tiny_imagenet(self, tmp_path):
+  def test_tiny_imagenet_takes_its_classes_from_the_annotations(self, tmp_path):
     write(tmp_path, *(f"train/{name}/images/{name}_0.JPEG" for name in ("n02", "n01")))
     write(tmp_path, "val/images/val_0.JPEG", "val/images/val_1.JPEG", "test/images/test_0.JPEG")
     rows = "val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\n"
@@ -165,7 +165,7 @@ class TestClasses:
     ):
       folder.build("val", data_dir=str(tmp_path))
 
-  def test_an_image_in_no_class_is_refused_before_training_reaches_it(self, tmp_path):
+  def test_an_image_without_a_class_is_refused_before_training(self, tmp_path):
     write(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
     data.require_known_labels(folder.build("train", data_dir=str(tmp_path)))
     write(tmp_path, "train/1.jpg")
@@ -177,14 +177,14 @@ class TestClasses:
 
 class TestFiles:
   @pytest.mark.parametrize("kind", ["pgm", "ppm", "gif", "jfif", "JPE", "bmp", "tiff", "webp", "jp2", "avif"])
-  def test_what_pillow_reads_is_read(self, tmp_path, kind):
+  def test_formats_of_pillow_are_read(self, tmp_path, kind):
     path = tmp_path / "train" / "a" / f"1.{kind}"
     path.parent.mkdir(parents=True)
     Image.new("L" if kind == "pgm" else "RGB", (8, 8), 77).save(path)
     dataset = folder.build("train", data_dir=str(tmp_path))
     assert image_decoding.decode(dataset.source[0]["image"]).shape == (8, 8, 3)
 
-  def test_one_line_tells_what_was_left_out(self, tmp_path, lines):
+  def test_one_log_line_tells_what_was_left_out(self, tmp_path, lines):
     write(
       tmp_path, "train/a/1.jpg", "train/b/1.heic", "train/b/2.heic", "train/a/notes.txt", "train/a/README"
     )
@@ -204,7 +204,7 @@ class TestFiles:
     write(tmp_path, "annotations/train/._y.png", "images/train/__MACOSX/z.jpg")
     assert segmentation_folder.build("train", data_dir=str(tmp_path), num_classes=2).num_examples == 1
 
-  def test_an_empty_root_tells_what_is_there(self, tmp_path):
+  def test_an_error_on_an_empty_folder_names_the_other_files(self, tmp_path):
     write(tmp_path, "train/a/1.heic")
     with pytest.raises(
       OptionError, match=r"No images in .*train; skipped 1 \.heic\. The extensions read are"
@@ -263,7 +263,7 @@ class TestReading:
     batches = data.train_batches(dataset, batch_size=8, image_size=8, seed=0, num_threads=2, crop="none")
     return np.concatenate([next(batches)["index"] for _ in range(steps)])
 
-  def test_a_file_that_vanishes_is_named_once_and_counted_each_time(self, photos, caplog):
+  def test_a_missing_file_is_named_once_and_counted_each_time(self, photos, caplog):
     dataset, before = folder.build("train", data_dir=str(photos)), data.corrupt_count()
     gone = photos / "train" / "a" / "5.png"
     gone.unlink()
@@ -285,7 +285,7 @@ class TestReading:
   @pytest.mark.parametrize(
     "number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EMFILE]
   )
-  def test_an_error_that_passes_is_waited_out(self, photos, monkeypatch, number):
+  def test_reading_waits_until_a_temporary_error_passes(self, photos, monkeypatch, number):
     read, failures, waited = _image_files._read, iter(range(3)), []
 
     def sometimes(path):
@@ -300,7 +300,7 @@ class TestReading:
     assert data.corrupt_count() == before
     assert len(waited) == 3
 
-  def test_an_error_that_lasts_ends_the_run_with_its_name(self, photos, monkeypatch):
+  def test_a_lasting_error_ends_the_run_and_is_named(self, photos, monkeypatch):
     def never(path):
       raise OSError(errno.EIO, "Input/output error", path)
 
@@ -330,22 +330,22 @@ class TestSubsets:
     part = datasets.spread(dataset, count)
     return [part.source[i]["label"] for i in range(count)]
 
-  def test_a_sorted_set_is_spread_over_its_classes(self):
+  def test_examples_of_a_sorted_data_set_are_spread_over_its_classes(self):
     dataset = self.dataset([0] * 40 + [1] * 40 + [2] * 40 + [3] * 40)
     assert np.bincount(self.first(dataset, 64)).tolist() == [16] * 4
     assert datasets.spread(dataset, 64).labels.tolist() == self.first(dataset, 64)
     assert np.bincount(self.first(dataset, 130)).tolist() == [33, 32, 33, 32]
 
-  def test_a_rare_class_at_the_end_and_more_classes_than_examples(self):
+  def test_a_rare_class_is_included_and_classes_may_outnumber_examples(self):
     assert set(self.first(self.dataset([0] * 90 + [1] * 10), 50)) == {0, 1}
     assert self.first(self.dataset(sorted([*range(10)] * 10)), 5) == [0, 2, 4, 6, 8]
 
-  def test_a_shuffled_set_keeps_its_first(self):
+  def test_a_shuffled_data_set_keeps_its_first_examples(self):
     labels = np.random.default_rng(0).integers(0, 10, 3000).tolist()
     dataset = self.dataset(labels)
     assert datasets.spread(dataset, 1000) is dataset
     assert datasets.spread(dataset, None) is datasets.spread(dataset, 3000) is dataset
 
-  def test_where_labels_are_unknown_examples_are_spread_evenly(self):
+  def test_examples_with_unknown_labels_are_spread_evenly(self):
     dataset = data.Dataset("set", 10, None, [{"label": i} for i in range(10)])
     assert self.first(dataset, 4) == [0, 2, 5, 7]

@@ -1,4 +1,4 @@
-"""Every kind of image file: depth of values, orientation, size, and the pixels of views."""
+"""Every kind of image file: depth of values, orientation, size, and views of long images."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ def encode(image, kind, **options) -> bytes:
 
 
 def opencv(array, kind) -> bytes:
-  """Encoded by OpenCV; colours are RGB(A) here."""
+  """Encode an RGB(A) array with OpenCV."""
   if array.ndim == 3:
     array = np.ascontiguousarray(array[..., [2, 1, 0, 3][: array.shape[2]]])
   return cv2.imencode(kind, array)[1].tobytes()
@@ -44,7 +44,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(array, color_type, depth=16) -> bytes:
-  """A PNG of 16-bit channels by the specification: big-endian rows, each after a filter byte of 0."""
+  """Write a PNG of 16-bit channels by the specification: big-endian rows, each after a filter byte of 0."""
   rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
   header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], depth, color_type, 0, 0, 0)
   chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
@@ -52,7 +52,7 @@ def png(array, color_type, depth=16) -> bytes:
 
 
 def tiff(array, sample_format, photometric=1, order="<", **tags) -> bytes:
-  """An uncompressed TIFF by the specification; `sample_format` 1 unsigned, 2 signed, 3 floating point."""
+  """Write an uncompressed TIFF by the specification. `sample_format`: 1 unsigned, 2 signed, 3 float."""
   depth = 1 if array.ndim == 2 else array.shape[2]
   pixels = array.astype(array.dtype.newbyteorder(order)).tobytes()
   bits = 8 * array.dtype.itemsize
@@ -103,7 +103,7 @@ SIXTEEN = {
 
 
 @pytest.mark.parametrize("kind", SIXTEEN)
-def test_of_sixteen_bits_the_high_byte_counts(kind):
+def test_sixteen_bits_become_their_high_byte(kind):
   encoded, expected = SIXTEEN[kind][0](), SIXTEEN[kind][1]
   if expected is None:  # Pillow rounds the colours of a PPM
     assert np.abs(decode(encoded).astype(int) - DEEP_RGB / 257).max() <= 0.5
@@ -111,7 +111,7 @@ def test_of_sixteen_bits_the_high_byte_counts(kind):
     np.testing.assert_array_equal(decode(encoded), expected)
 
 
-def test_sixteen_bits_are_read_as_tensorflow_and_opencv_read_them():
+def test_sixteen_bits_are_read_as_in_tensorflow_and_opencv():
   import tensorflow as tf
 
   for encoded in (png(DEEP, 0), png(DEEP_RGB, 2)):
@@ -138,7 +138,7 @@ OTHER_DEPTHS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_DEPTHS)
-def test_other_depths_are_scaled(kind):
+def test_other_depths_are_scaled_to_8_bits(kind):
   make, expected = OTHER_DEPTHS[kind]
   np.testing.assert_array_equal(decode(make()), grey(expected))
 
@@ -208,13 +208,13 @@ OTHER_KINDS = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_colours_as_stored_whatever_the_alpha_and_the_first_frame(kind):
+def test_stored_colours_are_read_without_alpha_and_from_the_first_frame(kind):
   make, expected = OTHER_KINDS[kind]
   np.testing.assert_array_equal(decode(make()), expected)
 
 
 def by_pillow(encoded, monkeypatch):
-  """What decode gives where simplejpeg reads nothing."""
+  """Return what decode returns if simplejpeg refuses the file."""
 
   def refuse(*_):
     raise ValueError
@@ -257,7 +257,7 @@ def exif_of(value):
 
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_orientation_is_applied_whatever_reads_the_file(kind, turn, monkeypatch):
+def test_every_orientation_is_applied_by_both_readers(kind, turn, monkeypatch):
   stored = smooth()
   encoded = encode(stored, kind, exif=exif_of(turn), **LOSSLESS.get(kind, {}))
   raw = Image.fromarray(decode(encode(stored, kind, **LOSSLESS.get(kind, {}))))
@@ -269,7 +269,7 @@ def test_every_orientation_is_applied_whatever_reads_the_file(kind, turn, monkey
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_deep_pixels_are_turned_too(turn):
+def test_deep_pixels_are_also_turned(turn):
   shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encode(HIGH, "PNG", exif=exif_of(turn))))))
   for encoded in (
     encode(DEEP, "PNG", exif=exif_of(turn)),
@@ -279,7 +279,7 @@ def test_deep_pixels_are_turned_too(turn):
     assert np.abs(decode(encoded).astype(int) - shown).max() <= 1
 
 
-def test_orientation_is_found_among_other_segments_and_never_an_error():
+def test_orientation_is_found_among_other_segments_and_damage_is_no_error():
   jpeg, exif = encode(smooth(), "JPEG"), exif_of(6).tobytes()
   app1 = lambda block: b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block
   big_endian = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
@@ -294,7 +294,7 @@ def test_orientation_is_found_among_other_segments_and_never_an_error():
     assert orientation.jpeg_orientation(jpeg[:cut]) == 1
 
 
-def test_orientation_of_xmp_alone_is_ignored():
+def test_an_orientation_in_xmp_is_ignored():
   xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
   text = PngImagePlugin.PngInfo()
   text.add_itxt("XML:com.adobe.xmp", xmp.decode())
@@ -307,7 +307,7 @@ def test_orientation_of_xmp_alone_is_ignored():
 
 
 def jpeg_of_size(height, width):
-  """A JPEG of a few hundred bytes with another size in its header."""
+  """Return a JPEG of a few hundred bytes with this size in its header."""
   encoded = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
   place = encoded.index(b"\xff\xc0")
   encoded[place + 5 : place + 9] = struct.pack(">HH", height, width)
@@ -362,7 +362,7 @@ def test_the_limit_on_pixels_is_an_option():
 
 
 @pytest.mark.filterwarnings("error")
-def test_photos_of_100_megapixels_are_read_whatever_pillow_thinks_of_them():
+def test_photos_of_100_megapixels_are_read_without_pillows_warning():
   picture = Image.new("1", (10_000, 10_000))
   with image_decoding.open_picture(encode(picture, "PNG")) as (opened, _, _):
     assert opened.size == (10_000, 10_000)
@@ -374,7 +374,7 @@ def test_no_file_starts_another_program():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM"])
-def test_cut_and_damaged_headers_are_corrupt(kind):
+def test_cut_headers_are_corrupt_and_damaged_ones_raise_no_other_error(kind):
   encoded = encode(smooth(), kind)
   for length in (*range(0, 60, 7), len(encoded) // 3):
     with pytest.raises(CorruptImageError):
@@ -387,8 +387,8 @@ def test_cut_and_damaged_headers_are_corrupt(kind):
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
-def test_the_view_of_a_long_image_is_the_centre_of_the_whole_resized(interpolation, antialias):
-  """Exactly with Pillow; OpenCV's fixed-point weights differ by one grey level."""
+def test_the_view_of_a_long_image_is_the_centre_of_the_resized_image(interpolation, antialias):
+  """Pillow agrees exactly. OpenCV's fixed-point weights differ by one grey level."""
   rng, computed_in_part = np.random.default_rng(1), 0
   for _ in range(60):
     short, image_size = int(rng.integers(1, 50)), int(rng.integers(4, 30))
@@ -463,7 +463,7 @@ def test_the_released_config_crops_as_pillow_crops_and_resizes(shape):
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-def test_a_crop_does_not_depend_on_pixels_outside_of_it(antialias):
+def test_pixels_outside_of_a_crop_have_no_influence(antialias):
   image = RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)
   other = 255 - image
   other[10:40, 20:60] = image[10:40, 20:60]
@@ -472,7 +472,7 @@ def test_a_crop_does_not_depend_on_pixels_outside_of_it(antialias):
     np.testing.assert_array_equal(*views)
 
 
-def test_the_statistics_of_a_data_set_are_those_of_scaled_values():
+def test_statistics_of_a_data_set_use_the_scaled_values():
   examples = [{"image": png(DEEP, 0), "label": 0, "name": "deep"}]
   mean, _ = dataset_settings.measure(data.Dataset("deep", 1, None, examples))
   np.testing.assert_allclose(mean, 0.5, atol=1e-3)
@@ -486,7 +486,7 @@ class TestLabelMaps:
 
   @pytest.mark.parametrize("turn", TURNS)
   @pytest.mark.parametrize("shape", [(32, 32), (24, 40)])
-  def test_a_map_drawn_on_the_displayed_image_lies_right(self, turn, shape):
+  def test_a_map_drawn_on_the_displayed_image_matches_its_image(self, turn, shape):
     stored = np.zeros((*shape, 3), np.uint8)
     stored[:8, :16] = 255
     encoded = encode(stored, "JPEG", quality=95, exif=exif_of(turn))
@@ -496,7 +496,7 @@ class TestLabelMaps:
 
   @pytest.mark.parametrize("turn", TURNS)
   @pytest.mark.parametrize("kind", ["PNG", "TIFF", "array"])
-  def test_a_map_with_an_orientation_of_its_own_is_turned_as_well(self, turn, kind):
+  def test_a_map_is_turned_by_its_own_orientation(self, turn, kind):
     stored = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
     image = encode(np.zeros((4, 6, 3), np.uint8), "JPEG", exif=exif_of(turn))
     shown = orientation.turn(stored, turn)

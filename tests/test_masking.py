@@ -1,4 +1,4 @@
-"""Masks: always the exact number, and block-wise masks distributed as a plain NumPy generator's."""
+"""Masks hide the exact number of patches, and block-wise masks have the distribution of a NumPy oracle."""
 
 import functools
 import importlib
@@ -15,7 +15,7 @@ NUM_MASKS = 2000
 
 
 def oracle_block_mask(rng, grid, num_masked, min_patches, max_patches, min_aspect=0.3):
-  """The generator as a loop over single rectangles."""
+  """Draw a mask by a loop over single rectangles."""
   rows, columns = grid
   mask = np.zeros(grid, bool)
   while mask.sum() < num_masked:
@@ -47,7 +47,7 @@ CASES = {
 
 @functools.cache
 def both(case):
-  """[mask, H, W] of ours and of the oracle's."""
+  """Return NUM_MASKS masks [mask, H, W] of the package, and as many of the oracle."""
   grid, num_masked, min_patches, max_patches = CASES[case]
   keys = jax.random.split(jax.random.key(0), NUM_MASKS)
   draw = jax.jit(
@@ -63,7 +63,7 @@ def both(case):
 
 
 def assert_same_mean(ours, theirs, bound=5.0):
-  """Two-sample z test of the means over masks; of some hundred statistics none should pass 5 deviations."""
+  """Compare the means over masks by a two-sample z test. Of some hundred statistics, none should exceed 5."""
   deviation = np.sqrt((ours.var(0) + theirs.var(0)) / NUM_MASKS)
   assert (np.abs(ours.mean(0) - theirs.mean(0)) <= bound * deviation + 1e-9).all()
 
@@ -82,9 +82,12 @@ def test_every_position_is_hidden_as_often_as_in_the_oracle(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_blocks_have_the_sizes_of_the_oracles(case):
-  """The edges between hidden and visible patches, by direction, tell size and aspect of the blocks; pairs of
-  patches hidden together at a distance tell how far the blocks reach."""
+def test_blocks_have_the_sizes_of_the_oracle(case):
+  """Compare statistics that depend on the size and aspect of the blocks.
+
+  Edges between hidden and visible patches, by direction, measure size and aspect. Pairs of hidden patches at
+  a distance measure how far the blocks reach.
+  """
   for statistic in (
     lambda m: (m[:, 1:] != m[:, :-1]).sum((1, 2)),
     lambda m: (m[:, :, 1:] != m[:, :, :-1]).sum((1, 2)),
@@ -96,8 +99,8 @@ def test_blocks_have_the_sizes_of_the_oracles(case):
     assert_same_mean(*(statistic(m) for m in both(case)))
 
 
-def test_corners_are_seldom_and_the_centre_often_hidden():
-  """The known figures of this generator: 0.04 and 0.72."""
+def test_corners_are_rarely_hidden_and_the_centre_often():
+  """The known frequencies of this generator are 0.04 and 0.72."""
   frequency = both("default")[0].mean(0)
   np.testing.assert_allclose(frequency[[0, 0, -1, -1], [0, -1, 0, -1]], 0.04, atol=0.02)
   np.testing.assert_allclose(frequency[6:8, 6:8], 0.72, atol=0.04)
@@ -112,7 +115,7 @@ def test_random_masks_are_uniform_and_exact():
 
 @pytest.mark.parametrize("kind", masking.MASKS)
 @pytest.mark.parametrize(("grid", "num_masked"), [((14, 14), 0), ((14, 14), 196), ((1, 5), 3), ((1, 1), 1)])
-def test_extremes_are_exact(kind, grid, num_masked):
+def test_masks_of_no_patch_and_of_all_patches_are_exact(kind, grid, num_masked):
   masks = masking.masks(kind, jax.random.split(jax.random.key(2), 8), grid, num_masked)
   np.testing.assert_array_equal(masks.sum(1), [num_masked] * 8)
 
@@ -134,7 +137,7 @@ def test_impossible_numbers_are_refused(kind, num_masked):
 
 
 @pytest.mark.parametrize("options", [{"min_patches": 0}, {"max_patches": -1}, {"min_aspect": 0.0}])
-def test_senseless_blocks_are_refused(options):
+def test_blocks_with_impossible_limits_are_refused(options):
   with pytest.raises(ValueError, match="Blocks need"):
     masking.block_mask(jax.random.key(0), (8, 8), 25, **options)
 
@@ -150,10 +153,10 @@ SHIPPED = {
   "vitb16": RELEASED, "vits16": RELEASED, "vitl16": RELEASED, "vitb16_released": RELEASED,
   "quickstart": SMALL, "debug": SMALL, "comparisons_cifar10": SMALL,
 }  # fmt: skip
-"""Grid, hidden patches and least patches of a block: the numbers of the configs before they had shares."""
+"""Grid, hidden patches and smallest block of each config, by the numbers it had before it had shares."""
 
 
-def test_the_shipped_configs_hide_as_many_patches_as_their_old_numbers_say():
+def test_the_shipped_configs_hide_the_same_numbers_of_patches_as_before():
   configs = {}
   for path in (Path(__file__).parents[1] / "configs").glob("*.py"):
     module = importlib.import_module(f"configs.{path.stem}")

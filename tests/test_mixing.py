@@ -1,4 +1,4 @@
-"""Mixup, CutMix and random erasing against NumPy and against the distributions they name."""
+"""Mixup, CutMix and random erasing against NumPy and against their distributions."""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ def test_mixup_draws_from_its_beta_distribution():
   assert lam.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.05)
 
 
-def test_cutmix_boxes_are_those_of_a_numpy_replay():
-  """Areas and places agree in distribution with the rule, drawn by NumPy."""
+def test_cutmix_boxes_have_the_distribution_of_a_numpy_oracle():
+  """Areas and places have the distribution of boxes that NumPy draws by the same rule."""
   height, width = 12, 20
   w = weights((height, width), mixup=0.0, cutmix=1.0)
   inside = w == 0
@@ -59,13 +59,13 @@ def test_cutmix_boxes_are_those_of_a_numpy_replay():
   np.testing.assert_array_equal(inside, rows[:, :, None] & columns[:, None, :])
 
 
-def test_one_of_the_two_is_chosen():
+def test_cutmix_is_chosen_with_its_probability():
   w = weights((6, 6), mixup=0.8, cutmix=1.0, cutmix_prob=0.3)
   cut = np.all((w == 0) | (w == 1), axis=(1, 2))
   assert cut.mean() == pytest.approx(0.3, abs=0.03)
 
 
-def test_without_either_nothing_changes():
+def test_a_batch_stays_as_it_is_without_mixup_and_cutmix():
   image, target = jnp.ones((2, 4, 4, 3)), jnp.eye(2)
   assert augment.mix(jax.random.key(0), image, target, mixup=0.0, cutmix=0.0) == (image, target)
 
@@ -103,7 +103,7 @@ def test_erasing_replaces_boxes_by_noise():
   assert columns.sum(axis=1).max() < 24
 
 
-def test_erased_boxes_are_those_of_a_numpy_replay():
+def test_erased_boxes_have_the_distribution_of_a_numpy_oracle():
   height, width = 16, 24
   inside = np.any(erased((height, width), 1.0) != 7.0, axis=-1)
   oracle = np.zeros_like(inside)
@@ -122,5 +122,5 @@ def test_erased_boxes_are_those_of_a_numpy_replay():
   np.testing.assert_allclose(inside.mean(axis=0), oracle.mean(axis=0), atol=0.05)
 
 
-def test_where_no_box_fits_nothing_is_erased():
+def test_an_image_in_which_no_box_fits_stays_as_it_is():
   assert np.all(erased((4, 4), 1.0, area=(2.0, 3.0)) == 7.0)

@@ -1,4 +1,4 @@
-"""RandAugment: each operation against timm's and known pixels, the policy's draws, and batches in order."""
+"""RandAugment: operations against timm's, known pixels, the draws of a policy, and reproducible batches."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ NAMES = {
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
-def test_an_operation_is_timms(name, strength, monkeypatch):
-  """With either sign: timm's coin is replaced. Where no bit is left timm fails in newer Pillows."""
+def test_every_operation_equals_timms(name, strength, monkeypatch):
+  """Compare both signs, by a replaced coin. timm fails with newer Pillows if posterize leaves no bit."""
   if (name, strength) == ("posterize", 1.0):
     assert not np.any(OPERATIONS[name](PICTURE, strength, 1))
     return
@@ -46,7 +46,7 @@ def test_an_operation_is_timms(name, strength, monkeypatch):
   assert {x.tobytes() for x in ours} == {x.tobytes() for x in results}
 
 
-def test_known_pixels():
+def test_operations_give_known_pixels():
   grey = Image.fromarray(np.full((4, 4, 3), 100, np.uint8))
   value = lambda name, a, sign=1: int(np.asarray(OPERATIONS[name](grey, a, sign))[1, 1, 0])
   assert value("invert", 0.5) == 155
@@ -59,7 +59,7 @@ def test_known_pixels():
   assert tuple(moved[0, -1]) == rand_augment.FILL
 
 
-def test_what_the_policy_draws(monkeypatch):
+def test_a_policy_draws_operations_strengths_and_signs(monkeypatch):
   calls = []
   record = lambda name: lambda image, a, sign: calls.append((name, a, sign)) or image
   monkeypatch.setattr(rand_augment, "OPERATIONS", {name: record(name) for name in OPERATIONS})
@@ -80,7 +80,7 @@ def test_what_the_policy_draws(monkeypatch):
   assert np.mean(signs) == pytest.approx(0, abs=0.06)
 
 
-def test_policies_by_name():
+def test_policies_are_parsed_from_their_names():
   assert rand_augment.parse("rand-m9-mstd0.5-inc1") == RandAugment()
   assert rand_augment.parse("rand-m7-n3-p0.8-mstd1-inc1") == RandAugment(7.0, 1.0, 3, 0.8)
   for wrong in ("rand-m9", "augmix-m9-inc1", "rand-x9-inc1", "rand-m-inc1"):
