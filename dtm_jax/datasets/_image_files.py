@@ -165,6 +165,15 @@ def list_folder(folder: str | os.PathLike) -> Listing:
     raise UserError(f"{what} the folder {os.fspath(folder)}: {error.strerror or error}.") from error
 
 
+def visible_folders(folder: str | os.PathLike) -> list[str]:
+  """Return the names of the folders in a folder, in any order, without hidden ones.
+
+  Raises:
+    UserError: the folder cannot be read, or there is no permission to read it.
+  """
+  return [name for name in list_folder(folder).folders if not is_hidden(name)]
+
+
 def _scan(folder: str) -> Listing:
   listing = Listing([], [], set(), [])
   with os.scandir(folder) as entries:

@@ -184,7 +184,7 @@ def _classes(tree: _Tree, root: epath.Path, found: list) -> tuple[list[str | Non
 
 def _class_folders(root: epath.Path) -> set[str]:
   """Return the names of the folders below `root` that hold images."""
-  folders = (name for name in _image_files.list_folder(root).folders if not _image_files.is_hidden(name))
+  folders = _image_files.visible_folders(root)
   return {_image_files.normal_name(name) for name in folders if _image_files.holds_image(root / name)}
 
 
@@ -213,8 +213,7 @@ def _tell(tree: _Tree, root: epath.Path, found, label_of, skipped: _image_files.
     if unlabelled := int((label_of < 0).sum()):
       concerns.append(f"{_image_files.number(unlabelled, 'image')} in no class folder")
     firsts = {first for first, _ in found}
-    folders = (name for name in _image_files.list_folder(root).folders if not _image_files.is_hidden(name))
-    if empty := sorted(name for name in folders if name not in firsts):
+    if empty := sorted(name for name in _image_files.visible_folders(root) if name not in firsts):
       concerns.append(f"{_image_files.some(empty, 'class folder')} without an image that can be read")
   if root != tree.folder:
     beside = (name for name in _image_files.list_folder(tree.folder).folders if not name.startswith("."))

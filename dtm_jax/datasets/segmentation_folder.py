@@ -88,9 +88,7 @@ def splits(*, data_dir: str, images: str = "images", **options) -> tuple[str, ..
 
 
 def _splits_in(tree: epath.Path) -> tuple[str, ...]:
-  return tuple(
-    sorted(name for name in _image_files.list_folder(tree).folders if not _image_files.is_hidden(name))
-  )
+  return tuple(sorted(_image_files.visible_folders(tree)))
 
 
 def _require_pairs(image_of: dict[str, str], map_of: dict[str, str]) -> None:
