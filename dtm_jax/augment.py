@@ -43,8 +43,8 @@ def to_float(image: UInt8[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B H W
 
 def normalize(image: Float[Array, "B H W 3"], mean: Triple, std: Triple) -> Float[Array, "B H W 3"]:
   """Return (image - mean) / std, channel by channel."""
-  mean, std = (jnp.asarray(value, jnp.float32)[None, None, None, :] for value in (mean, std))
-  return (image - mean) / std
+  shift, scale = (jnp.asarray(value, jnp.float32)[None, None, None, :] for value in (mean, std))
+  return (image - shift) / scale
 
 
 def resize_to(image: Float[Array, "B H W 3"], side: int) -> Float[Array, "B side side 3"]:
@@ -141,7 +141,8 @@ def mix(
   """
   if not mixup and not cutmix:
     return image, target
-  weight = mixing_weights(key, image.shape[1:3], mixup=mixup, cutmix=cutmix, cutmix_prob=cutmix_prob)
+  _, height, width, _ = image.shape
+  weight = mixing_weights(key, (height, width), mixup=mixup, cutmix=cutmix, cutmix_prob=cutmix_prob)
   lam = weight.mean()
   weight = weight[None, :, :, None]
   return weight * image + (1 - weight) * image[::-1], lam * target + (1 - lam) * target[::-1]

@@ -26,8 +26,13 @@ def mean_and_std(name: str | Sequence[Sequence[float]]) -> tuple[Triple, Triple]
   """
   if not isinstance(name, str):
     mean, std = name
-    return tuple(mean), tuple(std)
+    return _triple(mean), _triple(std)
   if name == "dataset":
     raise OptionError("normalization='dataset' is known only once a run has started; give a name or numbers.")
   check_choice("normalization", name, NORMALIZATIONS)
   return NORMALIZATIONS[name]
+
+
+def _triple(values: Sequence[float]) -> Triple:
+  red, green, blue = values
+  return red, green, blue

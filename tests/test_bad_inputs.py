@@ -1,4 +1,4 @@
-"""What a user may get wrong: every message names the file or the run, and both values."""
+"""Mistakes of users: every message names the file or the run, and both values."""
 
 import importlib
 
@@ -118,7 +118,7 @@ def test_an_empty_folder(tmp_path):
 
 
 def test_a_checkpoint_of_another_shape(world):
-  """In the run's own workdir, and as the run to start from."""
+  """A checkpoint in the run's workdir, and one in init_from.path."""
   config = tiny_config("finetune_cifar10", world)
   config.total_steps, config.optim.warmup_steps, config.evals = 1, 0, {}
   loop.train(config, str(world / "run"))

@@ -125,7 +125,8 @@ def fit_size(shape: tuple[int, int], shorter: int | float, longer: int | float) 
     longer: limit of the longer side.
   """
   factor = min(shorter / min(shape), longer / max(shape))
-  return tuple(max(1, int(side * factor + 0.5)) for side in shape)
+  height, width = (max(1, int(side * factor + 0.5)) for side in shape)
+  return height, width
 
 
 def resize_map(label_map: Map, size: tuple[int, int]) -> Map:

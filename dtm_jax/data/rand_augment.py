@@ -60,12 +60,15 @@ def parse(policy: str) -> RandAugment:
   Raises:
     OptionError: the text does not have this form.
   """
-  letters = {"m": "magnitude", "mstd": "magnitude_std", "n": "num_ops", "p": "prob"}
+  fields = {"m": "magnitude", "mstd": "magnitude_std", "n": "num_ops", "p": "prob"}
   kind, *parts = policy.split("-")
   matches = [re.fullmatch(r"(m|mstd|n|p|inc)(\d+(?:\.\d+)?)", part) for part in parts]
   if kind != "rand" or None in matches or "inc1" not in parts:
     raise OptionError(f'Unknown RandAugment policy {policy!r}. One is "rand-m9-mstd0.5-inc1".')
-  options = {letters[m[1]]: int(m[2]) if m[1] == "n" else float(m[2]) for m in matches if m[1] != "inc"}
+  options: dict[str, Any] = {}
+  for letter, number in (match.groups() for match in matches if match):
+    if letter != "inc":
+      options[fields[letter]] = int(number) if letter == "n" else float(number)
   return RandAugment(**options)
 
 

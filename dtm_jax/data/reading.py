@@ -46,6 +46,7 @@ def read_or_replace(
     UserError: they cannot be read, by the last error.
   """
   names: list[str] = []
+  error: CorruptImageError | OSError
   for _ in range(1 + REPLACEMENTS):
     try:
       example = read(index)

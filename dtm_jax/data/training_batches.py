@@ -77,7 +77,7 @@ def train_batches(
   source = dataset.source
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
-    rng = np.random.Generator(np.random.Philox(_PhiloxKey(seed, place)))
+    rng = _generator(seed, place)
     decoded, example, index = read_or_replace(dataset, read, decode_example, index, count, rng)
     return view(decoded, rng) | {"label": example["label"], "index": example.get("index", index)}
 
@@ -134,6 +134,12 @@ def _shuffled(place: int, n: int, seed: int) -> int:
 @functools.lru_cache(maxsize=8)
 def _epoch_seed(seed: int, epoch: int) -> int:
   return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _generator(*key: int) -> np.random.Generator:
+  """Return the generator that is keyed by these numbers."""
+  seed: Any = _PhiloxKey(*key)  # NumPy's annotations do not mention ISeedSequence
+  return np.random.Generator(np.random.Philox(seed))
 
 
 class _PhiloxKey(ISeedSequence):

@@ -49,7 +49,8 @@ class TrainView:
   def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
     box = None
     if self.crop == "random_resized":
-      box = random_resized_box(rng, *image.shape[:2], self.scale, self.ratio)
+      height, width = image.shape[:2]
+      box = random_resized_box(rng, height, width, self.scale, self.ratio)
     view = resize(image, (self.image_size,) * 2, self.interpolation, self.antialias, box)
     if self.crop == "pad":
       top, left = rng.integers(2 * self.padding + 1, size=2)

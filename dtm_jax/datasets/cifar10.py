@@ -173,7 +173,7 @@ def _from_package(path: pathlib.Path) -> Splits:
   splits = {}
   with tarfile.open(path) as package, progress.waiting(f"Unpacking CIFAR-10 from {path}"):
     for split, (pictures, labels_name) in PARTS.items():
-      labels = np.array(json.load(package.extractfile(f"package/{labels_name}")), np.int32)
+      labels = np.array(json.loads(_content(package, labels_name)), np.int32)
       images = np.concatenate([_read_rows(package, picture) for picture in pictures])
       splits[split] = _checked(split, images, labels)
   if (first := tuple(splits["test"][1][:10].tolist())) != FIRST_TEST_LABELS:
@@ -196,9 +196,17 @@ def _keep(splits: Splits, target: pathlib.Path) -> None:
         raise
 
 
+def _content(package: tarfile.TarFile, name: str) -> bytes:
+  """Return the content of a file in the package."""
+  file = package.extractfile(f"package/{name}")
+  if file is None:
+    raise OptionError(f"{name} in {ARCHIVE} is not a file. Delete the package and start again.")
+  return file.read()
+
+
 def _read_rows(package: tarfile.TarFile, name: str) -> np.ndarray:
   """Return the images, uint8 [n, 32, 32, 3], of a PNG with n rows and 1,024 columns."""
-  with Image.open(io.BytesIO(package.extractfile(f"package/{name}").read())) as picture:
+  with Image.open(io.BytesIO(_content(package, name))) as picture:
     return np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
 
 

@@ -67,7 +67,7 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
     more = "; ".join(["", *skipped.phrases()])
     raise OptionError(f"No images in {root}{more}. The extensions read are: {' '.join(EXTENSIONS)}.")
   class_of, class_names = _classes(tree, root, found) if labels else ([None] * len(found), ())
-  ids = {name: label for label, name in enumerate(class_names)}
+  ids: dict[str | None, int] = {name: label for label, name in enumerate(class_names)}
   label_of = np.array([ids.get(name, -1) for name in class_of], np.int32)
   _tell(tree, root, found, label_of if class_names else None, skipped)
   source = _Files([path for _, path in found], label_of)
@@ -170,14 +170,15 @@ def _is_class(folder: epath.Path, name: str, others: tuple[str, ...]) -> bool:
 def _classes(tree: _Tree, root: epath.Path, found: list) -> tuple[list[str | None], tuple[str, ...]]:
   """Return the class name of every image, None without a class, and the names of all classes in order."""
   first = {first: _image_files.normal_name(first) for first, _ in found if first}
-  class_of = [first.get(each) for each, _ in found]
+  class_of = [first[each] if each else None for each, _ in found]
   if root == tree.folder:
     return class_of, _class_names.classes_of_split(None, {None: set(first.values())})
   mine = os.path.relpath(root, tree.folder)
-  names = {each: _class_folders(tree.folder / each) for each in tree.splits if each != mine}
-  trained = set().union(*(names[each] for each in names if _splits.kind_of(each) == "train"))
+  others = [each for each in tree.splits if each != mine]
+  names: dict[str | None, set[str]] = {each: _class_folders(tree.folder / each) for each in others}
+  trained = set().union(*(names[each] for each in others if _splits.kind_of(each) == "train"))
   if trained.isdisjoint(first.values()) and (class_in_file := _annotated(root, found)):
-    class_of = class_in_file
+    class_of = [*class_in_file]
   names[mine] = set(filter(None, class_of))
   return class_of, _class_names.classes_of_split(mine, names)
 

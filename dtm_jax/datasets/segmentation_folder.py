@@ -116,7 +116,7 @@ def _root(tree: epath.Path, split: str) -> epath.Path:
 
 def _by_stem(root: epath.Path, skipped: _image_files.Skipped) -> dict[str, str]:
   """Return the paths of the images below a folder, by their relative path without extension."""
-  found = {}
+  found: dict[str, str] = {}
   for _, path in _image_files.walk(root, skipped):
     stem = _image_files.normal_name(os.path.splitext(os.path.relpath(path, root))[0])
     if stem in found:

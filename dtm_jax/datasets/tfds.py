@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dtm_jax.data import Dataset, Example
+from dtm_jax.data import Dataset, Example, Source, Stream
 from dtm_jax.data.label_maps import MapCoding
 from dtm_jax.datasets import _splits
 from dtm_jax.errors import OptionError
@@ -54,19 +54,21 @@ def build(
   builder = _prepared(variant, data_dir)
   split = _split(builder, split)
   num_examples = builder.info.splits[split].num_examples
-  label = label if label in builder.info.features else None
-  class_names = tuple(getattr(builder.info.features[label], "names", ())) if label else ()
+  features = builder.info.features
+  labelled = label in features
+  class_names = tuple(getattr(features[label], "names", ())) if labelled else ()
   for feature in filter(None, (image, label_map)):
-    if feature not in builder.info.features:
-      features = ", ".join(builder.info.features)
-      raise OptionError(f"{builder.info.full_name} has no feature {feature!r}. Available: {features}.")
-  features = _Features(image, label, label_map)
+    if feature not in features:
+      available = ", ".join(features)
+      raise OptionError(f"{builder.info.full_name} has no feature {feature!r}. Available: {available}.")
+  wanted = _Features(image, label if labelled else None, label_map)
   _check_readable(builder)
+  source: Source | Stream
   if "array_record" in builder.info.file_format.value:
-    source = _Indexed(builder, split, features)
+    source = _Indexed(builder, split, wanted)
   else:
-    source = _Streamed(builder, split, features, shuffle_buffer)
-  image_size = _one_size(builder.info.features[image].shape)
+    source = _Streamed(builder, split, wanted, shuffle_buffer)
+  image_size = _one_size(features[image].shape)
   return Dataset(
     builder.info.full_name, num_examples, class_names or None, source, image_size=image_size, maps=maps
   )
