@@ -8,6 +8,7 @@ Checkpoints of older versions have no such table. Their evidence is a missing fi
 parse, or an error of TensorStore that reports wrong bytes.
 """
 
+import functools
 import json
 import re
 import zlib
@@ -54,8 +55,7 @@ def find_damage(checkpoint: epath.Path, error: BaseException | None = None) -> s
   if files is None:
     return _damage_without_table(checkpoint, error)
   return _missing(checkpoint, files) or _first(
-    _confirmed(lambda name=name, saved=saved: _differing(checkpoint / name, saved))
-    for name, saved in files.items()
+    _confirmed(functools.partial(_differing, checkpoint / name, saved)) for name, saved in files.items()
   )
 
 
@@ -86,7 +86,7 @@ def _damage_without_table(checkpoint: epath.Path, error: BaseException | None) -
   proof = _missing(checkpoint, [*_NEEDED, *(name.rstrip("/.") for name in named)])
   names = [name for name in _list_files(checkpoint) if _JSON.fullmatch(name)]
   return proof or _first(
-    _confirmed(lambda name=name: _unparsable(checkpoint / name)) for name in names if "success" not in name
+    _confirmed(functools.partial(_unparsable, checkpoint / name)) for name in names if "success" not in name
   )
 
 
