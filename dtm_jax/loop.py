@@ -215,7 +215,9 @@ def replay(config: Any) -> Finding | None:
   course = Course.fresh(config.batch_size, dataset.num_examples)
   task = build_task(config, course, dataset)
   with contextlib.closing(Checkpoints(str(recording.folder / "state"))) as checkpoints:
-    state, meta, step = checkpoints.restore(abstract_state(task, mesh, config.mesh.rules))
+    restored = checkpoints.restore(abstract_state(task, mesh, config.mesh.rules))
+  assert restored is not None, f"{recording.folder} holds no state"
+  state, meta, step = restored
   course = course.resumed(step, meta)
   if course.changed:
     task = build_task(config, course, dataset)

@@ -37,6 +37,7 @@ class Finetuning(Supervised):
     accumulate: steps that make one update.
   """
 
+  model: classifier.Classifier
   mix_options: Mapping[str, Any]
   label_smoothing: float
   ema_decay: float | None

@@ -31,6 +31,7 @@ class FrozenTeacher(Untrained):
 
   def cls(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B _"]:
     """Return the output of the teacher's class token."""
+    assert self.teacher.cls is not None  # otherwise it is no output
     return self.teacher.cls(frozen, self._pixels(batch))
 
   def _pixels(self, batch: Batch) -> Float[Array, "B H W 3"]:

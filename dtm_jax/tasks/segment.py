@@ -27,6 +27,7 @@ class Segmentation(Supervised):
     auxiliary_weight: the weight of the auxiliary head's loss.
   """
 
+  model: segmenter.Segmenter
   auxiliary_weight: float
 
   def init(self, key: RandomKey, params: PyTree | None = None) -> State:

@@ -38,7 +38,7 @@ def duration(
     OptionError: none is given and there is no default; or it is negative; or it counts epochs of an unknown
       length.
   """
-  per_unit = {"steps": 1, "examples": 1 / batch_size, "epochs": steps_per_epoch}
+  per_unit: dict[str, float | None] = {"steps": 1, "examples": 1 / batch_size, "epochs": steps_per_epoch}
   for unit, factor in per_unit.items():
     value = config.get(f"{name}_{unit}")
     if value is None:
