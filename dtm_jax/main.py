@@ -83,7 +83,8 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
     print(_help(arguments.config))
     sys.exit(0)
   config, problems, rest = command_line.read(arguments)
-  name = os.path.splitext(os.path.basename(arguments.config.partition(":")[0]))[0]
+  path = str(arguments.config).partition(":")[0]
+  name = os.path.splitext(os.path.basename(path))[0]
   workdir = os.path.join("runs", name) if _WORKDIR.value is None else _WORKDIR.value
   validation.check_all(
     lambda: validation.check(config, problems),

@@ -90,7 +90,7 @@ class Finetuning(Supervised):
 
   @property
   def outputs(self) -> dict[str, Output]:
-    functions = {"logits": self.logits, "features": self.features}
+    functions: dict[str, Output] = {"logits": self.logits, "features": self.features}
     return functions | ({"logits_ema": self.logits_ema} if self.ema_decay else {})
 
   def logits(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B G"]:

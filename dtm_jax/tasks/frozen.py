@@ -18,7 +18,7 @@ class FrozenTeacher(Untrained):
 
   @property
   def outputs(self) -> dict[str, Output]:
-    functions = {"features": self.features, "tokens": self.tokens}
+    functions: dict[str, Output] = {"features": self.features, "tokens": self.tokens}
     return functions | ({"cls": self.cls} if self.teacher.cls else {})
 
   def features(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:

@@ -132,7 +132,8 @@ def cross_entropy(
 
   The scores are the logits, resized to the map bilinearly.
   """
-  scores = upsample(logits, label_map.shape[1:])
+  _, height, width = label_map.shape
+  scores = upsample(logits, (height, width))
   valid = label_map != IGNORE
   label = jnp.where(valid, label_map, 0).astype(jnp.int32)
   count = jnp.maximum(valid.sum(), 1)

@@ -8,7 +8,6 @@ The watch needs no change to the step. It intercepts modules while the step is t
 from the device. It works under `jit`, `grad`, `nn.scan`, `nn.remat` and any sharding.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,4 +182,7 @@ def _is_stacked(name: str, array: Array) -> bool:
 def _all_finite(tree: PyTree) -> Array | bool:
   arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array | np.ndarray)]
   finite = [jnp.isfinite(x).all() for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
-  return functools.reduce(jnp.logical_and, finite, True)
+  result: Array | bool = True
+  for each in finite:
+    result = jnp.logical_and(result, each)
+  return result

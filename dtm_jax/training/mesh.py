@@ -118,8 +118,9 @@ def param_shardings(
 
   def sharding(path, x):
     owner = _owner(_join(path), params)
-    follows = owner is not None and x.shape == params[owner].shape
-    return NamedSharding(mesh, specs[owner] if follows else P())
+    if owner is None or x.shape != params[owner].shape:
+      return replicated(mesh)
+    return NamedSharding(mesh, specs[owner])
 
   return jax.tree_util.tree_map_with_path(sharding, shapes)
 

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from absl import logging
 
@@ -106,12 +107,13 @@ def start_distributed() -> None:
 
   from dtm_jax import processes
 
+  limits: dict[str, Any] = dict(processes.TIME_LIMITS)
   if cluster := check_cluster(os.environ):
     count, place = cluster
-    jax.distributed.initialize(num_processes=count, process_id=place, **processes.TIME_LIMITS)
+    jax.distributed.initialize(num_processes=count, process_id=place, **limits)
     return
   try:
-    jax.distributed.initialize(**processes.TIME_LIMITS)
+    jax.distributed.initialize(**limits)
   except ValueError as error:  # no cluster was detected
     logging.debug("jax.distributed: %s", error)
     logging.info("One process: the environment names no cluster, and none was detected.")
@@ -146,9 +148,10 @@ def keep_compiled_programs() -> None:
   """
   import jax
 
-  if not jax.config.jax_enable_compilation_cache:
+  options: Any = jax.config  # it has no types for its options
+  if not options.jax_enable_compilation_cache:
     return
-  chosen = jax.config.jax_compilation_cache_dir
+  chosen = options.jax_compilation_cache_dir
   if chosen is None:
     folder = local_copies.cache_folder() / "xla" / kind_of_processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
