@@ -20,6 +20,7 @@ group.
 
 from typing import Any
 
+import jax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 Batch = dict[str, Any]
@@ -33,4 +34,15 @@ RandomKey = Key[Array, ""]
 
 __all__ = [
   "Array", "Batch", "Bool", "Float", "Int", "Key", "PyTree", "RandomKey", "Shaped", "UInt8",
+  "named_leaves", "path_name",
 ]  # fmt: skip
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+  """Return the leaves of a tree by their names, such as "blocks/mlp/fc1/kernel"."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """Return the "/"-joined name of a path of `jax.tree_util`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")

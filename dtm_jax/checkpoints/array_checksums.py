@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtm_jax.arrays import Array, PyTree, Shaped
+from dtm_jax.arrays import Array, PyTree, Shaped, named_leaves
 
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
@@ -38,14 +38,8 @@ def _checksum(array: Shaped[Array, "..."]) -> Shaped[Array, ""]:
   return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
-def named(tree: PyTree) -> dict[str, Any]:
-  """Return a dict from the "/"-joined path of each leaf to the leaf."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def nest(leaves: dict[str, Any]) -> PyTree:
-  """Return the nested dicts of which `named` makes this dict."""
+  """Return the nested dicts of which `named_leaves` makes this dict."""
   tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
     *parents, last = name.split("/")
@@ -58,7 +52,7 @@ def nest(leaves: dict[str, Any]) -> PyTree:
 
 def describe(state: PyTree) -> dict[str, dict[str, Any]]:
   """Return shape, dtype and checksum of every array by name. All processes must call this together."""
-  leaves = named(state)
+  leaves = named_leaves(state)
   sums = jax.device_get(checksums(list(leaves.values())))
   return {
     name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(value)}
@@ -80,7 +74,7 @@ def differing_checksums(state: PyTree, arrays: dict[str, dict[str, Any]]) -> str
 def differing_shapes(state: PyTree, arrays: dict[str, dict[str, Any]]) -> list[str]:
   """Return one line for every array whose shape or dtype differs between the table and the wanted state."""
   saved = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in arrays.items()}
-  wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named(state).items()}
+  wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named_leaves(state).items()}
   return [
     f"  {name}: saved {saved.get(name, 'nothing')}, the config wants {wanted.get(name, 'nothing')}"
     for name in sorted(saved | wanted)

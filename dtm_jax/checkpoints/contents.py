@@ -15,9 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dtm_jax.arrays import PyTree
+from dtm_jax.arrays import PyTree, named_leaves
 from dtm_jax.checkpoints import evidence, retries, s3
-from dtm_jax.checkpoints.array_checksums import describe, differing_checksums, differing_shapes, named, nest
+from dtm_jax.checkpoints.array_checksums import describe, differing_checksums, differing_shapes, nest
 from dtm_jax.checkpoints.retries import CorruptCheckpointError
 from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.storage import paths, writing
@@ -126,7 +126,7 @@ def _verify(read: tuple[PyTree, dict[str, Any]], *, checkpoint: epath.Path) -> t
   if difference := differing_checksums(state, contents["arrays"]):
     raise CorruptCheckpointError(difference)
   if "step" not in contents:  # saved by a version that stored no step in the metadata
-    inner = named(state).get("step")
+    inner = named_leaves(state).get("step")
     _check_step(checkpoint, None if inner is None else int(inner))
   return state, contents["meta"]
 

@@ -4,10 +4,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from dtm_jax.arrays import PyTree
+from dtm_jax.arrays import PyTree, named_leaves
 from dtm_jax.data import Dataset, Stream
 
 SAMPLE = 8
@@ -16,13 +15,12 @@ SAMPLE = 8
 
 def of_arrays(arrays: PyTree) -> int | None:
   """Return one CRC-32 of names, shapes, types and bytes of host arrays, or None if there are no arrays."""
-  leaves = jax.tree_util.tree_leaves_with_path(arrays)
+  leaves = named_leaves(arrays)
   if not leaves:
     return None
   crc = 0
-  for path, leaf in leaves:
+  for name, leaf in leaves.items():
     leaf = np.ascontiguousarray(leaf)
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
     crc = zlib.crc32(f"{name} {leaf.shape} {leaf.dtype}".encode(), crc)
     crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
   return crc

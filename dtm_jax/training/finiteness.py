@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtm_jax.arrays import Array, Bool, PyTree
+from dtm_jax.arrays import Array, Bool, PyTree, named_leaves
 
 _STACKED = "blocks"  # the name of modules that a scan stacks; axis 0 of their arrays is the layer
 
@@ -137,11 +137,9 @@ def watch_gradients(grads: PyTree) -> PyTree:
 
 def finite_by_layer(tree: PyTree) -> dict[str, Bool[Array, "*L"]]:
   """Return whether each floating-point array is finite, by path. Stacked arrays [L, ...] have L answers."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
   return {
     name: jnp.isfinite(x).all(axis=tuple(range(int(_is_stacked(name, x)), x.ndim)))
-    for name, x in named.items()
+    for name, x in named_leaves(tree).items()
     if jnp.issubdtype(x.dtype, jnp.floating)
   }
 

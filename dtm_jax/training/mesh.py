@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dtm_jax.arrays import Batch, PyTree
+from dtm_jax.arrays import Batch, PyTree, named_leaves, path_name
 from dtm_jax.errors import OptionError
 
 AXES = ("data", "fsdp")
@@ -103,7 +103,7 @@ def param_shardings(
     if tactic not in TACTICS:
       raise OptionError(f"Unknown tactic {tactic!r} for {pattern!r}. Available: {', '.join(TACTICS)}.")
   whole_state = isinstance(shapes, Mapping) and "params" in shapes and "opt_state" in shapes
-  params = {_join(path): x for path, x in _leaves(shapes["params"] if whole_state else shapes)}
+  params = named_leaves(shapes["params"] if whole_state else shapes)
   uncovered = [name for name in params if _tactic(name, rules) is None]
   if uncovered:
     raise OptionError(
@@ -117,20 +117,12 @@ def param_shardings(
   }
 
   def sharding(path, x):
-    owner = _owner(_join(path), params)
+    owner = _owner(path_name(path), params)
     if owner is None or x.shape != params[owner].shape:
       return replicated(mesh)
     return NamedSharding(mesh, specs[owner])
 
   return jax.tree_util.tree_map_with_path(sharding, shapes)
-
-
-def _leaves(tree: PyTree) -> list:
-  return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _join(path: tuple) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _tactic(name: str, rules: Sequence[Sequence[str]]) -> str | None:

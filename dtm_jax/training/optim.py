@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from dtm_jax.arrays import PyTree
+from dtm_jax.arrays import PyTree, named_leaves, path_name
 from dtm_jax.errors import OptionError, check_choice
 from dtm_jax.training.schedules import make_schedule, scale_by_batch
 
@@ -172,7 +172,7 @@ def _scale_by_layer(shapes: PyTree, layer_decay: float) -> optax.GradientTransfo
 
 
 def _check_frozen(shapes: PyTree, frozen: Sequence[str]) -> None:
-  names = [_join(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+  names = list(named_leaves(shapes))
   unmatched = [pattern for pattern in frozen if not any(re.fullmatch(pattern, n) for n in names)]
   if unmatched:
     raise OptionError(
@@ -181,8 +181,7 @@ def _check_frozen(shapes: PyTree, frozen: Sequence[str]) -> None:
 
 
 def _depth(params: PyTree) -> int:
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return max((x.shape[0] for path, x in leaves if re.fullmatch(BLOCKS, _join(path))), default=0)
+  return max((x.shape[0] for n, x in named_leaves(params).items() if re.fullmatch(BLOCKS, n)), default=0)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -191,8 +190,4 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _by_name(function: Callable[[str, Any], Any]) -> Callable[[PyTree], PyTree]:
   """Map function(name, leaf) over a tree. A partitioned tree shows it only the leaves that are present."""
-  return lambda tree: jax.tree_util.tree_map_with_path(lambda path, x: function(_join(path), x), tree)
-
-
-def _join(path: tuple) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+  return lambda tree: jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
