@@ -67,7 +67,8 @@ def load_params(
     raise NotThereError(f"No checkpoint {'' if step is None else f'{step} '}in {path}. Steps: {steps}.")
   checkpoint = path / str(chosen)
   delays = retries.RETRY_DELAYS if retry_delays is None else retry_delays
-  stages = [lambda _: _read_params(checkpoint), functools.partial(_verify, checkpoint=checkpoint)]
+  verify = functools.partial(_verify, checkpoint=checkpoint)
+  stages: list[Callable[[Any], Any]] = [lambda _: _read_params(checkpoint), verify]
   loaded, proof = retries.read_or_prove(checkpoint, stages, delays, alone=True)
   if proof is not None:
     raise CorruptCheckpointError(f"Cannot load {checkpoint} (steps: {steps}): {proof}")

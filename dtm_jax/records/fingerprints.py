@@ -22,7 +22,7 @@ def of_arrays(arrays: PyTree) -> int | None:
   for name, leaf in leaves.items():
     leaf = np.ascontiguousarray(leaf)
     crc = zlib.crc32(f"{name} {leaf.shape} {leaf.dtype}".encode(), crc)
-    crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
+    crc = zlib.crc32(leaf.reshape(-1).view(np.uint8).data, crc)
   return crc
 
 

@@ -95,7 +95,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], _: None):
     tower = self.tower
-    _, activation = tower.known()
+    activation = tower.known()[1]
     norm = partial(nn.LayerNorm, epsilon=tower.eps, use_fast_variance=False, dtype=self.dtype)
     mlp = Mlp(
       tower.mlp_width,

@@ -132,7 +132,7 @@ def _copy_from_bucket(url: str) -> Path:
   if file is not None and file.name.endswith(weight_formats.INDEX):
     wanted += _shards_in(file)
   local = local_copies.local_copy(folder, [*wanted, *SIDE_FILES])
-  return local / file.name if is_file else local
+  return local / place.name if is_file else local
 
 
 def _shards_in(index: epath.Path) -> list[str]:
