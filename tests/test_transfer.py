@@ -188,7 +188,7 @@ def test_a_set_with_many_image_sizes_has_no_image_size(tmp_path):
   dataset = folder.build("train", data_dir=str(write_folder(tmp_path, train=1)))
   config = transfer_config("folder", tmp_path)
   config.data.image_size = None
-  with pytest.raises(ValueError, match=r"data.image_size=None .*train', whose images have no single one"):
+  with pytest.raises(ValueError, match=r"data.image_size=None .*train', and its images have several sizes"):
     dataset_settings.resolve(config, dataset)
 
 

@@ -1,8 +1,8 @@
 """Threads that make rows into batches, and the rows of the global batch that each process makes.
 
-Grain runs the threads for data sets with an index. It costs about 0.2 ms for each of its elements, more than
-a small image takes to decode, so one element is a chunk of up to CHUNK rows. A thread pool serves data sets
-that can only be read in sequence.
+Grain runs the threads for data sets with an index. Each of its elements costs about 0.2 ms, more than a small
+image takes to decode. So one element is a chunk of up to CHUNK rows. A thread pool serves data sets that can
+only be read in sequence.
 """
 
 import collections

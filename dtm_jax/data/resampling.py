@@ -1,6 +1,6 @@
 """Resizing by Pillow or OpenCV, of a whole image or of the part that is needed.
 
-Resized to a shorter side of 256, an image of 1 x 4000 pixels has 262 million pixels, and a centre crop needs
+Resized to a shorter side of 256, an image of 1 x 4000 pixels has 262 million pixels. A centre crop needs
 50,000 of them. Each output pixel is a weighted sum along one axis and then along the other. So the part needs
 only the weights of its own rows and columns.
 """

@@ -1,4 +1,4 @@
-"""What a config may leave to the data set: images' size, channels' mean and deviation."""
+"""Options that a config may leave to the data set: image size, and mean and deviation of the channels."""
 
 import copy
 import functools
@@ -34,8 +34,8 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
   if not config.data.image_size:
     if dataset.image_size is None:
       raise OptionError(
-        f"data.image_size={config.data.image_size} leaves the size to data set {dataset.name!r}, whose "
-        "images have no single one. Set data.image_size."
+        f"data.image_size={config.data.image_size} leaves the size to data set {dataset.name!r}, and its "
+        "images have several sizes. Set data.image_size."
       )
     config.data.image_size = dataset.image_size
     logging.info("data.image_size=%d, the size of the images of %r.", dataset.image_size, dataset.name)

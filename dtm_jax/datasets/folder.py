@@ -42,7 +42,7 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
   """Open the images below `data_dir`/`split`, or below `data_dir` itself if it has no folders of splits.
 
   The class of an image is the first folder below that root. The classes of all splits are numbered together
-  in natural order (5 before 14), so a class that is missing in one split does not shift the others. If a
+  in natural order (5 before 14). So a class that is missing in one split does not shift the others. If a
   split's folders are not classes, a file such as Tiny ImageNet's val_annotations.txt may name the classes
   ("<file> <class> ..." on each line). Images directly in the root have label -1.
 
@@ -55,8 +55,8 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
 
   Raises:
     NotThereError: the folder is not there.
-    OptionError: `data_dir` is not given, the root has no images, the split is missing or may be one of two
-      folders, or the names of two classes differ only in upper and lower case.
+    OptionError: `data_dir` is not given, the root has no images, or the split is missing or may be one of two
+      folders. Also if the names of two classes differ only in upper and lower case.
     UserError: a folder cannot be read.
   """
   tree = _Tree.at(data_dir)

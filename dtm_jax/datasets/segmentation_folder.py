@@ -58,8 +58,8 @@ def build(
 
   Raises:
     NotThereError: a folder is not there. The message lists the splits that are there.
-    OptionError: there are no images, an image or a map is alone, two files have the same name, there are no
-      class names, or their number is not `num_classes`.
+    OptionError: there are no images, an image or a map is alone, or two files have the same name. Also if
+      there are no class names, or their number is not `num_classes`.
   """
   folder = paths.require_local(data_dir, "data_dir", _WHY_LOCAL)
   skipped = _image_files.Skipped()

@@ -90,7 +90,7 @@ def _prepared(variant: str, data_dir: str | None) -> Any:
     builder = tfds.builder(variant, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     name = variant.partition("/")[0].partition(":")[0]
-    near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+    near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     where = f"in data_dir={data_dir}, nor is it" if data_dir else "here, nor is it"
     raise OptionError(f"Data set {variant!r} is not prepared {where} one that TFDS knows.{hint}") from error
