@@ -15,8 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from configs import vitb16_released
 from dtm_jax import data
-from dtm_jax.data import image_decoding, label_maps, orientation, resampling, views
-from dtm_jax.data import settings as dataset_settings
+from dtm_jax.data import image_decoding, label_maps, orientation, resampling, settings, views
 from dtm_jax.data.image_decoding import CorruptImageError, decode
 from dtm_jax.data.views import EvalView, TrainView
 
@@ -474,7 +473,7 @@ def test_pixels_outside_of_a_crop_have_no_influence(antialias):
 
 def test_statistics_of_a_data_set_use_the_scaled_values():
   examples = [{"image": png(DEEP, 0), "label": 0, "name": "deep"}]
-  mean, _ = dataset_settings.measure(data.Dataset("deep", 1, None, examples))
+  mean, _ = settings.measure(data.Dataset("deep", 1, None, examples))
   np.testing.assert_allclose(mean, 0.5, atol=1e-3)
 
 
