@@ -1,7 +1,7 @@
 """Names of splits: which folder or part of a data set "train", "val" or "test" means."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from dtm_jax import plugins
@@ -51,11 +51,11 @@ def only_of_kind(kind: str | None, present: Collection[str], where: str) -> str 
   return same[0] if same else None
 
 
-def evaluation_split(options: Mapping[str, Any]) -> str:
+def evaluation_split(options: Any) -> str:
   """Return the split on which to evaluate: the first of val, test and eval that the data set has.
 
   Args:
-    options: `data.dataset` of a config: the name of the data set and its options.
+    options: `data.dataset` of a config, or a dict: the name of the data set and its options.
 
   Raises:
     OptionError: the data set has none of these splits, or two splits may be the first.
