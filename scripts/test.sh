@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs the tests from a clean clone: environment, ruff, mypy, and pytest in two processes. Arguments go to pytest.
+#   bash scripts/test.sh --fast                 in about a minute: ruff, and the quickest tests of every file
+#   bash scripts/test.sh tests/test_loop.py     one file
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-studies.txt requirements-test.txt requirements-test-no-deps.txt
 ruff check .
 ruff format --check .
-mypy
+case " $* " in *" --fast "*) ;; *) mypy ;; esac
 python -m pytest -n 2 --dist worksteal "$@"

@@ -1,25 +1,48 @@
-"""Before JAX starts: the CPU as eight devices. Then: full precision and no silent broadcasting."""
+"""Configure JAX before it is imported, share one small world, and put the slow tests first."""
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight devices on busy cores may wait for one another longer than the 40 s after which XLA aborts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+  # Eight devices on busy cores may wait for one another longer than the 40 s after which XLA aborts.
   " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-  # Most of a test's time is compilation, and half of that the optimisation of programs that run once.
+  # Most of a test's time is compilation. Half of that would be spent on optimising programs that run once.
   " --xla_backend_optimization_level=0"
 )
+# Full precision, and no silent broadcasting. Processes that a test starts inherit both.
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# One cache of compiled programs for the session, of all its processes, subprocesses included: a dozen tests
-# compile the same. It is new each time: what a test sees must not hang on what the user's cache holds.
+# All processes of a session share one cache of compiled programs, because many tests compile the same ones.
+# It is new in every session, so that no test depends on what an earlier session left.
 if "PYTEST_XDIST_WORKER" not in os.environ:
   cache = tempfile.TemporaryDirectory(prefix="dtm_jax_tests_", ignore_cleanup_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
-import jax
 
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """Return a folder with CIFAR-shaped images and a small CLIP, for `small_world.debug_config`."""
+  import small_world
+
+  folder = tmp_path_factory.mktemp("world")
+  small_world.write_cifar10(folder)
+  small_world.write_clip(folder / "clip")
+  return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption("--fast", action="store_true", help="run the quickest tests of every file only")
+  parser.addoption("--save-seconds", action="store_true", help="write the CPU seconds of the tests that run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  import seconds
+
+  config.pluginmanager.register(seconds, "seconds")

@@ -1,6 +1,6 @@
-"""Object stores over HTTP on the loopback address: Google's by gcp-storage-emulator, S3 by moto.
+"""Serve object stores over HTTP on this machine: Google's with gcp-storage-emulator, S3 with moto.
 
-gcp-storage-emulator lacks two things that TensorStore's driver relies on, so they are added here: the header
+TensorStore's driver needs two things that gcp-storage-emulator lacks. This module adds them: the header
 `x-goog-generation` of a download, and the preconditions `ifGenerationMatch` and `ifGenerationNotMatch`.
 """
 
@@ -15,7 +15,7 @@ BUCKET = "bucket"
 
 @contextlib.contextmanager
 def google() -> Iterator[dict[str, str]]:
-  """Starts an emulator with the empty bucket BUCKET; yields the environment that leads clients to it."""
+  """Start an emulator with the empty bucket BUCKET. Yield the environment that leads clients to it."""
   from gcp_storage_emulator import server as emulator
 
   emulator.HANDLERS = tuple(
@@ -33,7 +33,7 @@ def google() -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def s3() -> Iterator[dict[str, str]]:
-  """Starts an emulator with the empty bucket BUCKET; yields the environment that leads clients to it."""
+  """Start an emulator with the empty bucket BUCKET. Yield the environment that leads clients to it."""
   import boto3
   from moto.server import ThreadedMotoServer
 

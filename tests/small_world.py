@@ -1,7 +1,10 @@
-"""A world that fits a test: CIFAR-shaped random images, a small random CLIP, and the debug config on both."""
+"""A world that fits in a test: CIFAR-shaped random images, a small random CLIP, the debug config on both."""
 
 import importlib
 import json
+import os
+import re
+import socket
 from pathlib import Path
 
 import jax
@@ -15,7 +18,7 @@ NUM_TRAIN = 80
 
 
 def write_cifar10(folder: Path) -> None:
-  """Arrays where `datasets.cifar10` looks for them below the data_dir `folder`."""
+  """Write random images and labels where `datasets.cifar10` looks for them in the data_dir `folder`."""
   rng = np.random.default_rng(0)
   folder = folder / "cifar10" / "arrays"
   folder.mkdir(parents=True)
@@ -25,18 +28,18 @@ def write_cifar10(folder: Path) -> None:
 
 
 def write_clip(folder: Path) -> Path:
-  """A random image tower of width 32 on 8x8 patches."""
+  """Write a random image tower of width 32 on a grid of 8x8 patches, and return its folder."""
   config = clip.CLIPConfig(
     clip.ImageConfig(clip.Tower(32, 2, 2, 64), image_size=32, patch_size=4), text=None, embed_dim=16
   )
   tower = clip.ImageTower(config.image, config.embed_dim)
-  params = tower.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+  params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
   clip_weights.save(folder, config, {"image": params})
   return folder
 
 
 def debug_config(world: Path, **changes):
-  """configs/debug.py on this world; `changes` are top-level keys or dotted ones with __ for the dot."""
+  """Return configs/debug.py on this world. `changes` sets options; `__` in a name stands for a dot."""
   config = importlib.import_module("configs.debug").get_config()
   config.teacher.path = str(world / "clip")
   config.data.dataset.data_dir = config.evals.knn.dataset.data_dir = str(world)
@@ -50,15 +53,41 @@ def debug_config(world: Path, **changes):
 
 
 def metrics(workdir: Path) -> list[dict]:
-  """The lines of metrics.jsonl."""
+  """Return the lines of metrics.jsonl."""
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def timeless(line: dict) -> dict:
-  """The numbers of a line that do not depend on the speed of the machine."""
+  """Return the numbers of a line that do not depend on the speed of the machine."""
   return {name: value for name, value in line.items() if name not in ("images_per_sec", "input_wait")}
 
 
 def losses(workdir: Path) -> dict[int, float]:
-  """step -> loss, of the lines that have one."""
+  """Return the loss of every step that has one."""
   return {line["step"]: line["loss"] for line in metrics(workdir) if "loss" in line}
+
+
+def arguments(world: Path, workdir: Path | str, *more: str) -> list[str]:
+  """Return the command line of configs/debug.py on this world."""
+  return [
+    "--config=configs/debug.py", f"--workdir={workdir}", f"--config.teacher.path={world / 'clip'}",
+    f"--config.data.dataset.data_dir={world}", f"--config.evals.knn.dataset.data_dir={world}", *more,
+  ]  # fmt: skip
+
+
+def environment(devices: int, **more: str) -> dict[str, str]:
+  """Return the environment of a process with so many CPU devices, which shares our compiled programs.
+
+  The other XLA flags stay the same, because JAX looks a program up by its XLA flags too.
+  """
+  flags = re.sub(r"(host_platform_device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+  return os.environ | {"XLA_FLAGS": flags} | more
+
+
+def cluster(devices: int, processes: int = 2) -> list[dict[str, str]]:
+  """Return the environments of the processes of one run on this machine, with so many CPU devices each."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+  return [environment(devices, **shared, JAX_PROCESS_ID=str(index)) for index in range(processes)]

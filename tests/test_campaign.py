@@ -1,4 +1,4 @@
-"""A trial or two of each part of the campaign, so that the campaign itself keeps working."""
+"""Run a trial or two of each part of the campaign, so that the campaign itself keeps working."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every config imports, names what exists, and its task traces at full size without being run."""
+"""Every config imports, names modules that exist, and its task traces at full size without being run."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__i
 
 
 def abstract_weights(found, **_):
-  """A CLIP whose parameters are shapes only: B/16, or the quickstart's teacher by its folder's name."""
+  """Return a CLIP with shapes as parameters: the quickstart's teacher for a folder named tiny, else B/16."""
   if "tiny" in str(found.folder):
     image = clip.ImageConfig(clip.Tower(96, 4, 3, 384), image_size=32, patch_size=4)
     config = clip.CLIPConfig(image=image, text=None, embed_dim=64)
@@ -89,7 +89,7 @@ def test_a_mistyped_key_names_the_nearest(override, hint):
 
 
 def test_schedules_of_time_do_not_freeze_other_numbers():
-  """What depends on another number is computed at run time: a changed batch size changes nothing else."""
+  """Numbers that depend on others are computed at run time, so a changed batch size changes nothing else."""
   config = importlib.import_module("configs.vitb16").get_config()
   before = config.to_dict()
   config.batch_size = 64

@@ -1,4 +1,4 @@
-"""scripts/export.py: a run's workdir, or weights, to the files of others."""
+"""scripts/export.py writes a run's weights in the formats of other libraries."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def random_params(seed, model=MODEL):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  """As a pre-training run leaves it, with the checkpoints of two steps."""
+  """Return the workdir of a pre-training run with the checkpoints of two steps."""
   folder = tmp_path_factory.mktemp("run")
   student = {"variant": "Ti", "width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
   config = {"augment": {"normalization": "clip"}, "student": student}
@@ -68,7 +68,7 @@ def test_the_last_step_of_a_run_or_another(workdir, tmp_path):
 
 
 def test_from_one_format_to_the_next(workdir, tmp_path):
-  """Authors' -> transformers -> timm; what the last keeps is what is asked for."""
+  """The weights go from the authors' format to transformers' and to timm's."""
   export(str(workdir), "authors", tmp_path / "a")
   export(str(tmp_path / "a"), "transformers", tmp_path / "b", normalization="inception")
   export(str(tmp_path / "b"), "timm", tmp_path / "c")
@@ -108,7 +108,7 @@ def test_the_command(workdir, tmp_path):
 
 
 def test_the_classes_of_a_run_are_named_in_every_format(tmp_path):
-  """transformers and timm read the names where they lie; so do the authors' names, which we define."""
+  """transformers and timm read the names from these files. For the authors' format, the file is ours."""
   names = ["zebra", "10", "9"]
   classifier = vit_classifier.build(
     variant="Ti",

@@ -18,15 +18,6 @@ from dtm_jax.records.flight_recorder import FlightRecorder, NonFiniteError
 from dtm_jax.records.recording import read_recording
 from dtm_jax.training import finiteness
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder)
-  small_world.write_clip(folder / "clip")
-  return folder
-
-
 CONFIG = ConfigDict({"seed": 3, "log": {"flight_recorder": True}, "replay": None})
 META = {"batch_size": 2, "examples": 0, "first_batch_size": 2}
 

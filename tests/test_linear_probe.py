@@ -21,14 +21,6 @@ from dtm_jax.training import mesh as meshes
 NAMES = tuple("abcdefghij")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder)
-  small_world.write_clip(folder / "clip")
-  return folder
-
-
 def probe_config(world, rates=(0.1, 1.0, 10.0)):
   config = importlib.import_module("configs.linear_probe_cifar10").get_config()
   config.data.dataset.data_dir = config.evals.test.dataset.data_dir = str(world)

@@ -1,7 +1,8 @@
-"""Every shipped config with every other choice of each socket, typed as users do, up to the first step.
+"""Try every other choice of each socket in every shipped config, up to the first step.
 
-Only what a choice needs is typed beside its name (`NEEDED`). Weights and images are tiny, written here; the
-names of the hub's repositories lead to them. What costs time is traced once for equal sections.
+The options are typed as on the command line. Besides its name, a choice gets only the options that it needs
+(`NEEDED`). The weights and images are tiny, and the hub's repositories lead to them. Equal sections are
+traced once, to save time.
 """
 
 import json
@@ -39,11 +40,11 @@ KEPT = {
     "dataset", "image_size", "batch_size", "features",
   },
 }  # fmt: skip
-"""Options of the run, which may stay when another choice is typed."""
+"""Options of the run. They may stay when another choice is typed."""
 
 LABELLED, MAPPED = ("cifar10", "folder", "imagenet"), ("ade20k", "segmentation_folder", "shapes")
 NUM_IMAGES = 200
-"""In each split: one image at least in any part of it that a config names."""
+"""The images of each split, so many that every part of a split that a config names has one."""
 
 NEEDED = {
   "teachers": {"checkpoint": {"path": "{world}/checkpoint"}},
@@ -63,7 +64,7 @@ NEEDED = {
     "zeroshot": {"prompts": "plain"},
   },
 }
-"""What is typed beside the name of a choice, because it has no default or would not be found here."""
+"""The options that are typed with a choice, because they have no default or the default is not found here."""
 
 EVALUATES = {
   ("pretrain", "knn"): {},
@@ -80,11 +81,11 @@ EVALUATES = {
   ("contrastive", "knn"): {"features": "image"},
   ("contrastive", "linear"): {"features": "image"},
 }
-"""The other evaluators that a task feeds, with what is typed for them; all others are refused."""
+"""The evaluators that a task has outputs for, with the options to type. A task refuses all others."""
 
 
 def cases(socket):
-  """(config, section, choice) for all other choices of a socket in the shipped configs."""
+  """Yield (config, section, choice) for every choice of a socket that a shipped config does not make."""
   for name in CONFIGS:
     for section in sections(load_config(str(ROOT / "configs" / f"{name}.py"))):
       if section.socket == socket:
@@ -102,7 +103,7 @@ def every(socket):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  """Tiny weights of every teacher and images of every data set."""
+  """Write tiny weights of every teacher and images of every data set."""
   world = tmp_path_factory.mktemp("world")
   for name, write in WRITERS.items():
     (world / name).mkdir()
@@ -122,7 +123,7 @@ def write_photos(folder, splits):
 
 
 def write_copies(folder, places, mode):
-  """The same small picture many times in each place."""
+  """Write the same small picture NUM_IMAGES times in each place."""
   for place in places:
     (folder / place).mkdir(parents=True)
     first = folder / place / "0.png"
@@ -133,7 +134,7 @@ def write_copies(folder, places, mode):
 
 @pytest.fixture(autouse=True)
 def found_here(world, monkeypatch):
-  """Repositories of the hub lead to the tiny weights of the teacher whose default they are."""
+  """Lead each teacher's default repository of the hub to its tiny weights."""
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(imagenet, "NUM_CLASSES", 2)
   repositories = {
@@ -152,7 +153,7 @@ def found_here(world, monkeypatch):
 
 
 def typed(world, name, options):
-  """The checked config with these options; weights that it names and that are not here become tiny ones."""
+  """Return the checked config with these options. Weights that are not here are replaced by tiny ones."""
   config = load_config(f"configs/{name}.py")
   if config.get("teacher") and config.teacher.name == "checkpoint":
     config.teacher.path = str(world / "checkpoint")
@@ -165,7 +166,7 @@ def typed(world, name, options):
 
 
 def choose(world, socket, name, path, choice, **more):
-  """The config with another choice in a section, in which nothing of the first choice is left."""
+  """Return the config with another choice in a section. No option of the first choice may be left."""
   options = {key: text.format(world=world) for key, text in NEEDED[socket].get(choice, {}).items()} | more
   variant = options.pop("variant", None)
   options = {"name": f"{choice}/{variant}" if variant else choice, **options}
@@ -179,7 +180,7 @@ _traced = {}
 
 
 def once(key, trace):
-  """`trace()`, unless it has been done for an equal key; an error is raised again."""
+  """Return `trace()`, which is called once for equal keys."""
   key = json.dumps(key, sort_keys=True, default=str)
   if key not in _traced:
     _traced[key] = trace()
@@ -193,7 +194,7 @@ def task_of(config):
 
 
 def trace_step(config, functions=False):
-  """The first train step and, if asked, all functions of the task, in shapes."""
+  """Trace the first train step with shapes alone and, with `functions`, all predict functions of the task."""
   if "student" in config:
     config.student.update(depth=1, unroll=1)
   task, size = task_of(config), config.data.image_size
@@ -214,7 +215,7 @@ def trace_step(config, functions=False):
    ("morphers", "vitb16", "morphers.dtm", "identity"), ("evaluators", "quickstart", "evals.knn", "linear")],
 )  # fmt: skip
 def test_options_of_the_first_choice_that_stay_are_seen(world, monkeypatch, socket, name, path, choice):
-  """These tests fail if a choice receives options of another."""
+  """The tests below fail if a choice receives options of another one."""
   monkeypatch.setattr(overrides, "_drop", lambda *_: None)
   with pytest.raises((OptionError, AssertionError), match=r"has no option|keeps"):
     choose(world, socket, name, path, choice)
@@ -233,7 +234,7 @@ def test_another_teacher(world, name, path, choice):
 
 
 def trace_teacher(config, patch_size):
-  """Its tokens lie on the student's grid, at an image size of its own."""
+  """Check that the teacher's tokens lie on the student's grid, at the teacher's own image size."""
   teacher = build_teacher(config, patch_size)
   side = teacher.image_size
   image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -241,7 +242,7 @@ def trace_teacher(config, patch_size):
   rows = config.data.image_size // (patch_size or teacher.patch_size)
   assert tokens.shape == (1, rows**2, teacher.width)
   own = config.teacher.name in teacher.name and config.teacher.get("normalization") is None
-  assert own, "the weights or the normalisation are another's"
+  assert own, "the weights or the normalisation belong to another teacher"
 
 
 # Morphers ------------------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def trace_morpher(section, tokens, size):
 
 @every("datasets")
 def test_another_data_set(world, name, path, choice):
-  """It opens, and gives a batch of what the task reads; a set without that is refused by name."""
+  """The data set opens and gives a batch, or is refused by name if it lacks what the task reads."""
   config = choose(world, "datasets", name, path, choice)
   section = get(config, path)
   opens = lambda: plugins.build("datasets", section, split="train")
@@ -306,7 +307,7 @@ def first_batch(config, dataset):
 
 @every("evaluators")
 def test_another_evaluator(world, name, path, choice):
-  """It is made of what the task offers, or refused by name before anything is loaded."""
+  """The evaluator is made from the task's outputs, or refused by name before anything is loaded."""
   task = typed(world, name, {}).task
   if (task, choice) not in EVALUATES:
     with pytest.raises(OptionError, match=rf"--config\.{path}\.\w+={choice}|{path}.*has no output"):

@@ -1,4 +1,4 @@
-"""The study's bookkeeping: what runs, what is shared, what goes on where one fails, and the table."""
+"""A study runs each command once, goes on when one fails, and writes a table."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from scripts.studies import study
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-  """Runs are recorded, not run: each writes its accuracy, 0.5 + seed, and one with "broken" fails."""
+  """Record commands and run none. Each writes the accuracy 0.5 + seed, and one with "broken" fails."""
   monkeypatch.chdir(tmp_path)
   commands = []
 
@@ -37,7 +37,7 @@ def make(out, *variants, jobs=1, seeds="0,1"):
   return Path(out, "table.md").read_text()
 
 
-def test_what_is_finished_is_not_run_again_even_by_another_study(commands):
+def test_a_finished_run_is_not_repeated_even_by_another_study(commands):
   make("a", "first", "second: --other=1")
   assert len(commands) == 8  # two variants, two seeds, each with what comes then
   make("a", "first", "second: --other=1")
@@ -47,7 +47,7 @@ def test_what_is_finished_is_not_run_again_even_by_another_study(commands):
   assert len(commands) == 12
 
 
-def test_the_others_go_on_where_one_fails(commands):
+def test_the_other_runs_go_on_when_one_fails(commands):
   text = make("a", "first", "second: --broken=1", "third: --other=1")
   row = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
   assert "(failed: 0, 1)" in row["second"]
@@ -55,10 +55,10 @@ def test_the_others_go_on_where_one_fails(commands):
   assert "+0.1000 [+0.1000, +0.1000]" in row["third - first"]
   assert "none" in row["second - first"]
   failed = [command for command in commands if "--broken=1" in command]
-  assert len(failed) == 2  # nothing came then
+  assert len(failed) == 2  # no next command ran
 
 
-def test_what_comes_then_starts_from_the_run_before(commands):
+def test_the_next_command_starts_from_the_run_before(commands):
   make("a", "first")
   before = next(word for word in commands[0] if word.startswith("--workdir")).split("=")[1]
   assert f"--init={before}" in commands[1]
