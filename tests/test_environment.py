@@ -1,4 +1,4 @@
-"""scripts/environment.sh: which environment a script enters, and that it empties none.
+"""scripts/environment.sh enters the right environment, installs what is missing, and removes nothing.
 
 The environments are real ones without pip. A stub of pip, in place of the one that `python -m venv` installs,
 writes the metadata of what it is asked for and logs its calls.
@@ -52,7 +52,7 @@ fi
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-  """A folder with environment.sh, two requirement files and a package, and stubs of python3.11 and pip."""
+  """Return a folder with environment.sh, two requirement files, a package, and stubs of python3.11 and pip."""
   stub = tmp_path / "stub"
   (stub / "pip").mkdir(parents=True)
   (stub / "pip" / "__main__.py").write_text(STUB_PIP)
@@ -80,7 +80,7 @@ ALL = ("requirements.txt", "requirements-test.txt")
 
 
 def enter(folder, *files, **environment):
-  """Sources the script as ours do, and prints the environment it is in."""
+  """Source the script as ours do, and print the environment that it enters."""
   command = (
     f'set -euo pipefail; source scripts/environment.sh {" ".join(files)}; echo "in $(command -v python)"'
   )
@@ -105,7 +105,7 @@ def entered(done, venv):
 
 
 def user_environment(folder, *packages):
-  """An environment that the user made with uv, say: it has no pip."""
+  """Make an environment as a user does with uv, so it has no pip."""
   subprocess.run([os.path.realpath(sys.executable), "-m", "venv", "--without-pip", folder], check=True)
   site = next(folder.glob("lib/python3*/site-packages"))
   (site / "packaging").symlink_to(Path(packaging.__file__).parent)
@@ -118,7 +118,7 @@ def user_environment(folder, *packages):
 
 
 def test_one_environment_serves_all_scripts(checkout):
-  """It is made once, extended for the tests, kept for the quickstart, and then entered without pip."""
+  """The first script makes it, the tests extend it, and the quickstart enters it without pip."""
   entered(enter(checkout, "requirements.txt"), checkout / ".venv")
   (checkout / ".venv" / "of_the_user").write_text("")
   entered(enter(checkout, *ALL), checkout / ".venv")
@@ -136,7 +136,7 @@ def test_one_environment_serves_all_scripts(checkout):
   assert plain.stdout.strip() == str(checkout / "dtm_jax")
 
 
-def test_a_changed_requirement_is_installed_into_what_is_there(checkout):
+def test_a_changed_requirement_is_installed_into_the_same_environment(checkout):
   entered(enter(checkout, *ALL), checkout / ".venv")
   (checkout / ".venv" / "of_the_user").write_text("")
   (checkout / "requirements.txt").write_text("alpha>=1.2,<2\ngamma>=1\n")
@@ -176,7 +176,7 @@ def test_an_environment_of_another_checkout_is_left_alone(checkout, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["old_python", "files", "file", "dangling"])
-def test_what_is_no_usable_environment_is_named(checkout, what):
+def test_the_message_names_an_unusable_environment(checkout, what):
   venv = checkout / ".venv"
   if what == "file":
     venv.write_text("mine")
@@ -223,7 +223,7 @@ def test_an_environment_of_ours_whose_python_is_gone_is_repaired(checkout):
 
 
 def test_two_scripts_at_once_install_one_after_the_other(checkout):
-  """The second waits, finds everything done, and installs only what the first did not."""
+  """The second script waits, and then installs only what the first did not."""
   command = ["bash", "-c", "set -e; source scripts/environment.sh requirements.txt requirements-test.txt"]
   both = [
     subprocess.Popen(
@@ -247,7 +247,7 @@ def test_the_active_environment_is_used_when_it_is_named(checkout, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda path: path.name)
 def test_our_requirements_are_ranges(path):
-  """The script compares versions, so it needs lines of a name and versions, without options or URLs."""
+  """Each line is a name and versions, since the script compares versions and knows no options or URLs."""
   for line in path.read_text().splitlines():
     if text := line.partition("#")[0].strip():
       assert Requirement(text).specifier, text

@@ -30,7 +30,7 @@ def inputs():
   params = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
   weights = {f"param/{name}": np.array(x) for name, x in vit_weights.to_authors(params).items()}
   tokens = GRID * GRID
-  # A common part, so that morphing leaves something to learn.
+  # The targets share a part, so that morphing leaves something to learn.
   targets = rng.standard_normal((STEPS, BATCH, tokens, TARGET)) + 3 * rng.standard_normal(TARGET)
   return weights | {
     "images": rng.standard_normal((STEPS, BATCH, SIDE, SIDE, 3), np.float32),
@@ -43,11 +43,11 @@ def inputs():
   }
 
 
-# The twin.
+# The twin in PyTorch.
 
 
 def bias(table):
-  """[heads, T, T] of a table of relative positions, CLS first."""
+  """Return the biases [heads, T, T] of a relative position table, with the class token first."""
   y, x = np.divmod(np.arange(GRID**2), GRID)
   row = (y[:, None] - y[None] + GRID - 1) * (2 * GRID - 1) + x[:, None] - x[None] + GRID - 1
   index = np.full((1 + GRID**2,) * 2, len(table) - 1)
@@ -58,7 +58,7 @@ def bias(table):
 
 
 def student(p, pixels, mask):
-  """The prediction [B, N, C] for images [B, 3, H, W]."""
+  """Return the prediction [B, N, C] for images [B, 3, H, W]."""
   normed = lambda x, name: F.layer_norm(x, (WIDTH,), p[f"{name}.weight"], p[f"{name}.bias"], 1e-6)
   linear = lambda x, name: F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
   x = F.conv2d(pixels, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], stride=PATCH)
@@ -82,7 +82,7 @@ def student(p, pixels, mask):
 
 
 def groups(target, rate, rounds):
-  """[G, N] zeros and ones for one image: `rounds` times `rate` merges, the first patch left alone."""
+  """Return M [G, N] of one image after `rounds` rounds of `rate` merges, without the first patch."""
   feature, size, member = target.double(), torch.ones(len(target)).double(), torch.eye(len(target)).double()
   for _ in range(rounds):
     t = len(feature)
@@ -153,7 +153,7 @@ def outputs(inputs):
   return script.replay(inputs, **OPTIONS)
 
 
-def test_five_steps_are_torchs(inputs, outputs):
+def test_five_steps_equal_those_of_pytorch(inputs, outputs):
   losses, norms, final = twin(inputs, np.ascontiguousarray(np.moveaxis(inputs["images"], -1, 2)))
   print(
     "loss", np.abs(outputs["loss"] / losses - 1).max(), "norm", np.abs(outputs["grad_norm"] / norms - 1).max()
@@ -161,14 +161,14 @@ def test_five_steps_are_torchs(inputs, outputs):
   print("parameters", max(np.abs(outputs[f"param/{name}"] - x).max() for name, x in final.items()))
   np.testing.assert_allclose(outputs["loss"], losses, rtol=2e-5)
   np.testing.assert_allclose(outputs["grad_norm"], norms, rtol=1e-4)
-  assert (norms > OPTIONS["clip_norm"]).any()  # clipping took part
+  assert (norms > OPTIONS["clip_norm"]).any()  # some gradients were clipped
   for name, x in final.items():
     np.testing.assert_allclose(outputs[f"param/{name}"], x, atol=5e-5, err_msg=name)
   moved = {name: np.abs(x - inputs[f"param/{name}"]).max() for name, x in final.items()}
   assert min(moved.values()) > 1e-4
 
 
-def test_the_groups_are_those_of_the_description(inputs, outputs):
+def test_the_groups_follow_the_description(inputs, outputs):
   for step in range(STEPS):
     for s, (n, k) in enumerate(zip(inputs["n"][step], inputs["k"][step], strict=True)):
       for b in range(BATCH):
@@ -186,7 +186,7 @@ def test_the_first_rate_of_zero_moves_nothing(inputs):
 
 
 def test_other_forms_of_the_inputs(inputs, outputs):
-  """Images with the channels first, and rates instead of tokens to merge."""
+  """The inputs may have images with channels first, and rates instead of tokens to merge."""
   other = {name: x for name, x in inputs.items() if name not in ("images", "n")}
   other["images_chw"] = np.moveaxis(inputs["images"], -1, 2)
   other["r"] = np.vectorize(rate_of)(inputs["n"], inputs["k"])
