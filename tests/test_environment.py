@@ -1,7 +1,7 @@
 """scripts/environment.sh enters the right environment, installs what is missing, and removes nothing.
 
-The environments are real ones without pip. A stub of pip, in place of the one that `python -m venv` installs,
-writes the metadata of what it is asked for and logs its calls.
+The environments are real ones without pip. A stub replaces the pip of `python -m venv`. It writes the
+metadata of the packages and logs its calls.
 """
 
 import os
@@ -52,7 +52,7 @@ fi
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-  """Return a folder with environment.sh, two requirement files, a package, and stubs of python3.11 and pip."""
+  """Return a folder with environment.sh, requirement files, a package, and stubs of python3.11 and pip."""
   stub = tmp_path / "stub"
   (stub / "pip").mkdir(parents=True)
   (stub / "pip" / "__main__.py").write_text(STUB_PIP)
