@@ -86,7 +86,9 @@ def parse_with_config(
 
 
 def run_script(main: Callable[[], None]) -> None:
-  """Run `main()`. A UserError ends the script with one message and exit code 2."""
+  """Run `main()` with the log on stderr. A UserError ends the script with one message and exit code 2."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
   try:
     main()
   except UserError as error:

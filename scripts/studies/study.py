@@ -58,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Run the command line of the module's docstring."""
   argv = sys.argv[1:] if argv is None else argv
   options = _parser().parse_args(argv)
-  logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
   runs = Path("runs/study") / Path(options.config).stem
   variants = [Variant.parse(text) for text in options.variant]
   lines: dict[str, dict[str, Lines | None]] = {variant.name: {} for variant in variants}
