@@ -87,6 +87,7 @@ def parse_with_config(
 
 def run_script(main: Callable[[], None]) -> None:
   """Run `main()` with the log on stderr. A UserError ends the script with one message and exit code 2."""
+  flags.FLAGS.mark_as_parsed()  # absl's log has flags, which these scripts leave at their defaults
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   try:
