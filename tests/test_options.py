@@ -544,7 +544,9 @@ def test_main_refuses_with_one_message_and_exit_code_2(flags, hints, capsys):
   [(["--config.optim.lr=-1"], "optim.lr=-1.0: must be"), (["--config.task=none"], "must be one of"),
    (["extra"], "Unexpected arguments: extra"), ([], "of the script itself")],
 )  # fmt: skip
-def test_a_script_that_takes_a_config_refuses_it_as_main_does(capsys, flags, hint):
+def test_a_script_that_takes_a_config_refuses_it_as_main_does(monkeypatch, capsys, flags, hint):
+  monkeypatch.setattr(command_line, "_log_to_stderr", lambda: None)  # later tests have their own log
+
   def script():
     argv = ["--config=configs/debug.py", "--config.total_epochs=2", *flags]
     config, _ = command_line.parse_with_config(command_line.script_parser("What it does."), argv)

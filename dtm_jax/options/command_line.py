@@ -87,13 +87,18 @@ def parse_with_config(
 
 def run_script(main: Callable[[], None]) -> None:
   """Run `main()` with the log on stderr. A UserError ends the script with one message and exit code 2."""
-  flags.FLAGS.mark_as_parsed()  # absl's log has flags, which these scripts leave at their defaults
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
+  _log_to_stderr()
   try:
     main()
   except UserError as error:
     end_with(error)
+
+
+def _log_to_stderr() -> None:
+  """Set up absl's log as `absl.app.run` does."""
+  flags.FLAGS.mark_as_parsed()  # the log has flags, which these scripts leave at their defaults
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
 
 
 def end_with(error: UserError, prefix: str = "") -> NoReturn:
