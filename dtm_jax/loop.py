@@ -8,6 +8,8 @@ examples seen, step).
 
 import contextlib
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dtm_jax import data, plugins, processes, rngs
-from dtm_jax.arrays import PyTree
+from dtm_jax.arrays import Batch, PyTree
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data import settings
 from dtm_jax.errors import concerning
@@ -83,6 +85,7 @@ class Setup:
   state: State
   evaluators: Evaluators
   metrics: Metrics
+  batches: Iterator[Batch]
 
   @property
   def total_steps(self) -> int:
@@ -101,8 +104,9 @@ class Setup:
 
 
 def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.ExitStack) -> Setup:
-  """Make everything, compare it with the run's records, and restore. Nothing is written yet.
+  """Make everything, compare it with the run's records, restore, and read the first batch.
 
+  Nothing is written yet. So a start that is refused, even because of its images, leaves no records.
   `stack` closes the objects that must be closed.
   """
   config, dataset = _open_dataset(config)
@@ -127,9 +131,14 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
   evaluators = Evaluators(config.evals, context, course.steps, course.total_steps(config))
   metrics = Metrics(workdir)
   stack.callback(metrics.close)
+  batches = iter(())
+  if course.step < course.total_steps(config):
+    batches = device_batches(config, dataset, mesh, course.examples, task.needs_labels)
+    batches = itertools.chain([next(batches)], batches)
   return Setup(
-    config, workdir, mesh, dataset, records, course, task, frozen, checkpoints, state, evaluators, metrics
-  )
+    config, workdir, mesh, dataset, records, course, task, frozen, checkpoints, state, evaluators, metrics,
+    batches,
+  )  # fmt: skip
 
 
 def begin(setup: Setup) -> bool:
@@ -164,13 +173,12 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
   window = StepWindow(config.batch_size)
   recorder = FlightRecorder(setup.workdir, config, may_diverge=setup.task.may_diverge)
   recorder.keep(setup.state, course.meta_at(course.step))
-  batches = device_batches(config, setup.dataset, setup.mesh, course.examples, setup.task.needs_labels)
 
   with contextlib.closing(CompilationCounter()) as compilations:
     for step in range(course.step + 1, total_steps + 1):
       held.require()
       with window.waiting():
-        batch = next(batches)
+        batch = next(setup.batches)
       first = step == course.step + 1
       with compilations, window.compiling() if first else contextlib.nullcontext():
         setup.state, measurements = train_step(setup.state, setup.frozen, batch, key)
