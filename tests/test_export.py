@@ -103,7 +103,7 @@ def test_the_command(workdir, tmp_path):
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert "Left out for timm, which has no place for it: mask_token, head." in done.stderr
+  assert "Leaving out for timm, which has no place for them: mask_token, head." in done.stderr
   assert vit_weights.load(tmp_path)["blocks"]["ln1"]["scale"].shape == (2, 24)
 
 
