@@ -14,10 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from dtm_jax.arrays import Batch
 from dtm_jax.data.dataset import Dataset, Example
 from dtm_jax.errors import OptionError
+
+# Otherwise Grain adds a note about its tracebacks to every message for a user.
+flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 
 CHUNK = 32
 DTYPES = {"image": np.uint8, "map": np.uint8, "label": np.int32, "index": np.int64, "valid": np.bool_}
