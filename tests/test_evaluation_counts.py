@@ -73,7 +73,7 @@ def evaluate(world, workdir):
 
 @pytest.mark.slow
 def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
-  from test_loop import environment
+  from small_world import environment
 
   from dtm_jax import loop
 

@@ -1,16 +1,11 @@
 """The loop runs several steps with hooks at different periods, is interrupted, and runs on several meshes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
-import portpicker
 import pytest
 import small_world
 
@@ -20,16 +15,9 @@ from dtm_jax.errors import UserError
 from dtm_jax.evaluators import Evaluators, knn
 from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.training import mesh as meshes
+from tests.campaign import runs
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder)
-  small_world.write_clip(folder / "clip")
-  return folder
 
 
 @pytest.fixture(scope="module")
@@ -73,34 +61,14 @@ def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, un
   assert small_world.losses(tmp_path)[7] == small_world.losses(uninterrupted[1])[7]
 
 
-def command(world: Path, workdir: Path, *more: str) -> list[str]:
-  return [
-    sys.executable, "-m", "dtm_jax.main", "--config=configs/debug.py", f"--workdir={workdir}",
-    f"--config.teacher.path={world / 'clip'}", f"--config.data.dataset.data_dir={world}",
-    f"--config.evals.knn.dataset.data_dir={world}", *more,
-  ]  # fmt: skip
-
-
-def environment(devices: int, **more: str) -> dict[str, str]:
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"  # as here
-  full = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-  return os.environ | full | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
   """The command is killed (-9) once a checkpoint is there. Then a run resumes it."""
-  run = command(world, tmp_path, "--config.total_steps=7", "--config.checkpoint.save_steps=2")
-  with (tmp_path / "log").open("w") as log:
-    process = subprocess.Popen(run, cwd=ROOT, env=environment(8), stdout=log, stderr=log)
-    deadline = time.time() + 180
-    while not (tmp_path / "checkpoints" / "2").exists() and time.time() < deadline:
-      assert process.poll() is None or (tmp_path / "checkpoints" / "2").exists(), (
-        tmp_path / "log"
-      ).read_text()
-      time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+  flags = small_world.arguments(world, tmp_path, "--config.total_steps=7", "--config.checkpoint.save_steps=2")
+  process = runs.Process(flags, tmp_path / "log", env=small_world.environment(8))
+  assert process.wait_for(lambda _: (tmp_path / "checkpoints" / "2").exists()), process.text()
+  process.send(signal.SIGKILL)
+  process.wait()
   assert (tmp_path / "checkpoints").exists()
   state = loop.train(small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), str(tmp_path))
   assert_same(state, uninterrupted[0])
@@ -109,12 +77,9 @@ def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=["data8", "data4xfsdp2"])
 def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, shape):
   """The fixture runs on data=8."""
-  config = small_world.debug_config(world, total_steps=4, mesh__data=shape[0], mesh__fsdp=shape[1])
-  config.optim.warmup_steps = 2
+  config = small_world.debug_config(world, total_steps=7, mesh__data=shape[0], mesh__fsdp=shape[1])
   state = loop.train(config, str(tmp_path / "mesh"))
-  one = small_world.debug_config(world, total_steps=4)
-  loop.train(one, str(tmp_path / "one"))
-  ours, theirs = (small_world.losses(tmp_path / name) for name in ("mesh", "one"))
+  ours, theirs = small_world.losses(tmp_path / "mesh"), small_world.losses(uninterrupted[1])
   assert ours.keys() == theirs.keys()
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
   kernel = state["params"]["blocks"]["mlp"]["fc1"]["kernel"]
@@ -122,7 +87,7 @@ def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, *(pytest.param(count, marks=pytest.mark.nightly) for count in (2, 4))])
 def test_the_number_of_devices_does_not_change_the_losses(world, tmp_path, monkeypatch, uninterrupted, count):
   """The fixture runs on eight devices."""
   fewer = meshes.make_mesh(devices=jax.devices()[:count])
@@ -136,19 +101,12 @@ def test_the_number_of_devices_does_not_change_the_losses(world, tmp_path, monke
 
 @pytest.mark.slow
 def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninterrupted):
-  port = portpicker.pick_unused_port()
-  run = command(world, tmp_path, "--config.total_steps=7")
+  flags = small_world.arguments(world, tmp_path, "--config.total_steps=7")
   processes = [
-    subprocess.Popen(
-      run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      env=environment(
-        4, JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index)
-      ),
-    )
-    for index in range(2)
-  ]  # fmt: skip
-  outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:]
+    runs.Process(flags, tmp_path.with_suffix(f".log{index}"), env=env)
+    for index, env in enumerate(small_world.cluster(4))
+  ]
+  assert [process.wait() for process in processes] == [0, 0], processes[0].text()[-3000:]
   ours, theirs = small_world.losses(tmp_path), small_world.losses(uninterrupted[1])
   assert ours.keys() == theirs.keys()
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)

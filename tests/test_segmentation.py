@@ -10,7 +10,8 @@ import numpy as np
 import portpicker
 import pytest
 import small_world
-from test_loop import ROOT, environment
+from small_world import environment
+from test_loop import ROOT
 
 from dtm_jax import data, loop, rngs
 from dtm_jax.augment import normalize, to_float

@@ -57,17 +57,25 @@ class Process:
   """A started run; its output goes to a file.
 
   With `warm=True` the process is forked from one that has the libraries imported, which saves most of a
-  start; otherwise it is `python -m dtm_jax.main`, whose start can be interrupted too.
+  start; otherwise it is `python -m dtm_jax.main`, whose start can be interrupted too. A forked process calls
+  `run` with the arguments.
   """
 
   def __init__(
-    self, arguments: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, warm: bool = True
+    self,
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    warm: bool = True,
+    run: Callable[[list[str]], None] | None = None,
   ):
     self.log = log
     environment = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(CACHE)} | dict(env or {})
     log.parent.mkdir(parents=True, exist_ok=True)
     if warm:
-      self._process = _forkserver().Process(target=_run_main, args=(list(arguments), str(log), environment))
+      started = (run or run_command, list(arguments), str(log), environment)
+      self._process = _forkserver().Process(target=_run_forked, args=started)
       self._process.start()
       self.pid = self._process.pid
     else:
@@ -176,8 +184,16 @@ def _forkserver():
   return context
 
 
-def _run_main(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-  """Do in the forked process what `python -m dtm_jax.main` does, with the output in `log`."""
+def run_command(arguments: list[str]) -> None:
+  """Do what `python -m dtm_jax.main` does with the arguments."""
+  sys.argv = ["dtm_jax.main", *arguments]
+  runpy.run_module("dtm_jax.main", run_name="__main__", alter_sys=True)
+
+
+def _run_forked(
+  run: Callable[[list[str]], None], arguments: list[str], log: str, environment: dict[str, str]
+) -> None:
+  """Call `run` in the forked process, with the output in `log`."""
   os.chdir(ROOT)
   os.environ.update(environment)
   file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -185,5 +201,4 @@ def _run_main(arguments: list[str], log: str, environment: dict[str, str]) -> No
   os.dup2(file, 2)
   sys.stdout = os.fdopen(1, "w", buffering=1)
   sys.stderr = os.fdopen(2, "w", buffering=1)
-  sys.argv = ["dtm_jax.main", *arguments]
-  runpy.run_module("dtm_jax.main", run_name="__main__", alter_sys=True)
+  run(arguments)
