@@ -131,7 +131,7 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
   evaluators = Evaluators(config.evals, context, course.steps, course.total_steps(config))
   metrics = Metrics(workdir)
   stack.callback(metrics.close)
-  batches = iter(())
+  batches: Iterator[Batch] = iter(())
   if course.step < course.total_steps(config):
     batches = device_batches(config, dataset, mesh, course.examples, task.needs_labels)
     batches = itertools.chain([next(batches)], batches)
