@@ -184,7 +184,7 @@ def main_arguments(args, overrides, folder: Path) -> list[str]:
 
 
 def parse(argv=None):
-  """Return the options of the benchmark and the rest, which belongs to the config."""
+  """Return the options of the benchmark and the remaining arguments, which override the config."""
   from benchmarks import measuring
 
   parser = measuring.make_parser(__doc__, "cold_start", config="configs/vitb16.py", batch=4, repeats=3)

@@ -1,4 +1,4 @@
-"""Measure the memory of a step: the plan of the compiler, and the arrays kept for the backward pass."""
+"""Measure the memory of a step: what the compiler plans, and which arrays are kept for the backward pass."""
 
 import jax
 import jax.extend.core
@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 def memory_by_kind(compiled: jax.stages.Compiled) -> dict[str, float]:
-  """Return the GiB of each kind that the compiler plans, and the peak of the device if it counts."""
+  """Return the planned GiB of each kind of memory, and the device's peak if the device reports it."""
   plan = compiled.memory_analysis()
   arguments, outputs = plan.argument_size_in_bytes, plan.output_size_in_bytes
   temporary, shared = plan.temp_size_in_bytes, plan.alias_size_in_bytes
@@ -26,7 +26,7 @@ def memory_by_kind(compiled: jax.stages.Compiled) -> dict[str, float]:
 
 
 def flops_by_xla(lowered, compiled, batch_size: int) -> dict[str, float]:
-  """Return XLA's count of GFLOP per image, before and after optimisation. It counts one turn of a scan."""
+  """Return XLA's count of GFLOP per image, before and after optimisation. It counts a scan's body once."""
   counts = {"as lowered": lowered.cost_analysis(), "as compiled": compiled.cost_analysis()}
   return {name: cost["flops"] / batch_size / 1e9 for name, cost in counts.items() if cost and "flops" in cost}
 
@@ -44,7 +44,7 @@ def kept_for_backward(config) -> float:
   batch = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)}
 
   def backward(params, frozen, batch):
-    """Return a function that is a tree. Its leaves are the arrays that were kept."""
+    """Return the function of the backward pass. It is a pytree, and the kept arrays are its leaves."""
     return jax.vjp(lambda params: loss(params, 0, frozen, batch, key), params)[1]
 
   jaxpr = jax.make_jaxpr(backward)(state["params"], frozen, batch).jaxpr
@@ -53,7 +53,7 @@ def kept_for_backward(config) -> float:
 
 
 def plan(path: str, overrides, batch_size: int, dtype: str) -> dict:
-  """Return the memory that a step of `batch_size` images would take. The step is not run."""
+  """Return the memory that a step of `batch_size` images needs. The step is compiled but not run."""
   config = workload.config_from(path, overrides, dtype)
   config.batch_size = batch_size
   kept = kept_for_backward(config)
@@ -73,4 +73,4 @@ def markdown(plans) -> str:
   ]
   backend = plans[0]["backend"]
   header = ["batch", "kept for backward, by shapes", *(f"{name}, by XLA:{backend}" for name in names[1:])]
-  return f"Memory in GiB of a step that was compiled and not run:\n\n{measuring.table(header, rows)}"
+  return f"Memory in GiB of a step that was compiled but not run:\n\n{measuring.table(header, rows)}"

@@ -2,11 +2,12 @@
 
     python -m benchmarks.peer --config=configs/vitb16.py --batch=4 --repeats=9
 
-Each side has a process with all cores and works only while the other waits, because two thread pools in one
-process would compete. A round has two steps of each side, in a new order, and times the second step. The
-first one fills the caches, which in training belong to one side alone. A ratio compares times of one round.
-The type is float32 on a CPU and bf16 on a GPU (PyTorch with autocast and torch.compile). The GPU branch has
-not been run yet, because there was no GPU.
+Each side has its own process with all cores, because two thread pools in one process would compete. One side
+works while the other waits. In each round, each side makes two steps, and the benchmark times the second one.
+The first step fills the caches, which the other side has overwritten. The order of the sides changes from
+round to round. Each ratio compares two times from the same round. The type is float32 on a CPU and bf16 on a
+GPU, where PyTorch uses autocast and torch.compile. The GPU branch has not been run yet, because there was no
+GPU.
 """
 
 import argparse
@@ -25,7 +26,7 @@ SIDES = ("jax", "torch")
 
 
 def jax_step(config):
-  """Return a function () -> the loss of one step of ours."""
+  """Return a function that makes one step of our train step and returns the loss."""
   from benchmarks import step
 
   own = step.Step(config)
@@ -33,7 +34,7 @@ def jax_step(config):
 
 
 def torch_step(config):
-  """Return a function () -> the loss of one step of PyTorch."""
+  """Return a function that makes one step in PyTorch and returns the loss."""
   import torch
 
   from benchmarks import peer_torch
@@ -46,7 +47,7 @@ def torch_step(config):
 
 
 def work(side: str, args, overrides) -> None:
-  """Make two steps to warm up, then two steps for every line of the input. The second of them is timed."""
+  """Make two warm-up steps. Then make two steps for every input line, and print the time of the second."""
   from benchmarks import workload
 
   config = workload.config_from(args.config, overrides, args.dtype)
@@ -63,7 +64,7 @@ def work(side: str, args, overrides) -> None:
 
 
 class Worker:
-  """A process that makes one step when asked."""
+  """Runs one side in a process, which makes its steps on demand."""
 
   def __init__(self, side: str, argv):
     command = [sys.executable, "-m", "benchmarks.peer", f"--worker={side}", *argv]
@@ -76,7 +77,7 @@ class Worker:
     return line
 
   def step(self) -> float:
-    """Return the seconds of one step, after an untimed one."""
+    """Make an untimed step and then a timed step, and return the seconds of the second."""
     self.process.stdin.write("go\n")
     self.process.stdin.flush()
     seconds, loss = map(float, self.answer().split())
@@ -123,9 +124,9 @@ def main(argv=None):
     ["ours to PyTorch", measuring.spread(ratio, ".2f")],
   ]
   body = (
-    f"Batch {args.batch}; median and quartiles of {args.repeats} rounds, each with two steps of each side, "
-    "the second of them timed. PyTorch's masks are random ones, its colour jitter has a fixed order, its "
-    "schedules are drawn for the batch.\n\n" + measuring.table([Path(args.config).stem, "value"], rows)
+    f"Batch {args.batch}; median and quartiles of {args.repeats} rounds. In each, a side makes two steps "
+    "and the second is timed. In PyTorch, masks are random patches, colour jitter has a fixed order, and one "
+    "schedule is drawn for the whole batch.\n\n" + measuring.table([Path(args.config).stem, "value"], rows)
   )
   record = {"batch": args.batch, "repeats": args.repeats, "images_per_s": rate, "ours_to_torch": ratio}
   record["seconds"] = {side: each.tolist() for side, each in times.items()}
@@ -137,7 +138,7 @@ def main(argv=None):
 
 
 def parse(argv):
-  """Return the options of the benchmark and the rest, which belongs to the config."""
+  """Return the options of the benchmark and the remaining arguments, which override the config."""
   parser = measuring.make_parser(__doc__, "peer", config="configs/vitb16.py", batch=4, repeats=9)
   parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
   return parser.parse_known_args(argv)

@@ -1,8 +1,8 @@
-"""The work of a train step in plain PyTorch, for `benchmarks.peer`: teacher, student, merging, loss, update.
+"""Do the work of a train step in plain PyTorch, for `benchmarks.peer`: teacher, student, loss and update.
 
-CLIP and BEiT are modules of transformers with random weights. The merging follows the paper's equations. Its
-shapes shrink from round to round, because PyTorch needs no fixed shapes. So one schedule holds for the whole
-batch.
+CLIP and BEiT are modules of transformers with random weights. The merging follows the paper's equations.
+PyTorch needs no fixed shapes, so the tensors shrink from round to round. The whole batch shares one schedule,
+so that all its images shrink alike.
 """
 
 import contextlib
@@ -31,9 +31,13 @@ def draw_schedule(rng: np.random.Generator, num_tokens: int, max_rounds: int) ->
 
 
 def merge(target_BNC: torch.Tensor, merges: list[int], *, shuffle: bool = True) -> tuple[torch.Tensor, int]:
-  """Return the group of each token [B, N] and the number of groups, after these numbers of merges."""
+  """Merge tokens in rounds, and return the group of each token [B, N] and the number of groups.
+
+  Args:
+    merges: the number of merges in each round.
+  """
   batch_size, num_tokens, width = target_BNC.shape
-  sums = target_BNC.float()  # the sum of each group, which has the direction of its mean
+  sums = target_BNC.float()  # the sum of each group; it points in the same direction as the mean
   place = torch.arange(num_tokens, device=sums.device).expand(batch_size, -1)
   for count in merges:
     live = sums.shape[1]
@@ -105,7 +109,7 @@ class Student(torch.nn.Module):
 
 
 class Step:
-  """The train step of the config on one fixed batch. A call makes one update and returns its loss."""
+  """Runs the train step of the config on one fixed batch. Each call makes one update and returns the loss."""
 
   def __init__(self, config, student, clip, *, device: str, seed: int = 0):
     torch.manual_seed(seed)
@@ -173,7 +177,7 @@ class Step:
 
 
 def augment(image: torch.Tensor, strength: float) -> torch.Tensor:
-  """Jitter brightness, contrast and saturation by a factor for each image, and flip. Values are in [0, 1]."""
+  """Return images in [0, 1] with random brightness, contrast, saturation and flip for each image."""
   image = image.float() / 255
   factor = lambda: 1 + strength * (2 * torch.rand(len(image), 1, 1, 1, device=image.device) - 1)
   weights = torch.tensor((0.299, 0.587, 0.114), device=image.device)[None, :, None, None]

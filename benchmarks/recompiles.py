@@ -1,10 +1,11 @@
-"""Count how often new draws of n̄ and k make JAX trace or compile again. The command fails unless it is never.
+"""Count how often new draws of n̄ and k make JAX trace or compile again, and fail if this happens.
 
     python -m benchmarks.recompiles --draws=10000
 
-Two programs run `draws` times each, every time with another n̄, k and split: the whole train step of a small
-config with one schedule a step, and matching, morphing and loss alone at 196 tokens. JAX's own events count
-traces and compilations, including those inside others. After the first call there must be none.
+Two programs run `draws` times each, with a new draw of n̄, k and the split every time. One is the whole train
+step of a small config with one schedule per step. The other is only matching, morphing and loss, with 196
+tokens. JAX's own events count traces and compilations, including those inside others. After the first call,
+JAX must not trace or compile again.
 """
 
 import sys
@@ -20,6 +21,7 @@ from dtm_jax import morphing, partitions
 from dtm_jax.models.clip import model as clip
 from dtm_jax.training import sharded_step
 
+DISTINCT = "Draws of the train step are distinct if n̄ differs, those of the second program if n̄ or k differs."
 EVENTS = {
   "/jax/core/compile/jaxpr_trace_duration": "traces",
   "/jax/core/compile/backend_compile_duration": "compilations",
@@ -27,7 +29,7 @@ EVENTS = {
 
 
 class Counter:
-  """A context that counts the traces and compilations of JAX."""
+  """Counts the traces and compilations of JAX inside a `with` block."""
 
   def __init__(self):
     self.counts = dict.fromkeys(EVENTS.values(), 0)
@@ -62,7 +64,7 @@ def train_step(config) -> Callable[[int], tuple[int, int]]:
 
 
 def matching_and_loss(num_tokens: int, width: int, max_rounds: int) -> Callable[[int], tuple[int, int]]:
-  """Return a function round -> (n̄, k) that draws a schedule and matches the random tokens of one image."""
+  """Return a function round -> (n̄, k) that draws a schedule and matches random tokens with it."""
   target, student = jax.random.normal(jax.random.key(0), (2, 1, num_tokens, width))
 
   @jax.jit
@@ -82,7 +84,7 @@ def matching_and_loss(num_tokens: int, width: int, max_rounds: int) -> Callable[
 
 
 def count(call: Callable[[int], tuple[int, int]], draws: int) -> dict:
-  """Count traces and compilations of the first call and of all later calls, and the different draws."""
+  """Count the traces and compilations in the first call and in all later calls, and the distinct draws."""
   with Counter() as first:
     seen = {call(0)}
   start = time.perf_counter()
@@ -99,7 +101,7 @@ def count(call: Callable[[int], tuple[int, int]], draws: int) -> dict:
 
 
 def small_config(path: str, overrides=(), dtype: str = "auto"):
-  """Return the config in `path`, made small: 32 pixels and a random teacher of two narrow blocks."""
+  """Return the config in `path` with images of 32 pixels and a random teacher of two narrow blocks."""
   batch_size = max(2, jax.device_count())
   grid = [f"--config.batch_size={batch_size}", "--config.data.image_size=32"]
   tower = clip.ImageConfig(clip.Tower(32, 2, 2, 64), image_size=32, patch_size=4)
@@ -108,7 +110,7 @@ def small_config(path: str, overrides=(), dtype: str = "auto"):
 
 
 def parse(argv=None):
-  """Return the options of the benchmark and the rest, which belongs to the config."""
+  """Return the options of the benchmark and the remaining arguments, which override the config."""
   parser = measuring.make_parser(
     __doc__, "recompiles", config="configs/debug.py", draws=10_000, tokens=196, width=64, rounds=14
   )
@@ -124,7 +126,7 @@ def main(argv=None):
     ),
   }
   results = {name: count(call, args.draws) for name, call in calls.items()}
-  header = ["program", "draws", "different draws", "traces, compilations at first", "after", "seconds"]
+  header = ["program", "draws", "distinct draws", "traces, compilations in call 1", "later", "seconds"]
   show = lambda counts: f"{counts['traces']}, {counts['compilations']}"
   rows = [
     [name, *(str(each[k]) for k in ("draws", "distinct")), show(each["first"]), show(each["later"]),
@@ -133,12 +135,12 @@ def main(argv=None):
   ]  # fmt: skip
   text = measuring.report(
     args.out, args.name, title="Recompilations", module="benchmarks.recompiles", note=args.note,
-    body="The draws differ by n̄, those of the second program by k too.\n\n" + measuring.table(header, rows),
+    body=f"{DISTINCT}\n\n{measuring.table(header, rows)}",
     record={"programs": results},
   )  # fmt: skip
   print(text)
   if any(sum(each["later"].values()) for each in results.values()):
-    sys.exit("Something was traced or compiled again.")
+    sys.exit("JAX traced or compiled again after the first call.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dtm_jax.models.vit import model as vit
 
 
 def parse(argv=None):
-  """Return the options of the benchmark and the rest, which belongs to the config."""
+  """Return the options of the benchmark and the remaining arguments, which override the config."""
   parser = measuring.make_parser(__doc__, "remat", config="configs/vitb16.py", batch=2, repeats=5, plan=256)
   parser.add_argument("--plan_dtype", default="bfloat16")
   return parser.parse_known_args(argv)

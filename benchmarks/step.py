@@ -1,13 +1,13 @@
-"""Measure the whole train step: images a second, its parts, the share of the machine's peak, and memory.
+"""Measure the whole train step: throughput, the time of each part, MFU and memory.
 
     python -m benchmarks.step --config=configs/vitb16.py --batch=8 --repeats=5 [--config.student.variant=S]
     python -m benchmarks.step --input=real --data_dir=FOLDER_OF_JPEGS --plan=256
 
-The step of the config is timed, jitted as in training. A CLIP that is not here gets random weights. The times
-of the parts are differences between ever longer prefixes of the step (prefixes.py), timed in the same rounds.
-The longest prefix must have the loss and the gradient of the step itself. The ceiling is a large square
-matrix product in the same rounds. `--plan` compiles for another batch without running it and reads the memory
-that the compiler plans.
+The benchmark times the step of the config, jitted as in training. If the CLIP weights are not on this
+machine, the teacher gets random weights. Each part's time is the difference between two prefixes of the step
+(prefixes.py). The longest prefix must compute the same loss and gradient as the step. The ceiling for MFU is
+the rate of a large square matrix product. All of these are timed in the same rounds. `--plan` compiles the
+step for other batch sizes without running it, and reports the memory that the compiler plans.
 """
 
 import time
@@ -28,13 +28,13 @@ CEILING = "matrix product"
 
 
 def parse(argv=None):
-  """Return the options of the benchmark and the rest, which belongs to the config."""
+  """Return the options of the benchmark and the remaining arguments, which override the config."""
   parser = measuring.make_parser(
     __doc__, "step", config="configs/vitb16.py", batch=8, repeats=5, matmul=0, threads=2
   )
   parser.add_argument("--input", choices=("synthetic", "real"), default="synthetic")
-  parser.add_argument("--data_dir", help="JPEGs for --input=real; by default some are made up")
-  parser.add_argument("--plan", type=int, nargs="*", default=[], help="batches to compile for, only")
+  parser.add_argument("--data_dir", help="folder of JPEGs for --input=real; default: generated photos")
+  parser.add_argument("--plan", type=int, nargs="*", default=[], help="batch sizes to compile, not run")
   parser.add_argument("--plan_dtype", default="bfloat16")
   args, overrides = parser.parse_known_args(argv)
   args.matmul = args.matmul or (2048 if jax.default_backend() == "cpu" else 8192)
@@ -42,7 +42,7 @@ def parse(argv=None):
 
 
 class Step:
-  """The train step of the config with its state, compiled once. A call makes one step."""
+  """Holds the compiled train step of the config and its state. Each call makes one step."""
 
   def __init__(self, config):
     self.task, self.mesh = workload.task_of(config), workload.mesh_of(config)
@@ -59,17 +59,20 @@ class Step:
 
 
 def prefixes_on(step: Step, task: Pretraining):
-  """Return a function round -> result for every prefix, on copies of the state, which the step donates."""
+  """Return a function round -> result for every prefix.
+
+  The functions use a copy of the parameters, because the step donates its state.
+  """
   params = jax.tree.map(jnp.copy, step.state["params"])
   bind = lambda function: lambda i: function(params, jnp.int32(i), step.frozen, step.batch, step.key)
   return {name: bind(jax.jit(function)) for name, function in prefixes.prefix_functions(task).items()}
 
 
 def require_same(step: Step, calls) -> dict[str, float]:
-  """Return the loss and the norm of the gradient, which the longest prefix and the step must share.
+  """Return the loss and the gradient norm, after a check that the longest prefix and the step agree on both.
 
   Raises:
-    AssertionError: they differ.
+    AssertionError: they do not agree.
   """
   loss, norm = calls["backward"](0)
   own = step()
@@ -79,7 +82,7 @@ def require_same(step: Step, calls) -> dict[str, float]:
 
 
 def morphing_alone(task: Pretraining, batch_size: int):
-  """Return a function round -> the loss and its gradient to the student's tokens, on random tokens."""
+  """Return a function round -> the loss and its gradient with respect to random student tokens."""
   shape = (batch_size, task.grid[0] * task.grid[1], task.teacher.width)
   target, prediction = jax.random.normal(jax.random.key(0), (2, *shape))
   image = jnp.zeros((batch_size, *(task.image_size,) * 2, 3))
@@ -95,7 +98,7 @@ def ceiling(size: int, dtype: str):
 
 
 def with_real_input(config, step: Step, steps: int) -> dict:
-  """Run the step on the input pipeline of the loop, and leave out the batches that were made ahead."""
+  """Time the step with the input pipeline of training, without the first batches, which were prefetched."""
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
   batches = device_batches(config, dataset, step.mesh, 0)
   waits, times = [], []
@@ -114,7 +117,7 @@ def with_real_input(config, step: Step, steps: int) -> dict:
 
 
 def parts(times) -> dict[str, np.ndarray]:
-  """Return the seconds of each part in each round: each prefix less the one before it."""
+  """Return the seconds of each part in each round: each prefix minus the one before it."""
   ends = [*(times[name] for name in PARTS[:-1]), times[STEP]]
   return {
     name: end - before for name, end, before in zip(PARTS, ends, [0 * ends[0], *ends[:-1]], strict=True)
@@ -135,7 +138,7 @@ def flops(config, task: Pretraining) -> dict[str, float]:
 
 
 def with_one_draw_per_step(config):
-  """Return a copy of the config whose morphers draw one schedule for the whole batch."""
+  """Return a copy of the config in which every morpher draws one schedule for the whole batch."""
   config = config.copy_and_resolve_references()
   for morpher in config.morphers.values():
     if "drawn_per" in morpher:
@@ -182,7 +185,7 @@ def measure(config, args) -> dict:
 
 
 def collect(args, overrides) -> dict:
-  """Return the numbers of the step, unless --repeats=0, and the plans of `--plan`."""
+  """Return the numbers of the step and the plans of `--plan`. With --repeats=0, return only the plans."""
   config = workload.config_from(args.config, overrides, args.dtype)
   config.batch_size = args.batch
   if args.input == "real":
@@ -228,15 +231,15 @@ def summary(record, repeats: int) -> str:
     ["GFLOP an image: teacher and student", f"{record['gflop_an_image']['step']:.4g}"],
     ["GFLOP an image: morphing and loss", f"{record['gflop_an_image']['morphing']:.3g}"],
     *([f"GFLOP an image by XLA, {k}", f"{v:.4g}"] for k, v in record["gflop_by_xla"].items()),
-    ["a schedule an image, to one a step", show(record["per_image_to_per_step"], ".4f")],
+    ["step time, one schedule per image / per step", show(record["per_image_to_per_step"], ".4f")],
     *([f"memory: {name}, GiB", f"{value:.2f}"] for name, value in plan.items()),
   ]
   if real := record.get("real_input"):
     rows.append(["images/s with real input", show(real["images_per_s"])])
-    rows.append(["of that, waiting for input", f"{real['input_wait']:.1%}"])
+    rows.append(["share of the time spent waiting for real input", f"{real['input_wait']:.1%}"])
   intro = (
     f"Batch {record['batch']}, {record['dtype']}; median and quartiles of {repeats} interleaved rounds. The "
-    f"longest prefix has the loss and the gradient of the step (loss {record['checked']['loss']:.5f})."
+    f"longest prefix and the step have the same loss ({record['checked']['loss']:.5f}) and gradient norm."
   )
   return intro + "\n\n" + measuring.table(["whole step", "value"], rows)
 

@@ -1,6 +1,7 @@
-"""The work that benchmarks time: a config with random teacher weights, its task and its compiled step.
+"""Build what the benchmarks time: a config, its task, its state and its compiled step.
 
-Speed does not depend on the weights. If the config names a CLIP that is not here, its weights are drawn.
+If the CLIP weights of the config are not on this machine, random weights replace them. Speed does not depend
+on the values of the weights.
 """
 
 import tempfile
@@ -26,7 +27,7 @@ TOTAL_STEPS, STEPS_PER_EPOCH = 100_000, 1000.0
 
 
 def temporary_folder() -> Path:
-  """Return a new folder that is kept until the process ends."""
+  """Return a new folder that is deleted when the process ends."""
   folder = tempfile.TemporaryDirectory(prefix="dtm_jax_benchmark_")
   _kept.append(folder)
   return Path(folder.name)
@@ -36,11 +37,12 @@ _kept: list[tempfile.TemporaryDirectory] = []
 
 
 def config_from(path: str, overrides: Sequence[str], dtype: str = "auto") -> ConfigDict:
-  """Return the config in the file `path`, changed by `--config.x=y`, with a teacher that is here.
+  """Return the config in the file `path`. A CLIP that is not on this machine becomes a random one.
 
   Args:
-    dtype: the type of the matrix products of teacher and student. "auto" is float32 on a CPU, which has no
-      faster type, and the config's own elsewhere.
+    overrides: arguments such as `--config.x=y`.
+    dtype: the type of the matrix products of teacher and student. On a CPU, "auto" means float32, because a
+      CPU has no faster type. On other devices it means the teacher's type in the config.
   """
   values = flags.FlagValues()
   argv = ["benchmark", f"--config={path}", *overrides]
@@ -63,7 +65,7 @@ def random_clip(folder: Path, config: clip.CLIPConfig | None = None) -> Path:
   rng = np.random.default_rng(0)
 
   def draw(path, x):
-    """Norms multiply by about one. All other weights are small."""
+    """Return weights near 1 for the scales of norms, and near 0 for all others."""
     return np.float32(path[-1].key == "scale") + 0.03 * rng.standard_normal(x.shape, np.float32)
 
   clip_weights.save(folder, config, {"image": jax.tree_util.tree_map_with_path(draw, shapes)})
