@@ -1,4 +1,4 @@
-"""Pre-train for one of the paper's comparisons on CIFAR-10, small enough for dozens of runs on two CPU cores.
+"""Pre-train one variant of the paper's comparisons on CIFAR-10, in a few minutes on two CPU cores.
 
     bash scripts/comparisons.sh a                                   # all variants of one comparison
     python -m dtm_jax.main --config=configs/comparisons_cifar10.py  # a single run
@@ -6,7 +6,7 @@
 Hardware: two CPU cores. Time: three to four minutes, measured.
 Expect: kNN 29.5 % +- 0.3 and linear probe 36.2 % +- 0.1, from three seeds (results/cifar10_a/table.md).
 
-A run is a sixth of the quickstart's work: 200 steps of 64 images and a student of width 64. kNN and the
+A run does a sixth of the quickstart's work: 200 steps of 64 images with a student of width 64. kNN and the
 linear probe use 5,000 training images and the first 5,000 test images.
 """
 

@@ -1,16 +1,18 @@
-"""Fine-tune a pre-trained ViT-B/16 on ImageNet-1k by the recipe of DTM, which is that of BEiT v2.
+"""Fine-tune a pre-trained ViT-B/16 on ImageNet-1k with DTM's recipe, which is BEiT v2's.
 
     python -m dtm_jax.main --config=configs/finetune_vitb16_in1k.py \\
         --config.init_from.path=RUN_OR_WEIGHTS --workdir=gs://BUCKET/vitb16_finetuned
 
 Hardware: meant for 32 TPU v4 chips or 8 H100. Hours: not measured. Expect: not measured.
-Sources: 100 epochs with 20 of warm-up are BEiT v2-B's (arXiv 2208.06366). The rest is from the DTM authors.
+Sources: BEiT v2-B (arXiv 2208.06366) trains for 100 epochs with 20 epochs of warm-up. The rest is from the
+DTM authors.
 
-Another labelled data set: `--config.data.dataset.name=tfds/oxford_iiit_pet`, or
-`--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`. The number of classes is that of
-the data set. It is evaluated on the first of its splits "val", "validation" and "test", or on
-`--config.evals.val.split=...`. `--config.data.image_size=0` takes the size of its images if they all have
-one, and `--config.augment.normalization=dataset` takes the mean and standard deviation of their channels.
+For another labelled data set, use `--config.data.dataset.name=tfds/oxford_iiit_pet`, or
+`--config.data.dataset.name=folder --config.data.dataset.data_dir=FOLDER`. The data set sets the number of
+classes. Evaluation uses the first split that it has of "val", "validation" and "test";
+`--config.evals.val.split=...` chooses another one. If all images have one size,
+`--config.data.image_size=0` uses it. `--config.augment.normalization=dataset` uses the mean and standard
+deviation of the data set's channels.
 """
 
 from configs import common

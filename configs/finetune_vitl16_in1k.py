@@ -4,7 +4,7 @@
         --config.init_from.path=RUN_OR_WEIGHTS --workdir=gs://BUCKET/vitl16_finetuned
 
 Hardware: not chosen. Hours: not measured. Expect: not measured.
-Sources: 50 epochs with 5 of warm-up, layer decay 0.8 and drop path 0.2 are BEiT v2-L's (arXiv 2208.06366).
+Sources: BEiT v2-L (arXiv 2208.06366) uses 50 epochs with 5 of warm-up, layer decay 0.8 and drop path 0.2.
 """
 
 from configs import finetune_vitb16_in1k

@@ -1,4 +1,4 @@
-"""Train a tiny CLIP on CIFAR-10, the teacher of the quickstart. Captions are the class names in 18 templates.
+"""Train the quickstart's teacher, a tiny CLIP, on CIFAR-10. Captions are the class names in 18 templates.
 
     python -m dtm_jax.main --config=configs/tiny_clip_cifar10.py
     # stopped with SIGTERM at step 2551, then continued with all patches:

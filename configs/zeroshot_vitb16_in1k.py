@@ -1,14 +1,14 @@
-"""Measure the zero-shot accuracy of CLIP ViT-B/16 on ImageNet-1k's 50,000 validation images, with 80
-templates.
+"""Measure the zero-shot accuracy of CLIP ViT-B/16 on ImageNet-1k, with 80 templates.
 
     python -m dtm_jax.main --config=configs/zeroshot_vitb16_in1k.py [--config.clip.path=FOLDER_OR_REPOSITORY]
 
 Hardware: not chosen. Time: not measured.
-Expect: not measured. At second hand: 68.6 % by CLIP's paper (arXiv 2103.00020), and 68.3 % for the same
-weights by the README of open_clip. The templates are OpenAI's.
+Expect: not measured. Second-hand numbers: 68.6 % in CLIP's paper (arXiv 2103.00020), and 68.3 % for the same
+weights in open_clip's README. The templates are OpenAI's.
 
-Other templates: `--config.evals.zeroshot.prompts=FILE`, one per line, with {c} for the class. Other names:
-`--config.evals.zeroshot.class_names=FILE`, one per line.
+The run uses the 50,000 validation images. `--config.evals.zeroshot.prompts=FILE` reads other templates, one
+per line, with {c} for the class. `--config.evals.zeroshot.class_names=FILE` reads other class names, one per
+line.
 """
 
 from configs import zeroshot_cifar10

