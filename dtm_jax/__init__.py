@@ -1,4 +1,4 @@
-"""Dynamic Token Morphing: pre-training of vision transformers with frozen teachers, in JAX.
+"""Pre-train vision transformers with Dynamic Token Morphing and frozen teachers, in JAX.
 
     import dtm_jax
 
@@ -46,7 +46,7 @@ def load_teacher(name: str, path: str | None = None, **options: Any) -> "Teacher
 
   Args:
     name: a module of `dtm_jax.teachers`: beit, checkpoint, clip, dinov2, mae or siglip.
-    path: a file, a folder or a repository of the hub. By default the teacher's own choice, if it has one.
+    path: a file, a folder or a repository of the hub. None uses the teacher's default, if it has one.
     options: further arguments of the `build` function of that module.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Random changes to a batch of images on the device: flip, colours, erasing, mixup and CutMix.
+"""Augment a batch of images on the device: flip, colour jitter, random erasing, mixup and CutMix.
 
 The host sends uint8 crops. Everything else happens here, inside the jitted step, in float32 with values in
 [0, 1]. Every image has its own key (`rngs.per_example`), so sharding does not change the result. Only `mix`
@@ -23,7 +23,7 @@ def augment(
   flip: float = 0.5,
   color_jitter: float = 0.0,
 ) -> Float[Array, "B H W 3"]:
-  """Return images in [0, 1], not normalised, after colour jitter and a random flip.
+  """Apply colour jitter and a random flip, and return images in [0, 1] without normalisation.
 
   Args:
     flip: probability of a left-right flip.
@@ -48,7 +48,7 @@ def normalize(image: Float[Array, "B H W 3"], mean: Triple, std: Triple) -> Floa
 
 
 def resize_to(image: Float[Array, "B H W 3"], side: int) -> Float[Array, "B side side 3"]:
-  """Resize square images in [0, 1] to `side` pixels by antialiased bicubic, and clip the result to [0, 1]."""
+  """Resize square images in [0, 1] by antialiased bicubic interpolation, and clip the result to [0, 1]."""
   if image.shape[1:3] == (side, side):
     return image
   return jnp.clip(jax.image.resize(image, (image.shape[0], side, side, 3), "cubic"), 0.0, 1.0)
@@ -100,11 +100,11 @@ def random_erase(
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
   tries: int = 10,
 ) -> Float[Array, "B H W 3"]:
-  """Fill one box of each normalised image with noise N(0, 1), with probability `prob`.
+  """With probability `prob`, fill one box of each normalised image with noise N(0, 1).
 
-  The box has area ~ U(`area`)·HW and log(h/w) ~ U(log `aspect`). Draws `tries` boxes and uses the first one
-  that is lower and narrower than the image, at a uniform place. If none fits, the image stays as it is.
-  Source: random erasing, arXiv 1708.04896.
+  The box has area ~ U(`area`)·HW and log(h/w) ~ U(log `aspect`). The function draws `tries` boxes and uses
+  the first one that is smaller than the image in height and width. Its position is uniform. If no box fits,
+  the image does not change. Source: random erasing, arXiv 1708.04896.
   """
   height, width = image.shape[1:3]
 
@@ -151,9 +151,9 @@ def mix(
 def mixing_weights(
   key: RandomKey, size: tuple[int, int], *, mixup: float, cutmix: float, cutmix_prob: float = 0.5
 ) -> Float[Array, "H W"]:
-  """Draw the weight w of each pixel's own image.
+  """Draw w, the weight of image x at each pixel. Its partner x' gets 1 - w, see `mix`.
 
-  Mixup uses the same w = λ everywhere. CutMix uses w = 0 inside a box and 1 outside.
+  Mixup uses the same w = λ at every pixel. CutMix uses w = 0 inside a box and 1 outside.
 
   Args:
     size: (height, width) in pixels.
@@ -170,7 +170,8 @@ def mixing_weights(
 def _cutmix_box(key: RandomKey, size: tuple[int, int], lam: Float[Array, ""]) -> Float[Array, "H W"]:
   """Return 1 inside a box and 0 outside.
 
-  The box has sides ⌊sqrt(1-λ)·H⌋ and ⌊sqrt(1-λ)·W⌋. Its centre is uniform, and the image's edges cut it off.
+  The box has sides ⌊sqrt(1-λ)·H⌋ and ⌊sqrt(1-λ)·W⌋. Its centre is uniform in the image, and
+  parts outside the image are cut off.
   """
 
   def inside(key: RandomKey, length: int) -> Float[Array, " _"]:

@@ -505,7 +505,7 @@ class TestLabelMaps:
 
   def test_a_map_of_the_stored_pixels_is_refused_with_the_reason(self):
     image = encode(np.zeros((20, 40, 3), np.uint8), "JPEG", exif=exif_of(6))
-    message = r"x\.png has 20x40 pixels, its image x\.jpg has 40x20 after .* EXIF orientation 6"
+    message = r"x\.png has 20x40 pixels, but its image x\.jpg has 40x20 after .* EXIF orientation 6"
     with pytest.raises(ValueError, match=message):
       label_maps.decode_pair(self.example(image, encode(np.zeros((20, 40), np.uint8), "PNG")), self.coding)
 

@@ -1,10 +1,10 @@
 """Save, verify and restore a run. Only this package imports Orbax.
 
 manager          `Checkpoints`: the checkpoints of one run
-saving           background saves, and the second try of a save that failed
-contents         what one checkpoint holds; `load_params` reads its parameters alone
-retries          repeats a read until it succeeds, or the bytes are proven wrong, or it is given up
+saving           saves in the background, and tries a failed save once more
+contents         says what one checkpoint holds; `load_params` reads only its parameters
+retries          repeats a read until it succeeds, the bytes are proven wrong, or the tries run out
 evidence         compares the files of a checkpoint with the table of their sizes and checksums
-array_checksums  checksums of arrays, computed where the arrays are
-s3               lets Orbax write on `s3://`
+array_checksums  computes checksums of arrays on the devices that hold them
+s3               lets Orbax write to `s3://`
 """

@@ -2,8 +2,8 @@
 
 Orbax restores a flipped bit silently. Each checkpoint therefore stores a checksum of every array and a table
 of all its files, and a restore verifies both. A step that is proven corrupt is moved aside, and the restore
-goes on with the step before. An error that proves nothing is retried. If it stays, the run stops and leaves
-the checkpoint where it is.
+tries the previous step. An error that does not prove corruption is retried. If the error persists, the run
+stops and leaves the checkpoint where it is.
 """
 
 import datetime
@@ -24,7 +24,7 @@ from dtm_jax.storage import faults, paths, writing
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `folder`/<step>.
+  """Manages the checkpoints of one run, in `folder`/<step>.
 
   The training loop decides when to save. The newest `keep` checkpoints stay, and so do those at multiples of
   `keep_every_steps`.
@@ -62,18 +62,18 @@ class Checkpoints:
 
   @property
   def all_steps(self) -> list[int]:
-    """The steps that are saved or being saved, ascending."""
+    """Return the saved steps and the step that is being saved, in ascending order."""
     return self._saver.all_steps
 
   def reached_preemption(self, step: int) -> bool:
-    """Return whether to save now and leave. Every process must ask at every step; all get the same answer."""
+    """Return whether to save and exit now, the same on all processes. All must call this at every step."""
     return self._terminated.is_set() or self._saver.orbax.reached_preemption(step)
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> bool:
-    """Save in the background. Return False if `step` is there already; it is then left as it is.
+    """Save in the background. If `step` is saved already, leave it as it is and return False.
 
-    The arrays are copied to the host before this returns, so the caller may donate them. If the save before
-    failed, this save is its second try.
+    The arrays are copied to the host before this returns, so the caller may donate them. If the previous save
+    failed, this save counts as its second try.
 
     Args:
       step: the name of the checkpoint.
@@ -81,27 +81,29 @@ class Checkpoints:
       meta: a small dict that JSON can hold.
 
     Raises:
-      UserError: there is no room or no right to write, or two saves in a row failed.
+      UserError: the disk is full, the folder is not writable, or two saves in a row failed.
     """
     return self._saver.save(step, state, meta)
 
   def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any], int] | None:
     """Return (state, meta, step) of the newest sound checkpoint, or None if the run never had any.
 
-    A step with wrong bytes is moved to `corrupt/`, and the step before is tried. All processes take the same
-    decision.
+    A step with wrong bytes is moved to `corrupt/`, and the previous step is tried. All processes make the
+    same decision.
 
     Args:
-      abstract_state: `jax.ShapeDtypeStruct`s with the shardings wanted now, on any mesh.
+      abstract_state: `jax.ShapeDtypeStruct`s with the shardings to restore to. The mesh may differ from the
+        one of the save.
 
     Raises:
-      UserError: a checkpoint cannot be read although nothing proves it corrupt (it stays where it is); or the
-        name of its folder and its step differ; or the run had checkpoints and none can be restored.
-      OptionError: a checkpoint is sound but holds other arrays than `abstract_state`. It stays where it is.
+      UserError: a checkpoint cannot be read, and nothing proves that it is corrupt. It stays where it is. The
+        same error says that a folder's name is not its step, or that all checkpoints are corrupt.
+      OptionError: a checkpoint is sound, but its arrays are not those of `abstract_state`. It stays where it
+        is.
     """
     _check_shardings(abstract_state)
     steps, moved = self._saver.retry(f"Listing {self._folder}", self._list_steps)
-    steps, moved = processes.gather((steps, moved))[0]  # a network file system may show others another list
+    steps, moved = processes.gather((steps, moved))[0]  # network file systems may show others another list
     for step in sorted(steps, reverse=True):
       checkpoint = self._folder / str(step)
       stages = contents.stages_of_reading(checkpoint, abstract_state)
@@ -111,14 +113,14 @@ class Checkpoints:
       moved.append(self._move_aside(step, proof))
     if moved:
       raise UserError(
-        f"None of the checkpoints of {self._folder} can be restored; they were moved to {', '.join(moved)}. "
+        f"No checkpoint of {self._folder} can be restored. All were moved to {', '.join(moved)}. "
         "The run does not start over by itself. To start over at step 0, give another --workdir or remove "
         f"the folder {self._folder}."
       )
     return None
 
   def wait(self) -> None:
-    """Wait until the save under way is on disk. A failed save is tried once more if its state still exists.
+    """Wait until the current save is on disk. A failed save is tried once more if its state still exists.
 
     Raises:
       UserError: the save failed.
@@ -126,7 +128,7 @@ class Checkpoints:
     self._saver.wait()
 
   def close(self) -> None:
-    """Wait, and restore the handler of SIGTERM. Raises as `wait` does."""
+    """Wait for the current save, and restore the handler of SIGTERM. Raises the errors of `wait`."""
     try:
       self._saver.close()
     finally:
@@ -151,7 +153,7 @@ class Checkpoints:
       if processes.is_first() and source.exists():
         with faults.explained(target):
           if paths.is_remote(target):  # in a bucket, Orbax deletes folders without this file
-            (target.parent / writing.COMMIT_FILE).write_text("This folder keeps what is corrupt.\n")
+            (target.parent / writing.COMMIT_FILE).write_text("This folder keeps corrupt checkpoints.\n")
           writing.move_folder(source, target)
 
     self._saver.retry(f"Moving {source} to {target}", move)
@@ -159,13 +161,13 @@ class Checkpoints:
     return str(target)
 
   def _on_sigterm(self, signum: int, frame: Any) -> None:
-    logging.warning("SIGTERM: the run saves and leaves at the end of this step. A second SIGTERM kills it.")
+    logging.warning("SIGTERM: the run saves and exits at the end of this step. A second SIGTERM kills it.")
     self._terminated.set()
     signal.signal(signum, self._previous_handler)
 
 
 def _check_shardings(abstract_state: PyTree) -> None:
-  """Raise for an impossible sharding here, so that it is not taken for a corrupt file later."""
+  """Raise if a sharding does not fit its array. Later, the error would look like a corrupt file."""
   for leaf in jax.tree.leaves(abstract_state):
     if leaf.sharding is not None:
       leaf.sharding.shard_shape(leaf.shape)

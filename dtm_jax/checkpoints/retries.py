@@ -1,7 +1,7 @@
-"""Repeat a read until it succeeds, or the bytes are proven wrong, or it is given up.
+"""Repeat a read until it succeeds, the bytes are proven wrong, or the tries run out.
 
-All processes come to the same end. After each stage of a try they tell each other how it went. So a process
-that fails never leaves the others in a collective computation that cannot end.
+All processes reach the same decision, because they exchange their results after each stage of a try. So if
+one process fails, the others do not wait for it forever in a collective computation.
 """
 
 import time
@@ -20,11 +20,11 @@ RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 class CorruptCheckpointError(UserError):
-  """What was read is not what was written."""
+  """Raised if the bytes that were read are not the bytes that were written."""
 
 
 class Failure(NamedTuple):
-  """The failure of the first process that failed.
+  """Describes the failure of the first process that failed.
 
   Attributes:
     kind: "refused" if a user must act, "doubt" if the bytes seem wrong, "failed" for everything else.
@@ -41,11 +41,12 @@ def attempt(action: Callable[[], Any], *, alone: bool = False) -> tuple[Any, Fai
   """Run `action` and return its result, and the failure if it failed on any process.
 
   Args:
-    action: must not wait for other processes before something in it can fail.
+    action: the function to run. If it waits for other processes, nothing in it may fail before that point.
+      Otherwise the other processes would wait forever.
     alone: whether only this process takes part. Otherwise every process must call this together.
 
   Raises:
-    UserError: a process refused; then all processes raise.
+    UserError: a process raised a UserError other than `CorruptCheckpointError`. Then all processes raise.
   """
   result: Any = None
   error: Exception | None = None
@@ -77,11 +78,13 @@ def _describe(error: Exception | None) -> tuple[str, str]:
 
 
 def retry(what: str, action: Callable[[], Any], delays: Sequence[float], *, way_out: str) -> Any:
-  """Return the result of `action`, tried again after each delay. Every process must call this together.
+  """Call `action` until it succeeds, with one more try after each delay, and return its result.
+
+  All processes must call this together.
 
   Args:
-    what: names the action, as the start of a sentence.
-    way_out: the last sentence of the error: what the user can do.
+    what: the name of the action, which starts a sentence of the messages.
+    way_out: what the user can do. This is the last sentence of the error.
 
   Raises:
     UserError: all tries failed, or a process refused.
@@ -108,13 +111,14 @@ def read_or_prove(
 
   Args:
     checkpoint: the folder of one step.
-    stages: functions; each gets the result of the one before. A `CorruptCheckpointError` counts as a proof if
-      two tries in a row raise it.
+    stages: functions that run in order. Each one gets the result of the one before. A
+      `CorruptCheckpointError` counts as a proof if two tries in a row raise it.
     delays: seconds between the tries.
     alone: whether only this process reads. Otherwise every process must call this together.
 
   Raises:
-    UserError: the checkpoint cannot be read, and nothing proves that it is corrupt; or a stage refused.
+    UserError: the checkpoint cannot be read, and nothing proves that it is corrupt; or a stage raised a
+      UserError other than `CorruptCheckpointError`.
   """
   doubts = 0
   for number, delay in enumerate((*delays, None), 1):
@@ -131,8 +135,8 @@ def read_or_prove(
     if delay is None:
       raise UserError(
         f"Checkpoint {checkpoint} could not be read in {number} tries, last with {failure.text}. Nothing "
-        "proves that it is corrupt, so it stays untouched. Start the same command again when the cause is "
-        "mended. To go on from an older checkpoint instead, move this folder away."
+        "proves that it is corrupt, so it stays untouched. Fix the cause and start the same command again. "
+        "To continue from an older checkpoint instead, move this folder away."
       ) from failure.error
     time.sleep(0 if failure.kind == "doubt" else delay)
   raise AssertionError
@@ -151,7 +155,7 @@ def _run_stages(
 
 
 def _stage(stage: Callable[[Any], Any], previous: Any, checkpoint: epath.Path) -> Callable[[], Any]:
-  """Return the action of a stage. It turns a library's report of wrong bytes into a doubt."""
+  """Return the action of a stage. It raises CorruptCheckpointError if a library reports wrong bytes."""
 
   def action() -> Any:
     try:

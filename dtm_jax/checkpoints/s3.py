@@ -1,8 +1,8 @@
-"""Let Orbax save and restore checkpoints on `s3://`.
+"""Let Orbax save checkpoints to `s3://` and restore them.
 
 Orbax supports only `gs://`, but it writes with TensorStore, which supports S3. Three functions of Orbax
-choose TensorStore's driver for a path. `install` replaces them by functions that know both kinds of buckets.
-For local paths and `gs://` these return the same as Orbax's.
+choose TensorStore's driver for a path. `install` replaces them by functions that support both kinds of
+buckets. For local paths and `gs://`, the new functions return the same as Orbax's.
 """
 
 import functools
@@ -18,7 +18,7 @@ from dtm_jax.storage import object_stores
 
 @functools.cache
 def install() -> None:
-  """Let Orbax write and read arrays on `s3://` in this process."""
+  """Let Orbax write arrays to `s3://` and read them, in this process."""
   googles = gcs_utils.get_kvstore_for_gcs
   normalize = tensorstore_utils._normalize_path
   tensorstore_utils._use_gcs_driver = lambda path: path.startswith(("gs://", "s3://"))
@@ -29,10 +29,10 @@ def install() -> None:
 
 
 def atomicity_of(folder: os.PathLike) -> orbax_options.AtomicityOptions | None:
-  """Return how Orbax marks a checkpoint in `folder` as whole; None leaves the choice to Orbax.
+  """Return how Orbax marks a checkpoint in `folder` as complete. None leaves the choice to Orbax.
 
-  A bucket cannot rename a folder, so a last file marks the checkpoint as whole. On `s3://`, Orbax alone
-  would try to rename.
+  A bucket cannot rename a folder, so the last file that is written marks the checkpoint as complete. Without
+  this setting, Orbax would try to rename the folder on `s3://`.
   """
   if not os.fspath(folder).startswith("s3://"):
     return None
@@ -40,7 +40,7 @@ def atomicity_of(folder: os.PathLike) -> orbax_options.AtomicityOptions | None:
 
 
 def key_value_store(url: str) -> dict[str, Any]:
-  """Return TensorStore's specification of a place in a bucket of S3."""
+  """Return TensorStore's specification of an S3 URL, such as "s3://bucket/path"."""
   bucket, _, path = url.removeprefix("s3://").partition("/")
   spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
   endpoint = object_stores.endpoint("s3")
@@ -48,7 +48,7 @@ def key_value_store(url: str) -> dict[str, Any]:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     spec |= {"endpoint": endpoint, "aws_region": region}
   if os.environ.get("AWS_ACCESS_KEY_ID"):
-    spec["aws_credentials"] = {"type": "environment"}  # without complaints about missing files
+    spec["aws_credentials"] = {"type": "environment"}  # avoids warnings about missing credential files
   elif endpoint is not None and endpoint.startswith("http://") and not object_stores.has_aws_credentials():
     spec["aws_credentials"] = {"type": "anonymous"}
   return spec

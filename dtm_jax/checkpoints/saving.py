@@ -16,7 +16,7 @@ from dtm_jax.checkpoints import contents, evidence, retries, s3
 from dtm_jax.errors import UserError
 from dtm_jax.storage import faults
 
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's suffix of a folder that becomes <step> at the end of a save
+_UNFINISHED = ".orbax-checkpoint-tmp"  # after a save, Orbax renames <step> + this suffix to <step>
 
 
 class Saver:
@@ -37,11 +37,11 @@ class Saver:
 
   @property
   def all_steps(self) -> list[int]:
-    """The steps that are saved or being saved, ascending."""
+    """Return the saved steps and the step that is being saved, in ascending order."""
     return sorted(self.orbax.all_steps())
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> bool:
-    """Start a save. Return False if `step` is there already."""
+    """Start a save. Return False if `step` is saved already."""
     self._finish()
     if step in self.orbax.all_steps():
       return False
@@ -53,20 +53,20 @@ class Saver:
       return self._start_again()
 
   def wait(self) -> None:
-    """Wait for the save under way, and try it once more if it failed."""
+    """Wait for the current save. If it failed, try it once more."""
     if not self._finish():
       self._start_again()
       if not self._finish():
         raise AssertionError("a second failure raises")
 
   def close(self) -> None:
-    """Wait, and close Orbax's manager."""
+    """Wait for the current save, and close Orbax's manager."""
     self.wait()
     self.orbax.close()
 
   def retry(self, what: str, action: Callable[[], Any]) -> Any:
-    """Return the result of `action`, tried again after each delay."""
-    way_out = "No checkpoint was touched. Start the same command again when the cause is mended."
+    """Call `action` until it succeeds, with one more try after each delay, and return its result."""
+    way_out = "No checkpoint was touched. Fix the cause and start the same command again."
     return retries.retry(what, action, self._delays, way_out=way_out)
 
   def _open(self) -> ocp.CheckpointManager:
@@ -78,12 +78,12 @@ class Saver:
       atomicity_options=s3.atomicity_of(self._folder),
       async_options=ocp.AsyncOptions(
         post_finalization_callback=self._write_table,
-        # In the background, a folder that cannot be made lets Orbax's other threads wait for five minutes.
+        # If Orbax fails to make a folder in the background, its other threads wait for five minutes.
         create_directories_asynchronously=False,
       ),
     )
     make = lambda: ocp.CheckpointManager(self._folder, item_names=("state", "meta"), options=options)
-    if jax.process_count() > 1:  # the processes wait for each other in there
+    if jax.process_count() > 1:  # in this call the processes wait for each other
       return make()
     return self.retry(f"Opening {self._folder}", make)
 
@@ -96,14 +96,14 @@ class Saver:
     step, state, table = self._under_way()
     return self.orbax.save(
       step,
-      force=True,  # when to save is the caller's decision
+      force=True,  # the caller decides when to save
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(table)),
     )
 
   def _write_table(self) -> None:
-    """Write the table of files. Orbax calls this on process 0 just before the checkpoint counts as whole."""
+    """Write the table of files. Orbax calls this on process 0 just before the checkpoint is complete."""
     step = self._under_way()[0]
-    unfinished = self._folder / f"{step}{_UNFINISHED}"  # object stores have none
+    unfinished = self._folder / f"{step}{_UNFINISHED}"  # object stores have no such folder
     checkpoint = unfinished if unfinished.exists() else self._folder / str(step)
     try:
       evidence.write_table(checkpoint)
@@ -113,7 +113,7 @@ class Saver:
       logging.warning("Checkpoint %d is saved without the table of its files: %s", step, error)
 
   def _finish(self) -> bool:
-    """Wait for the save under way and return whether it succeeded."""
+    """Wait for the current save and return whether it succeeded."""
     try:
       self.orbax.wait_until_finished()
     except Exception as error:
@@ -123,21 +123,21 @@ class Saver:
     return True
 
   def _note_failure(self, error: Exception) -> None:
-    """Prepare for the second try, or raise if there must be none.
+    """Prepare for the second try, or raise if there must be no second try.
 
-    Several processes do not try again, because some may still be in the save that failed on this one.
+    With several processes there is none, because other processes may still be in the save that failed here.
     """
     step, self._failed_saves = self._under_way()[0], self._failed_saves + 1
     unfinished = self._folder / f"{step}{_UNFINISHED}"
     if jax.process_count() == 1:
-      with contextlib.suppress(OSError):  # the next start removes it otherwise
-        unfinished.rmtree(missing_ok=True)  # its room may be what is missing
+      with contextlib.suppress(OSError):  # if this fails, the next start removes the folder
+        unfinished.rmtree(missing_ok=True)  # the disk may be full, and this frees space
     if fault := faults.explain(error, unfinished):
       raise fault from error
     if jax.process_count() > 1 or self._failed_saves > 1:
       raise UserError(
         f"Checkpoint {step} could not be saved in {self._folder}: {type(error).__name__}: {error}. The "
-        "earlier checkpoints are intact. Start the same command again when the cause is mended."
+        "earlier checkpoints are intact. Fix the cause and start the same command again."
       ) from error
     logging.error("Saving checkpoint %d failed and is tried once more at the next save: %s", step, error)
     self.orbax = self._open()
@@ -153,7 +153,7 @@ class Saver:
       raise AssertionError("a second failure raises") from error
 
   def _under_way(self) -> tuple[int, PyTree, dict[str, Any]]:
-    """Return step, state and metadata of the save under way."""
+    """Return step, state and metadata of the current save."""
     if self._pending is None:
       raise AssertionError("no save is under way")
     return self._pending

@@ -1,4 +1,4 @@
-"""Every example of a data set exactly once: in batches of one size, or as whole images with label maps."""
+"""Read every example of a data set exactly once: in equal batches, or as whole images with label maps."""
 
 import collections
 import functools
@@ -35,9 +35,9 @@ def eval_batches(
   process_index: int | None = None,
   process_count: int | None = None,
 ) -> Iterator[Batch]:
-  """Yield every example once and in order, in whole batches, as many on every process.
+  """Yield every example once and in order. All batches are full, and all processes yield equally many.
 
-  A batch holds what one of `train_batches` holds, and valid bool [b]. Rows that pad the last batch have
+  A batch has the arrays of a batch of `train_batches`, and valid, bool [b]. Rows that pad the last batch have
   valid=False and index -1. A corrupt or missing image has valid=False and its own index; see reading.py.
 
   Args:
@@ -47,12 +47,12 @@ def eval_batches(
     num_threads: threads that decode and crop.
     prefetch: number of batches that are made in advance.
     max_batches: stop after this number of batches.
-    process_index, process_count: default those of JAX.
+    process_index, process_count: default to those of JAX.
 
   Raises:
     OptionError: the data set is empty, batch_size is not a multiple of process_count, or an option of the
       view is not allowed.
-    UserError: a file is there and cannot be read.
+    UserError: a file exists but cannot be read.
   """
   rows = Rows.of_process(dataset, batch_size, process_index, process_count)
   load = functools.partial(_load, dataset, EvalView(image_size, resize, interpolation, antialias), max_pixels)
@@ -75,7 +75,7 @@ def eval_batches(
 
 
 def _load(dataset: Dataset, view: EvalView, max_pixels: int, example: Example | None, index: int) -> Batch:
-  """Return one row; without an example, a row that does not count."""
+  """Return one row of a batch. If there is no example, the row has valid=False."""
   row = {"label": -1, "index": index, "valid": False}
   if example is not None:
     row.update(label=example["label"], index=example.get("index", index))
@@ -93,14 +93,14 @@ def whole_examples(
   process_index: int | None = None,
   process_count: int | None = None,
 ) -> Iterator[tuple[Pixels, Map]]:
-  """Yield the images of this process's part of the data set at full size, with their label maps, each once.
+  """Yield each image of this process's part of the data set once, at full size, with its label map.
 
-  A corrupt or missing image is left out; see reading.py.
+  Corrupt and missing images are skipped; see reading.py.
 
   Raises:
     OptionError: the data set is empty or has no label maps.
-    ValueError: an image and its map do not fit, see `label_maps.decode_pair`.
-    UserError: a file is there and cannot be read.
+    ValueError: an image and its map do not match, see `label_maps.decode_pair`.
+    UserError: a file exists but cannot be read.
   """
   maps = require_maps(dataset)
   count = jax.process_count() if process_count is None else process_count
@@ -117,7 +117,7 @@ def whole_examples(
 
 
 def _local_reads(dataset: Dataset, rows: Rows) -> Iterator[Callable[[], Example | None]]:
-  """Yield a function for each example of this process, which returns the example or None if it is gone."""
+  """Yield one function per example of this process. It returns the example, or None without a file."""
   source = dataset.source
   if isinstance(source, Stream):
     for example in source.read(rows.process_index, rows.process_count, None, 0):

@@ -1,10 +1,10 @@
-"""Label maps: one class id for each pixel of an image.
+"""Decode, resize and pad label maps, which hold one class id for each pixel of an image.
 
 In memory a map is uint8 [H, W] with ids 0..G-1, and 255 where a pixel is ignored. On disk it is a picture of
 one channel (grey, palette or 16 bits).
 
-The image and the map are each turned by their own EXIF orientation. So a map must be drawn on the displayed
-image, as labelling tools do.
+An image and its map are separate files, and each is turned by its own EXIF orientation. So a map must be
+drawn on the displayed image, as labelling tools do.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ IGNORE = 255
 Map = UInt8[np.ndarray, "_ _"]
 """Class ids 0..G-1, and 255 where a pixel is ignored."""
 EncodedMap = bytes | np.ndarray
-"""What a data set stores: an encoded file, or the integers themselves."""
+"""A stored map: the bytes of an encoded file, or an array of integers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MapCoding:
-  """How a data set writes its maps.
+  """Describes how a data set stores its maps.
 
   Attributes:
     num_classes: G, at most 255.
@@ -46,14 +46,14 @@ class MapCoding:
       raise OptionError(f"num_classes={self.num_classes}: a label map has 1 to {IGNORE} classes.")
 
   def decode(self, data: EncodedMap, name: str, max_pixels: int = MAX_PIXELS) -> Map:
-    """Return the map of a file, turned as its EXIF orientation says.
+    """Return the map of a file, turned by its EXIF orientation.
 
     Args:
-      name: names the file in messages.
+      name: the file's name, for messages.
 
     Raises:
-      CorruptImageError: the bytes are not a picture, or a picture of more than `max_pixels`.
-      ValueError: the picture has several channels that differ, or a label that is none of the classes.
+      CorruptImageError: the bytes are not a picture, or the picture has more than `max_pixels`.
+      ValueError: the picture has several channels that differ, or a label that is not allowed.
     """
     raw = data if isinstance(data, np.ndarray) else _read(data, name, max_pixels)
     first = int(self.zero_is_ignored)
@@ -64,8 +64,9 @@ class MapCoding:
     wrong = np.flatnonzero((count > 0) & ~allowed[: len(count)])
     if wrong.size:
       raise ValueError(
-        f"{name}: label {wrong[0]} at {count[wrong[0]]} pixels is none of the {self.num_classes} classes "
-        f"{first}..{first + self.num_classes - 1}, nor {'0 or ' if first else ''}{IGNORE} (ignored)."
+        f"{name}: label {wrong[0]} at {count[wrong[0]]} pixels is not allowed. Allowed are the "
+        f"{self.num_classes} classes {first}..{first + self.num_classes - 1}, and "
+        f"{'0 or ' if first else ''}{IGNORE} for ignored pixels."
       )
     table = np.full(len(allowed), IGNORE, np.uint8)
     table[first : first + self.num_classes] = np.arange(self.num_classes)
@@ -84,8 +85,8 @@ def _read(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     array = array[..., 0]
   if array.ndim != 2 or array.dtype.kind not in "bui":
     raise ValueError(
-      f"{name}: a picture of shape {array.shape} and type {array.dtype} is no label map. A label map has one "
-      "integer for each pixel."
+      f"{name}: a picture of shape {array.shape} and type {array.dtype} is not a label map. A label map has "
+      "one integer for each pixel."
     )
   return array.astype(np.int64)
 
@@ -94,22 +95,22 @@ def decode_pair(example: dict, coding: MapCoding, max_pixels: int = MAX_PIXELS) 
   """Return the image and the label map of an example that has "image", "map", "name" and "map_name".
 
   Raises:
-    CorruptImageError: one of them is not a picture, or a picture of more than `max_pixels`.
+    CorruptImageError: one of them is not a picture, or has more than `max_pixels`.
     ValueError: their sizes differ, or `MapCoding.decode` refuses the map.
   """
   image, exif = decode_stored(example["image"], max_pixels)
   label_map = coding.decode(example["map"], example["map_name"], max_pixels)
   if image.shape[:2] != label_map.shape:
     sizes = [f"{shape[0]}x{shape[1]}" for shape in (label_map.shape, image.shape)]
-    turned = f" after it is turned as its EXIF orientation {exif} says" if exif != UPRIGHT else ""
+    turned = f" after it is turned by its EXIF orientation {exif}" if exif != UPRIGHT else ""
     raise ValueError(
-      f"{example['map_name']} has {sizes[0]} pixels, its image {example['name']} has {sizes[1]}{turned}."
+      f"{example['map_name']} has {sizes[0]} pixels, but its image {example['name']} has {sizes[1]}{turned}."
     )
   if exif != UPRIGHT:
     logging.log_first_n(
       logging.WARNING,
-      "%s is turned as its EXIF orientation %d says, and so are all such images. Label maps must be drawn on "
-      "the displayed image; their size alone does not prove it.",
+      "%s is turned by its EXIF orientation %d. All images with an EXIF orientation are turned. Their label "
+      "maps must be drawn on the displayed image; an equal size alone does not prove that.",
       1,
       example["name"],
       exif,
@@ -118,7 +119,7 @@ def decode_pair(example: dict, coding: MapCoding, max_pixels: int = MAX_PIXELS) 
 
 
 def fit_size(shape: tuple[int, int], shorter: int | float, longer: int | float) -> tuple[int, int]:
-  """Return the largest (height, width) that keeps the aspect of `shape` and fits in both limits, in pixels.
+  """Return the largest (height, width) that keeps the aspect ratio of `shape` and fits both limits in pixels.
 
   Args:
     shorter: limit of the shorter side.
@@ -130,7 +131,7 @@ def fit_size(shape: tuple[int, int], shorter: int | float, longer: int | float) 
 
 
 def resize_map(label_map: Map, size: tuple[int, int]) -> Map:
-  """Resize a map to `size` = (height, width) by the nearest pixel, aligned as in `resampling.resize`."""
+  """Resize a map to `size` = (height, width) by nearest neighbours, aligned as in `resampling.resize`."""
   return cv2.resize(label_map, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 

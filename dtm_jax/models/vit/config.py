@@ -1,4 +1,4 @@
-"""Describe a student or classifier from its tensors or its config.json, and write the config of others.
+"""Build a student or classifier from its tensors or its config.json, and write config.json in three layouts.
 
 The attributes of a `vit.VisionTransformer` or a `Classifier` are its configuration.
 """
@@ -22,21 +22,23 @@ Grid = tuple[int, int]
 def describe(
   shapes: dict[str, tuple[int, ...]], *, num_heads: int | None = None, grid: Grid | None = None
 ) -> tuple[vit.Trunk, Grid | None]:
-  """Return the model with tensors of these names (the authors') and shapes, and its grid of patches.
+  """Return the model that has tensors of these shapes, and its grid of patches.
 
-  A model with a `head` is a classifier, every other one is a student.
+  A model with a `head` is a classifier. Every other model is a student.
 
   Args:
-    num_heads: needed only if the model has no table of relative position biases, which tells the heads.
+    shapes: the shape of each tensor, under the name that the authors use.
+    num_heads: the number of attention heads. A relative position bias table gives this number too, so it is
+      needed only for a model without one.
     grid: (rows, columns) of patches; by default a square grid.
 
   Returns:
     The model, and its grid, or None for a model without positions.
 
   Raises:
-    UnreadableFileError: these are not the tensors of such a model.
-    OptionError: nothing tells the number of heads.
-    ValueError: the number of positions is that of no square grid.
+    UnreadableFileError: the tensors are not those of a student or classifier.
+    OptionError: the model has no relative position bias table, and `num_heads` is None.
+    ValueError: the number of positions does not fit a square grid.
   """
   if absent := {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} - shapes.keys():
     some = ", ".join(sorted(shapes)[:5])
@@ -46,7 +48,7 @@ def describe(
   width, _, patch_size, _ = shapes["patch_embed.proj.weight"]
   tables = [shape for name, shape in shapes.items() if name.endswith("relative_position_bias_table")]
   if not tables and num_heads is None:
-    raise OptionError("No table of relative positions tells the number of heads: give num_heads.")
+    raise OptionError("num_heads is missing. The model has no relative position bias table that gives it.")
   if grid is None and tables:
     grid = positions.square_grid(table_rows=tables[0][0])
   elif grid is None and "pos_embed" in shapes:
@@ -82,12 +84,12 @@ def options(model: vit.Trunk) -> dict[str, Any]:
 
 
 def to_authors(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> dict[str, Any]:
-  """Return our own config.json, because the authors' files have none: attributes, size and normalisation."""
+  """Return our config.json: attributes, image size and normalisation. The authors' files have none."""
   return options(model) | {"image_size": list(image_size), "mean": list(mean), "std": list(std)}
 
 
 def to_timm(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> dict[str, Any]:
-  """Return config.json of timm's Beit with one table for each block. A student has zero classes."""
+  """Return the config.json of timm's Beit with one bias table for each block. A student has 0 classes."""
   classes = model.num_classes if isinstance(model, Classifier) else 0
   pooled = isinstance(model, Classifier) and model.pooling == "mean"
   hidden = round(model.mlp_ratio * model.width)
@@ -125,7 +127,7 @@ def to_timm(model: vit.Trunk, image_size: Grid, mean: Triple, std: Triple) -> di
 
 
 def to_transformers(model: vit.Trunk, image_size: Grid) -> dict[str, Any]:
-  """Return config.json of a BeitModel (student) or a BeitForImageClassification (classifier)."""
+  """Return the config.json of a BeitModel (student) or a BeitForImageClassification (classifier)."""
   classifier = isinstance(model, Classifier)
   rows, columns = image_size
   config: dict[str, Any] = {
@@ -172,10 +174,10 @@ def from_transformers(config: dict[str, Any], names: Collection[str]) -> tuple[v
 
   Args:
     config: the content of config.json; the defaults of `transformers` fill missing values.
-    names: the names of the tensors, which tell a classifier from a student.
+    names: the names of the tensors. A classifier has `classifier.weight`, and a student does not.
 
   Raises:
-    UnreadableFileError: the model is no BEiT.
+    UnreadableFileError: the model is not a BEiT.
   """
   if config.get("model_type") != "beit":
     raise UnreadableFileError(f"Unknown model_type {config.get('model_type')!r}. Available: beit.")
