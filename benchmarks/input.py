@@ -213,7 +213,7 @@ def markdown(record: dict) -> str:
     "core's CPU time, and the ratio to decoding alone; median and quartiles.",
     measuring.table(["reader", "images / core s", "to decode alone"], rows),
     long, waited, "Goals: 1,000 images a second of one core; 0.75 of decode alone; a wait of 1 %.",
-    "Input runs on the host. The wait beside an accelerator has not been measured.",
+    "Input runs on the host. The wait with an accelerator has not been measured.",
   ])  # fmt: skip
 
 

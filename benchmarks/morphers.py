@@ -1,4 +1,4 @@
-"""Time every morpher, beside bipartite matching and as a share of the student's step.
+"""Time every morpher, and compare it with bipartite matching and with the student's step.
 
     python -m benchmarks.morphers --batch=32 --student
 
@@ -102,7 +102,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   for name, default in (("batch", 8), ("tokens", 196), ("width", 512), ("rounds", 15), ("student_batch", 2)):
     parser.add_argument(f"--{name}", type=int, default=default)
-  parser.add_argument("--student", action="store_true", help="time a ViT-B/16 beside them")
+  parser.add_argument("--student", action="store_true", help="also time a ViT-B/16")
   parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
   parser.add_argument("--out", type=Path, default=Path("results"))
   args = parser.parse_args()

@@ -5,11 +5,11 @@
 plain              the rounds in plain JAX (matching/rounds.py)
 plain, protected   the same with a protected first token
 kernel             matching/tpu_kernel.py, on a TPU only
-morphing and loss  two schedules of the random split, the loss and its gradient to the student's tokens
+morphing and loss  two schedules of the random split, the loss and its gradient with respect to student tokens
 
 For each, the table has milliseconds per image, with one schedule per image and with one per batch. It counts
-the images with other groups than the float64 oracle of the tests finds. Images whose closest decision is
-between similarities less than 3e-7 apart are counted separately, because float32 can decide these either way.
+the images with groups that differ from those of the tests' float64 oracle. An image is counted separately if
+two similarities that decide its groups differ by less than 3e-7, because float32 can decide these either way.
 The split alternates. docs/method.md lists other ways to compute the same groups that were measured and
 rejected.
 """
@@ -71,7 +71,7 @@ def differences(name, num_draws, batch_size, num_tokens, width, max_rounds, comm
 
 
 def loss_and_gradient(target_BNC, drawn_per, num_schedules=2):
-  """Return a call that computes two schedules' groups, the loss and its gradient to the student's tokens."""
+  """Return a call that computes the groups of two schedules, the loss and its student gradient."""
   assign = bipartite.build(drawn_per=drawn_per)
 
   # The tokens are arguments: XLA would compute with constants at compile time, for seconds at 256 images.
@@ -155,7 +155,7 @@ def markdown(record):
               record["networks_ms_per_image"].items()]  # fmt: skip
   return "\n\n".join([
     "Medians and quartiles over interleaved rounds. Matching uses one schedule. `morphing and loss` is two "
-    "schedules of the random split, the loss and its gradient to the student's tokens.",
+    "schedules of the random split, the loss and its gradient with respect to student tokens.",
     measuring.table(header, rows), *networks,
     "GPU and TPU: empty, not measured." if jax.default_backend() == "cpu" else "",
   ])  # fmt: skip
@@ -166,7 +166,7 @@ def parse(arguments=None):
   defaults = dict(batch=8, tokens=196, width=512, max_rounds=14, repeats=15, draws=4, step_batch=2)
   for name, default in defaults.items():
     parser.add_argument(f"--{name}", type=int, default=default)
-  parser.add_argument("--step", action="store_true", help="time ViT-B/16 and CLIP B/16 beside them")
+  parser.add_argument("--step", action="store_true", help="also time ViT-B/16 and CLIP B/16")
   parser.add_argument("--common", type=float, default=1.5, help="10 makes all tokens nearly parallel")
   parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
   parser.add_argument("--out", type=Path, default=Path("results"))

@@ -13,7 +13,7 @@ def run(task, batch_size, **total):
   config = config_dict.ConfigDict()
   config.task = task
   config.seed = 0
-  config.resume = "check"  # "force": continue in a workdir whose run had other settings
+  config.resume = "check"  # "force": continue a run although its settings have changed
   config.replay = placeholder(str)  # WORKDIR/flight/STEP: repeat these steps, to find where NaN begins
   config.batch_size = batch_size  # of all devices and hosts together
   config.update(durations("total", **total))
@@ -92,7 +92,7 @@ def frozen_run():
 
 
 def references(section):
-  """Return a section whose values follow those of another section until they are set themselves."""
+  """Return a section with references to the values of another section. A set value replaces its reference."""
   return {name: section.get_oneway_ref(name) for name in section}
 
 

@@ -3,7 +3,7 @@
     python scripts/get_segmentation_photos.py --out runs/segmentation_photos
     python -m dtm_jax.main --config=configs/seg_photos.py
 
-Hardware: two CPU cores. Time: 3 min 14 s beside other work, measured.
+Hardware: two CPU cores. Time: 3 min 14 s while other programs ran, measured.
 Expect: mIoU 0.498 and pixel accuracy 0.911 on the same three photos. Source: our own run, one seed. The
 evaluation is on the training photos, so the number says nothing about segmentation.
 """

@@ -209,12 +209,12 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
 
 
 def replay(config: Any) -> Finding | None:
-  """Run the steps of the recording `config.replay` again and find what is not finite first.
+  """Run the steps of the recording `config.replay` again and find the first value that is not finite.
 
   The config has been checked. Nothing is written.
 
   Raises:
-    UserError: there is no recording, or it is of another data set or batch size.
+    UserError: there is no recording, or its data set or batch size differs.
   """
   recording = read_recording(paths.resolve(config.replay))
   mesh = _make_mesh(config)

@@ -1,4 +1,4 @@
-"""Which patches the student does not see: block-wise and random masks, drawn on the device from keys.
+"""Draw the masks that hide patches from the student: block-wise or random, on the device, from keys.
 
 A mask is True where a patch is hidden. Every mask hides exactly `num_masked` patches.
 """

@@ -215,7 +215,7 @@ STATE = {"params": {"a": np.arange(1000, dtype=np.float32).reshape(10, 100)}, "s
 
 
 def save(folder: str, *steps: int) -> Checkpoints:
-  """Checkpoints whose arrays tell their step."""
+  """Save a checkpoint for each step, with the step in its arrays."""
   checkpoints = Checkpoints(folder, keep=3, retry_delays=())
   for step in steps:
     state = {"params": {"a": jnp.asarray(STATE["params"]["a"] + step)}, "step": jnp.int32(step)}

@@ -84,7 +84,7 @@ class TestSplits:
     write(tmp_path / "a", *(f"{name}/{i}.jpg" for name in ("bus", "car", "train") for i in range(3)))
     names, found = opened(tmp_path / "a")
     assert (names, len(found)) == (("bus", "car", "train"), 9)
-    assert "train is read as a class beside bus, car" in caplog.text
+    assert "train is read as a class like bus, car" in caplog.text
     write(
       tmp_path / "b", *(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in ("bus", "train"))
     )

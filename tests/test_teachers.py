@@ -388,7 +388,7 @@ SAID = {
 @pytest.mark.parametrize("file", SAID)
 def test_every_teacher_reads_every_file_with_a_normalisation(weights, file, tmp_path):
   if weights["name"] == "checkpoint":
-    pytest.skip("a run has a configuration of its own")
+    pytest.skip("a run has its own configuration")
   copy = shutil.copytree(weights["path"], tmp_path / "copy")
   (copy / "preprocessor_config.json").unlink(missing_ok=True)
   (copy / file.partition(",")[0]).write_text(json.dumps(SAID[file]))

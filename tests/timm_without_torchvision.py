@@ -17,7 +17,7 @@ class _Enum(type):
 
 
 class _Empty(types.ModuleType):
-  """A module where every name is a class of its own, and every name of such a class its own value."""
+  """A module that returns a new class for every name. Every attribute of such a class is its own name."""
 
   __path__ = ()
 

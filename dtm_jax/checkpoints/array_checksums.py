@@ -15,10 +15,10 @@ _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 def checksums(arrays: list[Shaped[Array, "..."]]) -> list[Shaped[Array, ""]]:
   """Return one uint32 for each array: Σ_i bits_i · (2i+1) modulo 2^32. i is the place in row-major order.
 
-  A flip of bit b in element i changes the sum by ±2^b·(2i+1). This is no multiple of 2^32, because b < 32 and
-  the second factor is odd. So every single flip changes the checksum. Most other damage does too, because a
-  moved element gets another weight. The order of the additions does not matter, so the checksum is the same
-  on one device and on many hosts, and nothing is gathered.
+  A flip of bit b in element i changes the sum by ±2^b·(2i+1). This is not a multiple of 2^32, because b < 32
+  and the second factor is odd. So every single flip changes the checksum. Most other damage does too, because
+  a moved element gets another weight. The order of the additions does not matter, so the checksum is the same
+  on one device and on many hosts. No array is gathered.
   """
   return [_checksum(array) for array in arrays]
 

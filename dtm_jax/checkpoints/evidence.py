@@ -1,7 +1,7 @@
 """Prove that a checkpoint is corrupt: its bytes differ from what was saved.
 
-An error while reading is no evidence, because reading a sound file also fails if a network or a disk has a
-short fault. Every save therefore ends with a table of its files (name, size, crc32), and `find_damage`
+An error while reading proves nothing, because a short fault of a network or a disk also stops the reading of
+a sound file. Every save therefore ends with a table of its files (name, size, crc32), and `find_damage`
 compares the files with it. A difference counts only if a second reading finds it again.
 
 Checkpoints of older versions have no such table. Their evidence is a missing file, a JSON file that does not

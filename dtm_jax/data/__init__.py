@@ -1,4 +1,4 @@
-"""What feeds a run: data sets of images, and batches as functions of (seed, step).
+"""Read data sets of images, and make batches that are functions of (seed, step).
 
 dataset.py               Example, Source, Stream, Dataset, and the checks of labels and label maps
 training_batches.py      the endless stream of random crops

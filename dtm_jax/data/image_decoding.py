@@ -1,4 +1,4 @@
-"""From encoded bytes to 8-bit RGB pixels, as a viewer shows them.
+"""Decode encoded bytes to 8-bit RGB pixels, as a viewer shows them.
 
 simplejpeg (libjpeg-turbo) decodes JPEG. With OpenCV's resizing it is two to four times as fast as tf.data per
 core. Pillow reads all other formats, and any JPEG that simplejpeg refuses, so Pillow decides whether an image
@@ -36,7 +36,7 @@ PILLOW_FORMATS = (
 """Formats of one picture. Others may hide a larger picture inside (ICO), or start a program (EPS)."""
 
 Encoded = bytes | Pixels
-"""What a data set stores: an encoded file, or the pixels themselves."""
+"""A stored image: the bytes of an encoded file, or an array of pixels."""
 
 
 class CorruptImageError(UserError, ValueError):

@@ -54,7 +54,7 @@ def to_8_bits(values: np.ndarray, bits: int | None = None) -> np.ndarray:
     bits: depth of integers; default the depth of their type.
 
   Raises:
-    ValueError: integers are negative, the largest 32-bit integer fits none of the depths, or floats are not
+    ValueError: integers are negative, the largest 32-bit integer matches no depth, or floats are not
       in [0, 1].
   """
   if values.dtype.kind == "f":

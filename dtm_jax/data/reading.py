@@ -15,7 +15,7 @@ from dtm_jax.data.image_decoding import CorruptImageError
 from dtm_jax.errors import NotThereError, UserError
 
 REPLACEMENTS = 10
-"""How many other examples are tried in the place of one that cannot be used."""
+"""The number of other examples to try if one example cannot be used."""
 
 Decoded = TypeVar("Decoded")
 
@@ -42,8 +42,8 @@ def read_or_replace(
 
   Raises:
     CorruptImageError: the example and all its replacements are corrupt.
-    NotThereError: their files are gone, by the last error.
-    UserError: they cannot be read, by the last error.
+    NotThereError: none can be used, and the last error is a missing file.
+    UserError: none can be used, and the last error is another error of reading.
   """
   names: list[str] = []
   error: CorruptImageError | OSError
@@ -68,11 +68,11 @@ def read_or_replace(
 
 
 def read_existing(dataset: Dataset, source: Source, index: int) -> Example | None:
-  """Return an example, or None if its file is gone.
+  """Return an example, or None if its file is missing.
 
   Raises:
-    UserError: the file is there and cannot be read. A result without it would be wrong, and the error may be
-      a passing one.
+    UserError: the file exists but cannot be read. The error may be temporary, and a result without the
+      example would be wrong.
   """
   try:
     return source[index]

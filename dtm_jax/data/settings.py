@@ -87,7 +87,7 @@ def _sample(dataset: Dataset, sample: int) -> Iterable[Callable[[], Example]]:
 
 
 def _histogram(read: Callable[[], Example], max_pixels: int) -> Float[np.ndarray, "3 256"] | None:
-  """Return the share of each level in each channel, or None if the image is corrupt or gone."""
+  """Return the share of each level in each channel, or None if the image is corrupt or missing."""
   try:
     pixels = decode(read()["image"], max_pixels)
   except (CorruptImageError, FileNotFoundError):

@@ -14,7 +14,7 @@ from dtm_jax.errors import OptionError, check_choice
 CROPS = ("random_resized", "pad", "none")
 BOX_ATTEMPTS = 10
 MAP_ATTEMPTS = 11
-"""How many squares `JointView` draws at most."""
+"""The largest number of squares that `JointView` draws."""
 
 
 @dataclasses.dataclass(frozen=True)

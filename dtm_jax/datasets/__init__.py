@@ -3,11 +3,11 @@
 A module has two functions with the same options:
 
     build(split, **options) -> data.Dataset     opens a split
-    splits(**options) -> tuple of names         tells which splits are there
+    splits(**options) -> tuple of names         returns the names of the splits
 
-Both take `data_dir`, the folder of the files; None means the usual place. `sliceable` lets `build` open a
-part of a split, in TFDS's notation: "train[:90%]", "train[45000:]". A module whose name starts with _ is not
-a data set. This is a complete one, datasets/colors.py:
+Both functions take `data_dir`, the folder of the files. None means the default folder. `sliceable` lets
+`build` open a part of a split, in TFDS's notation: "train[:90%]", "train[45000:]". A module whose name starts
+with _ is not a data set. This is a complete one, datasets/colors.py:
 
     \"\"\"Squares of one colour.\"\"\"
 

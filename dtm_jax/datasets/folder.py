@@ -47,7 +47,7 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
   ("<file> <class> ..." on each line). Images directly in the root have label -1.
 
   Folders are searched to any depth in sorted order. Links are followed, and hidden folders are skipped. One
-  line of the log tells what was found and what was left out.
+  line of the log says what was found and what was skipped.
 
   Args:
     split: name of the folder, or another usual name: "val" also finds Valid/ and validation/.
@@ -120,7 +120,7 @@ class _Tree:
       beside = ", ".join(others[:5])
       _image_files.say_once(
         logging.WARNING,
-        f"{folder}: {present[0]} is read as a class beside {beside}, because it holds images and no class "
+        f"{folder}: {present[0]} is read as a class like {beside}, because it holds images and no class "
         "folders. To read it alone, give it as data_dir.",
       )
       return cls(folder, (), tuple(names), num_images)

@@ -57,9 +57,9 @@ def build(
     zero_is_ignored: see `label_maps.MapCoding`.
 
   Raises:
-    NotThereError: a folder is not there. The message lists the splits that are there.
-    OptionError: there are no images, an image or a map is alone, or two files have the same name. Also if
-      there are no class names, or their number is not `num_classes`.
+    NotThereError: a folder does not exist. The message lists the splits that exist.
+    OptionError: there are no images, an image has no map, a map has no image, or two files have the same
+      name. Also if there are no class names, or their number is not `num_classes`.
   """
   folder = paths.require_local(data_dir, "data_dir", _WHY_LOCAL)
   skipped = _image_files.Skipped()

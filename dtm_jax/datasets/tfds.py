@@ -44,8 +44,8 @@ def build(
     label: name of the feature of labels. If there is none, all labels are -1.
     label_map: name of the feature of label maps; None for no label maps.
     maps: how the label maps are written.
-    shuffle_buffer: number of encoded images in tf.data's shuffle buffer. Only `tfrecord` needs it, and the
-      order of its files is shuffled besides.
+    shuffle_buffer: number of encoded images in tf.data's shuffle buffer. Only `tfrecord` needs it. The
+      order of its files is shuffled too.
 
   Raises:
     OptionError: the data set is unknown or not prepared, has no such split or feature, or lies in a bucket

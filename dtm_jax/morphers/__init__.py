@@ -36,8 +36,8 @@ class GroupCount:
     drawn_per: "image", or "step" for one n̄ per batch.
 
   Raises:
-    OptionError: a choice is unknown, or a fixed number has a range beside it. When traced: there are more
-      groups than tokens.
+    OptionError: a choice is unknown, or both a fixed number and a range are given. When traced: there are
+      more groups than tokens.
   """
 
   groups: int | None = None

@@ -1,4 +1,4 @@
-"""The options of a config: what each may be, how users type them, and the checks before a run starts.
+"""Define the options of a config: their allowed values, how users type them, and the checks before a run.
 
 command_line     from the arguments of a process to a checked config
 arguments        splits a command line: the config's file, the typed options, all other flags

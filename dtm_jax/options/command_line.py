@@ -16,7 +16,7 @@ from dtm_jax.options.overrides import apply
 from dtm_jax.options.problems import Problem
 
 USER_ERROR = 2
-"""The exit code after an error that the user can mend."""
+"""The exit code after an error that the user can fix."""
 
 
 def read(arguments: Arguments) -> tuple[ConfigDict, list[Problem], list[str]]:

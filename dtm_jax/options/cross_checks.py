@@ -11,13 +11,13 @@ from dtm_jax.options.task_options import TRUNK_SIZES
 from dtm_jax.options.value_rules import UNITS
 
 Right = Callable[..., bool]
-"""Takes keys; returns whether all of them have values and none of the values is wrong by itself."""
+"""Takes keys, and returns whether every key has a value that is allowed."""
 
 _VIEW_OPTIONS = {
   "random_resized": ("scale", "ratio", "padding", "interpolation", "antialias", "rand_augment"),
   "joint": ("scale", "shorter", "longer", "max_class_share", "interpolation", "antialias"),
 }
-"""The options of `data.view` for each kind of crop, beside those of every kind."""
+"""The options of `data.view` for each kind of crop, in addition to those of every kind."""
 
 _PATCH_SIZE_OF_TASK = {
   "pretrain": "student.patch_size",

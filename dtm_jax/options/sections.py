@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dtm_jax import plugins
 
 NOUNS = {"teachers": "teacher", "datasets": "data set", "morphers": "morpher", "evaluators": "evaluator"}
-"""What messages call a choice of each socket."""
+"""The word that messages use for a choice of each socket."""
 
 _PLACES = {
   "teachers": (r"teacher",),

@@ -21,7 +21,7 @@ _OPTIM = below(
     "weight_decay": number(0, None, "decoupled weight decay"),
     "no_decay": several(PATTERN, "parameters without weight decay", empty=True),
     "clip_norm": number(0, None, "largest norm of the gradients; 0: no clipping").or_none(),
-    "accumulate": whole(1, "number of steps whose gradients make one update"),
+    "accumulate": whole(1, "number of steps that accumulate gradients for one update"),
     "layer_decay": number(0, 1, "factor of the learning rate from layer to layer; 0: none").or_none(),
     "frozen": several(PATTERN, "parameters that are not trained", empty=True),
   },
@@ -143,7 +143,7 @@ TASK_OPTIONS: dict[str, dict[str, Rule]] = {
     "clip.weights": WEIGHTS_IN_FILE,
   },
 }
-"""The options of each task beside those of every run and those of its sockets."""
+"""The options of each task, in addition to those of every run and those of its sockets."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
   "pretrain": ("teacher", "student", "mask", "morphers", "loss", "optim", "augment", "init_from", "probe"),
@@ -154,7 +154,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
   "frozen": ("teacher",),
   "frozen_clip": ("clip",),
 }
-"""The sections that each task reads, beside those that every run has."""
+"""The sections that each task reads, in addition to those that every run has."""
 
 PREDICTS: dict[str, tuple[str, ...]] = {
   "pretrain": ("student", "teacher", "student_tokens", "teacher_tokens"),

@@ -24,7 +24,7 @@ _HINTS = {
   "folder/data_dir": "the folder of the images",
   "segmentation_folder/data_dir": "the folder of images/ and annotations/",
 }
-"""What an option that a choice needs has to name."""
+"""What an option that a choice requires must name."""
 
 
 def check(config: ConfigDict, problems: Sequence[Problem] = ()) -> None:

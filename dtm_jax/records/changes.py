@@ -14,7 +14,7 @@ WEIGHTS, DATA: a place of weights or images. The checksums of what lies there de
 """
 
 KINDS: tuple[tuple[str, str], ...] = (
-  # Places. The same weights or images in another place are no change.
+  # Places. The same weights or images in another place do not count as a change.
   ("teacher.path", WEIGHTS),
   ("teacher.revision", WEIGHTS),
   ("clip.path", WEIGHTS),
@@ -67,7 +67,7 @@ BESIDE_THE_CONFIG = ("class_names", "data")
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """A key whose value differs. None stands for a key that one config lacks.
+  """An option that differs between two configs. None stands for an option that one config lacks.
 
   Attributes:
     key: such as "optim.lr".

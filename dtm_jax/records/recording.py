@@ -52,7 +52,7 @@ def read_recording(folder: epath.Path) -> Recording:
     hint = (
       f"There is one in: {', '.join(near)}."
       if near
-      else "A run whose loss is not finite makes one in WORKDIR/flight."
+      else "If the loss is not finite, a run writes a recording in WORKDIR/flight."
     )
     raise NotThereError(
       f"--config.replay={folder}: there is no recording: the file {WINDOW} is missing. {hint}"

@@ -1,4 +1,4 @@
-"""Run the steps of a flight recording again, and find what is not finite first.
+"""Run the steps of a flight recording again, and find the first value that is not finite.
 
 The steps start from the recorded state and see the same batches, which are functions of (seed, step).
 Nothing is written.

@@ -26,7 +26,7 @@ _HINTS = {
 
 
 class StorageError(UserError):
-  """The run cannot write, for a reason that a user can mend."""
+  """The run cannot write, for a reason that a user can fix."""
 
 
 def is_full_or_read_only(error: OSError) -> bool:

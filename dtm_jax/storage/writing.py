@@ -14,7 +14,7 @@ from dtm_jax.storage import object_stores
 from dtm_jax.storage.paths import is_remote, resolve, without_scheme
 
 COMMIT_FILE = "commit_success.txt"
-"""The file that marks a checkpoint in a bucket as whole. Orbax writes it last."""
+"""The file that marks a checkpoint in a bucket as complete. Orbax writes it last."""
 
 
 def make_writable_folder(path: str | os.PathLike, option: str) -> epath.Path:

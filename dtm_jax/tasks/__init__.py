@@ -1,4 +1,4 @@
-"""A task says what is learned from what. Each file has `build(config, run) -> Task`.
+"""A task defines the inputs, the targets and the loss of a run. Each file has `build(config, run) -> Task`.
 
 A task is a frozen dataclass. The boxes of its figure are methods with names, and `train_step` puts them
 together, so a benchmark or a test can call each box:

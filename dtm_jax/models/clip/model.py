@@ -141,7 +141,7 @@ class ImageTower(nn.Module):
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"], train: bool = False) -> dict[str, Array]:
-    """Return tokens and embeddings of normalised images, none of them L2-normalised.
+    """Return tokens and embeddings of normalised images, without L2 normalisation.
 
     Returns:
       pre [B, 1+N, D]: the input of the first block.

@@ -27,7 +27,8 @@ class PromptSet:
   """A set of templates.
 
   Attributes:
-    class_names: file of class names, for a data set whose own names are no words. None uses its own names.
+    class_names: file of class names, if the data set's own names are not words. None uses the data set's
+      names.
   """
 
   templates: tuple[str, ...]

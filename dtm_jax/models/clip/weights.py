@@ -41,9 +41,10 @@ def load(
 ) -> tuple[clip.CLIPConfig, PyTree]:
   """Return the configuration and the parameters (NumPy float32) of a CLIP in a file, folder or repository.
 
-  The names of the tensors tell the layout. The configuration is in the config.json or the
-  open_clip_config.json beside them. OpenAI's files have none, so the shapes of the tensors tell it. Heads and
-  activation are then None in the configuration if they are unknown (see `clip.shapes`).
+  The layout follows from the names of the tensors. The configuration is in config.json or
+  open_clip_config.json, in the folder of the weights. OpenAI's files have no such file, so the configuration
+  follows from the shapes of the tensors. If heads or activation are unknown, they are then None in the
+  configuration (see `clip.shapes`).
 
   Args:
     path_or_repo: a file, a folder, a repository of the hub, or the result of `weight_files.find`.
@@ -98,7 +99,7 @@ def from_arrays(
 def _config(
   found: Found, layout: str, names: dict, tensors: dict, heads: Heads | None, activation: str | None
 ) -> clip.CLIPConfig:
-  """Return the configuration from the file beside the weights, or for OpenAI's names from the shapes."""
+  """Return the configuration from the config file, or for OpenAI's names from the shapes."""
   file, openai = found.file, layout == "openai"
   source = found.beside(OPEN_CLIP_CONFIG if openai else CONFIG)
   if source is not None:

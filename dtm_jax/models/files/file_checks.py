@@ -33,7 +33,7 @@ _AGAIN = "Download it again."
 
 
 def check_is_weights(file: Path, *, zip_allowed: bool = False) -> None:
-  """Check that a binary file of weights is no text, no archive and not empty.
+  """Check that a binary weight file is not empty, not a text and not an archive.
 
   Args:
     zip_allowed: whether the format is itself a zip archive, as the formats of torch and NumPy are.

@@ -23,7 +23,7 @@ _MAX_SHOWN, _MAX_DEPTH = 10, 1000
 
 
 class Layout(NamedTuple):
-  """The change of axes from a tensor of theirs to a parameter of ours, and back."""
+  """The change of axes between a tensor of another library and a parameter of this project."""
 
   to_ours: Callable
   to_theirs: Callable

@@ -108,4 +108,4 @@ FAMILIES = {
   "vit": Family(_vit, "vit.", _VIT_UNUSED),
   "vit_mae": Family(_vit, "vit.", _VIT_UNUSED),
 }
-"""From a `model_type` of config.json to how it is read."""
+"""Maps a `model_type` of config.json to the rules for reading it."""

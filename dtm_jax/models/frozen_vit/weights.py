@@ -2,8 +2,8 @@
 
     config, params = load("facebook/dinov2-base", ["dinov2"])     # or a folder, or the authors' .pth
 
-The names are those of `transformers`, with its config.json beside them, or those of DINOv2's and MAE's
-authors (see `frozen_vit.author_files`).
+The tensors have the names of `transformers`, with its config.json in the same folder, or the names of
+DINOv2's and MAE's authors (see `frozen_vit.author_files`).
 
 Tensors and parameters must match exactly, except for tensors that the patch tokens do not depend on (`unused`
 of a family in `frozen_vit.config`). The log names those; an error lists all others that do not match.
@@ -41,7 +41,7 @@ def load(
     heads: needed only for the authors' names at a size that was not published.
 
   Returns:
-    The configuration, with heads of None if nothing tells them, and the parameters.
+    The configuration and the parameters. Heads are None if they are unknown.
 
   Raises:
     NotThereError: a file is missing.

@@ -36,7 +36,7 @@ class Segmenter(vit.Trunk):
     taps: numbers of the four blocks, counted from 1; None for `default_taps`.
 
   Raises:
-    OptionError: the head is unknown, a tap is no block, or as for `Trunk`.
+    OptionError: the head is unknown, a tap is not the number of a block, or as for `Trunk`.
   """
 
   num_classes: int = 150

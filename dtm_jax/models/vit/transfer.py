@@ -34,9 +34,9 @@ def to_finetune(
     params: parameters of a student, a classifier or a segmenter.
     fresh: initial parameters of the wanted model.
     grid: (rows, columns) of patches of the wanted model.
-    rel_pos: the initial relative position biases of each block. "both" is the sum of its own and the shared
-      table, which keeps the student's outputs. "own" and "shared" take one of them; "shared" is the default
-      of the paper's released code (docs/method.md).
+    rel_pos: the initial relative position biases of each block. "both" is the sum of the block's own
+      table and the shared one, which keeps the student's outputs. "own" and "shared" use one of the two
+      tables. "shared" is the default of the paper's released code (docs/method.md).
     resize: method for the tables of relative position biases, see `positions.resize_bias_table`. Position
       embeddings are always resized bicubically.
     old_grid: grid of `params`, if it is not square.

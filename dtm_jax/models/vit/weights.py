@@ -55,7 +55,7 @@ def load(
 
   Raises:
     NotThereError: a file is missing.
-    OptionError: nothing tells the number of heads, or the file holds several models.
+    OptionError: the number of heads is unknown, or the file holds several models.
     UnreadableFileError: names or shapes do not match; the message lists all of them.
   """
   found = weight_files.find(path_or_repo, revision=revision, weights=weights)
