@@ -48,7 +48,9 @@ def describe(
   width, _, patch_size, _ = shapes["patch_embed.proj.weight"]
   tables = [shape for name, shape in shapes.items() if name.endswith("relative_position_bias_table")]
   if not tables and num_heads is None:
-    raise OptionError("num_heads is missing. The model has no relative position bias table that gives it.")
+    raise OptionError(
+      "The number of heads is unknown, because there is no relative position bias table: give num_heads."
+    )
   if grid is None and tables:
     grid = positions.square_grid(table_rows=tables[0][0])
   elif grid is None and "pos_embed" in shapes:
