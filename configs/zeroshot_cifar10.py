@@ -21,8 +21,8 @@ def get_config():
     revision=placeholder(str),
     normalization="clip",
     dtype="float32",
-    heads=placeholder(tuple),  # of the image and text towers, if the files do not tell
-    activation=placeholder(str),  # if the files do not tell
+    heads=placeholder(tuple),  # of the image and text towers, if the files do not give them
+    activation=placeholder(str),  # if the files do not give it
     weights=placeholder(str),
   )
   config.evals = dict(

@@ -29,7 +29,7 @@ TEXT = clip.TextConfig(
 )
 CONFIG = clip.CLIPConfig(clip.ImageConfig(clip.Tower(128, 3, 2, 256), 32, 8), TEXT, 16)
 TOLD = {"heads": (2, 1), "activation": "quick_gelu"}
-"""The facts that OpenAI's names do not tell of a model of this size."""
+"""The facts that OpenAI's names do not give of a model of this size."""
 MODEL_CFG = {
   "embed_dim": 16,
   "vision_cfg": {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "mlp_ratio": 2.0},
@@ -384,9 +384,9 @@ def test_unknown_heads_and_activation_are_asked_for(tmp_path, params):
   config, loaded = clip_weights.load(file)
   assert (config.image.tower.num_heads, config.image.tower.activation) == (None, None)
   assert_same(loaded, params)
-  with pytest.raises(OptionError, match="do not tell heads and activation"):
+  with pytest.raises(OptionError, match="do not give heads and activation"):
     clip.CLIP(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 10), int))
-  asked = r"epoch_3\.pt does not tell heads and activation of the image tower of width 128\. "
+  asked = r"epoch_3\.pt does not give heads and activation of the image tower of width 128\. "
   with pytest.raises(OptionError, match=asked + r"Give --config\.teacher\.heads=.*activation="):
     build(str(file))
   with pytest.raises(OptionError, match=r"activation of the image.*Give --config\.teacher\.activation"):

@@ -161,7 +161,7 @@ class TestClasses:
     )
     write(tmp_path, "val/images/val_2.JPEG")
     with pytest.raises(
-      OptionError, match=r"val_annotations.txt does not tell the class of 1 image \(.*val_2"
+      OptionError, match=r"val_annotations.txt does not give the class of 1 image \(.*val_2"
     ):
       folder.build("val", data_dir=str(tmp_path))
 

@@ -263,11 +263,11 @@ def test_the_authors_files_match_transformers(kind, tmp_path):
   for name, content in contents.items():
     torch.save(content, tmp_path / name)
     unknown = teacher.build(str(tmp_path / name))
-    assert "does not tell the heads of its 3 layers of width 32" in unknown.missing
-    with pytest.raises(OptionError, match="do not tell heads"):
+    assert "does not give the heads of its 3 layers of width 32" in unknown.missing
+    with pytest.raises(OptionError, match="do not give heads"):
       jax.eval_shape(unknown.tokens, unknown.params, image)
     options = {"name": kind.partition(",")[0], "path": str(tmp_path / name)}
-    with pytest.raises(OptionError, match=r"does not tell the heads .* give --config\.teacher\.heads"):
+    with pytest.raises(OptionError, match=r"does not give the heads .* give --config\.teacher\.heads"):
       build_teacher(config_dict.ConfigDict({"teacher": options, "data": {"image_size": 32}}))
     built = teacher.build(str(tmp_path / name), heads=4)
     assert built.missing is None

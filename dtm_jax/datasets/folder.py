@@ -203,7 +203,7 @@ def _annotated(root: epath.Path, found: list) -> list[str] | None:
   class_of = {row[0]: _image_files.normal_name(row[1]) for row in columns if len(row) > 1}
   unknown = [path for _, path in found if os.path.basename(path) not in class_of]
   if unknown:
-    raise OptionError(f"{root / files[0]} does not tell the class of {_image_files.some(unknown, 'image')}.")
+    raise OptionError(f"{root / files[0]} does not give the class of {_image_files.some(unknown, 'image')}.")
   return [class_of[os.path.basename(path)] for _, path in found]
 
 

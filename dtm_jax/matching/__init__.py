@@ -6,5 +6,5 @@ function
     match_rounds(target_BNC, merges_BK, order_BKN, rules) -> slot_BN
 
 that `morphing.bipartite_match` takes as its argument `rounds`. It returns the slot of each token after all
-rounds: tokens of one group share a slot. docs/method.md tells which other ways were measured and rejected.
+rounds: tokens of one group share a slot. docs/method.md lists other ways that were measured and rejected.
 """

@@ -36,9 +36,9 @@ class Tower:
   Attributes:
     width: D.
     depth: L, the number of blocks.
-    num_heads: A. None if the files of the weights do not tell it; such a tower cannot be applied.
+    num_heads: A. None if the files of the weights do not give it; such a tower cannot be applied.
     mlp_width: width of the hidden layer of the MLPs.
-    activation: one of ACTIVATIONS, or None if the files do not tell it.
+    activation: one of ACTIVATIONS, or None if the files do not give it.
     eps: epsilon of the LayerNorms.
 
   Raises:
@@ -71,7 +71,7 @@ class Tower:
     """
     if self.num_heads is None or self.activation is None:
       missing = " and ".join(self.unknown())
-      raise OptionError(f"The files of the weights do not tell {missing} of the tower. Give them as options.")
+      raise OptionError(f"The files of the weights do not give {missing} of the tower. Give them as options.")
     return self.num_heads, self.activation
 
 

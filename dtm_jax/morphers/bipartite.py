@@ -28,7 +28,7 @@ def build(
   merged_feature: str = "size_weighted",
   implementation: str = "plain",
 ) -> Assign:
-  """Build the morpher. The defaults are those of the paper; docs/method.md tells what each option stands for.
+  """Build the morpher. The defaults are those of the paper; docs/method.md explains each option.
 
   Args:
     schedule: "paper" draws the number of groups that remain. "released" draws the number of tokens to merge,

@@ -44,7 +44,7 @@ def problems(config: ConfigDict, wrong: set[str]) -> Iterator[Problem]:
 
 
 def num_tokens(config: ConfigDict) -> int | None:
-  """Return N, the number of patches that the student sees, or None if the config alone does not tell it."""
+  """Return N, the number of patches that the student sees, or None if the config alone does not give it."""
   key = _PATCH_SIZE_OF_TASK.get(config.task)
   size, patch = get(config, "data.image_size"), get(config, key) if key else None
   return (size // patch) ** 2 if size and patch and not size % patch else None

@@ -31,9 +31,9 @@ _TEACHERS = {
     1, "side of the teacher's input in pixels; None: the size that gives the student's grid"
   ).or_none(),
   "step": whole(0, "checkpoint of the run; None: the last").or_none(),
-  "num_heads": whole(1, "number of attention heads, if the weights do not tell").or_none(),
-  "heads": whole(1, "number of attention heads, if the weights do not tell").or_none(),
-  "activation": ACTIVATION.or_none("activation of the MLP, if the weights do not tell"),
+  "num_heads": whole(1, "number of attention heads, if the weights do not give it").or_none(),
+  "heads": whole(1, "number of attention heads, if the weights do not give it").or_none(),
+  "activation": ACTIVATION.or_none("activation of the MLP, if the weights do not give it"),
   "weights": WEIGHTS_IN_FILE,
 }
 _DATASETS = {

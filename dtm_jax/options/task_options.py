@@ -139,7 +139,7 @@ TASK_OPTIONS: dict[str, dict[str, Rule]] = {
     "clip.normalization": NORMALIZATION,
     "clip.dtype": DTYPE,
     "clip.heads": several(whole(1), "attention heads of image and text tower", lengths=(2,)).or_none(),
-    "clip.activation": ACTIVATION.or_none("activation of the MLP, if the weights do not tell"),
+    "clip.activation": ACTIVATION.or_none("activation of the MLP, if the weights do not give it"),
     "clip.weights": WEIGHTS_IN_FILE,
   },
 }

@@ -10,7 +10,7 @@ reporting        writers, profiles and parameter tables. Only this file imports 
 step_window      the steps since the last log line: measurements, images/s, waiting time
 compilations     counts the compilations of the train step
 lock             lock.json: one run at a time in a workdir
-process_identity tells whether the process that holds a lock still runs
+process_identity says whether the process that holds a lock still runs
 flight_recorder  records the steps that lead to a loss that is not finite
 recording        reads such a recording
 replay           runs the recorded steps again and finds the first value that is not finite

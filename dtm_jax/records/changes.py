@@ -1,4 +1,4 @@
-"""Compare two configs of one run, and tell which changes alter the meaning of the run's state."""
+"""Compare two configs of one run, and find which changes alter the meaning of the run's state."""
 
 import dataclasses
 import fnmatch
@@ -21,7 +21,7 @@ KINDS: tuple[tuple[str, str], ...] = (
   ("clip.revision", WEIGHTS),
   ("init_from.path", WEIGHTS),
   ("data.dataset.data_dir", DATA),
-  # The rates identify the heads of the probe. The optimizer's name tells what its moments are.
+  # The rates identify the heads of the probe. The optimizer's name decides what its moments mean.
   ("probe.rates", MEANING),
   ("optim.name", MEANING),
   ("optim.frozen", MEANING),

@@ -1,4 +1,4 @@
-"""Compute checksums of weights and images, to tell whether they are the same as at the last start."""
+"""Compute checksums of weights and images, to check whether they are the same as at the last start."""
 
 import zlib
 from collections.abc import Callable, Mapping

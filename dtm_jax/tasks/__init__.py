@@ -196,7 +196,7 @@ def build_teacher(config: Any, patch_size: int | None = None) -> Teacher:
   size keeps it.
 
   Raises:
-    OptionError: an option is missing that the teacher's files do not tell.
+    OptionError: an option is missing that the teacher's files do not give.
   """
   with concerning(teacher__name=config.teacher.name, teacher__path=config.teacher.get("path")):
     teacher: Teacher = plugins.build("teachers", config.teacher)

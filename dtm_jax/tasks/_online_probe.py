@@ -1,6 +1,6 @@
 """Train a linear classifier during pre-training. No gradient flows from it to the student.
 
-It measures in every step how much the student's tokens tell about the classes. It reads the tokens of the
+In every step it measures how well the student's tokens predict the classes. It reads the tokens of the
 masked forward pass and needs no other pass. Its accuracy is somewhat below that of a probe on whole images.
 """
 

@@ -10,10 +10,11 @@ Teachers share these options:
 | dtype | type of the matrix products |
 | attention | "xla", or "cudnn" (GPUs, half precision) |
 | image_size | pixels of a side. The positions are resized if it is not the checkpoint's size |
-| heads | number of attention heads, needed only if the files do not tell it |
+| heads | number of attention heads, needed only if the files do not give it |
 | weights | the container of the model, if the file holds several models (see `files.checkpoint_contents`) |
 
-Without `normalization`, the files beside the weights tell it. Without such a file, it is that of the family.
+If `normalization` is not set, the files next to the weights give it. Without such a file, the default of the
+family is used.
 
 All functions `build` raise the same errors:
 
@@ -51,8 +52,8 @@ class Teacher:
     width: C.
     mean, std: normalisation of RGB values in [0, 1] that the network expects.
     cls: from the same arguments to the output of the class token [B, _]; None without a class token.
-    missing: a message that asks for an option that neither files nor options tell, or None. A teacher with
-      such a message cannot be applied.
+    missing: a message that asks for an option that neither the files nor the user gave, or None. A teacher
+      with such a message cannot be applied.
     resized: from an image size to the same teacher for images of that size, without another reading of files.
       None if the teacher knows only its own size.
   """

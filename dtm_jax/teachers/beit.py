@@ -37,7 +37,7 @@ def build(
 
   Raises an UnreadableFileError for a checkpoint without this LayerNorm, such as one fine-tuned with mean
   pooling. The options are those of `dtm_jax.teachers`. The normalisation of the family is ImageNet's. `heads`
-  is needed only if neither config.json nor a table of relative position biases tells it.
+  is needed only if neither config.json nor a table of relative position biases gives it.
   """
   found = weight_files.find(path, revision=revision, weights=weights)
   content = found.json(weight_files.CONFIG)  # {} for a .pth that stands alone
@@ -53,7 +53,7 @@ def build(
   shapes = {name: tensor.shape for name, tensor in vit_weights.to_authors(params).items()}
   model, grid = vit_config.describe(shapes, num_heads=heads)
   if grid is None:
-    raise OptionError(f"{path} has no positions, which would tell its grid of patches.")
+    raise OptionError(f"{path} has no positions, so its grid of patches is unknown.")
   mean, std = mean_and_std_of(normalization, found, "imagenet")
   return of_student(
     f"beit {path}", model.clone(dtype=dtype), params, grid=grid, image_size=image_size, mean=mean, std=std

@@ -24,7 +24,7 @@ def load(
     source: the workdir of a run, or a source that `models.vit.weights.load` reads.
     step: a step of the run. The default is its last one.
     revision: a revision of a repository of the hub.
-    num_heads: the number of heads, which foreign weights without relative position tables do not tell.
+    num_heads: the number of heads, which foreign weights without relative position tables do not give.
     weights: the container of the model if a file holds several (see `models.files.checkpoint_contents`).
 
   Raises:

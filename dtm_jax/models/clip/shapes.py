@@ -1,13 +1,13 @@
-"""Find CLIP's configuration from the shapes of OpenAI's tensors, and check what shapes cannot tell.
+"""Find CLIP's configuration from the shapes of OpenAI's tensors, and check what the shapes do not give.
 
-Shapes do not tell the number of heads and the activation. Without a configuration file, we know:
+Shapes do not give the number of heads and the activation. Without a configuration file, we know:
 
 | fact | known for | the user must give it for |
 |---|---|---|
 | heads | towers of the sizes in HEADS, which OpenAI and open_clip published | every other size |
 | activation | OpenAI's archives, which have the entry `input_resolution`: QuickGELU | every other file |
 
-The sizes do not tell the activation, because open_clip trained the same sizes with the exact GELU.
+The sizes do not give the activation, because open_clip trained the same sizes with the exact GELU.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def from_openai(
     activation: None stays None.
 
   Raises:
-    UnreadableFileError: tensors that tell the sizes are missing; the message lists them.
+    UnreadableFileError: tensors that give the sizes are missing; the message lists them.
   """
   is_clip = any(name.startswith(("token_embedding.", "transformer.resblocks.")) for name in shapes)
   mlp, trunk = "transformer.resblocks.0.mlp.c_fc.weight", "visual."
@@ -114,7 +114,7 @@ def check_known(config: CLIPConfig, source: str, *, text: bool = False, options:
   wanted = " and ".join(options.get(fact, fact) for fact in facts)
   sizes = " and of the ".join(f"{name} tower of width {towers[name].width}" for name in unknown)
   raise OptionError(
-    f"{source} does not tell {' and '.join(facts)} of the {sizes}. Give {wanted}, or put the model's "
+    f"{source} does not give {' and '.join(facts)} of the {sizes}. Give {wanted}, or put the model's "
     f"open_clip_config.json beside it. Activations: {', '.join(ACTIVATIONS)}."
   )
 

@@ -80,7 +80,7 @@ def from_arrays(
 
   Args:
     tensors: arrays by their names in any layout. Without `config` the names must be OpenAI's, because only
-      their shapes tell the configuration. An image tower alone may lack the prefix "visual.".
+      their shapes give the configuration. An image tower alone may lack the prefix "visual.".
     source: what to call the arrays in messages.
 
   Raises:
@@ -90,7 +90,7 @@ def from_arrays(
     names = clip_layouts.normalize(tensors)
     if (layout := clip_layouts.recognize(names, source=source)) != "openai":
       raise UnreadableFileError(
-        f"{source} has the names of {layout}. Their shapes do not tell the configuration: give the config."
+        f"{source} has the names of {layout}. Their shapes do not give the configuration: give the config."
       )
     config = _from_shapes(names, tensors, source, heads, activation)
   return config, from_theirs(config, tensors, source=source)
@@ -108,7 +108,7 @@ def _config(
     return config
   if not openai:
     raise NotThereError(
-      f"No {CONFIG} beside {file}. The shapes of its tensors do not tell the configuration."
+      f"No {CONFIG} beside {file}. The shapes of its tensors do not give the configuration."
     )
   if file.name.startswith("open_clip") and activation is None:
     raise NotThereError(f"No {OPEN_CLIP_CONFIG} beside {file}, which says which GELU the model has.")

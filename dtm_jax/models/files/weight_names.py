@@ -101,7 +101,7 @@ def to_theirs(params: PyTree, rules: Rules) -> dict[str, Any]:
 def check_ranks(
   shapes: dict[str, tuple[int, ...]], ranks: dict[str, int], *, source: str, hint: str = ""
 ) -> None:
-  """Check that the tensors that tell the sizes of a model exist and have these ranks.
+  """Check that the tensors that give the sizes of a model exist and have these ranks.
 
   Raises:
     UnreadableFileError: lists those that are missing or have another rank.
@@ -111,7 +111,7 @@ def check_ranks(
   ]
   if wrong:
     raise UnreadableFileError(
-      f"{source} does not tell its sizes. Missing or of a wrong rank: {', '.join(wrong)}.{hint}"
+      f"{source} does not give its sizes. Missing or of a wrong rank: {', '.join(wrong)}.{hint}"
     )
 
 

@@ -2,9 +2,9 @@
 
     dinov2_vitb14_pretrain.pth, dinov2_vitg14_reg4_pretrain.pth, mae_pretrain_vit_base.pth, timm's folders
 
-The shapes tell all sizes but the heads. HEADS has those of the published models; for other sizes the user
-must give them. As in all published models, LayerNorms have an epsilon of 1e-6 and the activation is the exact
-GELU. DINOv2's blocks may be numbered in chunks, `blocks.CHUNK.LAYER.`.
+The shapes give all sizes except the number of heads. HEADS has those of the published models; for other sizes
+the user must give them. As in all published models, LayerNorms have an epsilon of 1e-6 and the activation is
+the exact GELU. DINOv2's blocks may be numbered in chunks, `blocks.CHUNK.LAYER.`.
 """
 
 import dataclasses
@@ -146,7 +146,7 @@ def missing_heads(config: FrozenViTConfig, source: str) -> str | None:
     return None
   published = ", ".join(f"{width} in {depth} layers" for width, depth in HEADS[_family(config)])
   return (
-    f"{source} does not tell the heads of its {config.tower.depth} layers of width {config.tower.width}: "
+    f"{source} does not give the heads of its {config.tower.depth} layers of width {config.tower.width}: "
     f"give --config.teacher.heads=NUMBER. Published sizes need no heads: {published}. Or give the model as "
     "transformers writes it, a folder with model.safetensors and config.json."
   )

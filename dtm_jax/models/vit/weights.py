@@ -50,7 +50,7 @@ def load(
   Args:
     path_or_repo: a file, a folder, a repository of the hub, or the result of `weight_files.find`.
     revision: branch, tag or commit of the repository.
-    num_heads, grid: needed only if neither the tensors nor config.json tell them (see `vit.config.describe`).
+    num_heads, grid: needed only if neither the tensors nor config.json give them (see `vit.config.describe`).
     weights: the container of the model, if the file holds several models (see `checkpoint_contents`).
 
   Raises:
@@ -86,12 +86,12 @@ def save(
   Args:
     params: parameters of a student or a classifier.
     layout: one of LAYOUTS.
-    num_heads, grid: needed only if the parameters do not tell them (see `vit.config.describe`).
+    num_heads, grid: needed only if the parameters do not give them (see `vit.config.describe`).
     mean, std: normalisation of RGB values in [0, 1] in training.
     class_names: names of a classifier's classes in the order of the labels. Ignored for a student.
 
   Raises:
-    OptionError: the layout is unknown, the parameters do not tell heads or grid, or the number of names is
+    OptionError: the layout is unknown, the parameters do not give heads or grid, or the number of names is
       not the number of classes.
   """
   check_choice("layout", layout, LAYOUTS)
@@ -99,7 +99,7 @@ def save(
   shapes = {name: tensor.shape for name, tensor in to_authors(params).items()}
   model, grid = vit_config.describe(shapes, num_heads=num_heads, grid=grid)
   if grid is None:
-    raise OptionError("The parameters have no positions that tell the grid of patches: give the grid.")
+    raise OptionError("The parameters have no positions, so the grid of patches is unknown: give the grid.")
   image_size = grid[0] * model.patch_size, grid[1] * model.patch_size
   config = {
     "authors": lambda: vit_config.to_authors(model, image_size, mean, std),
@@ -124,7 +124,7 @@ def save(
 def from_authors(
   tensors: dict[str, np.ndarray], *, source: str, num_heads: int | None = None, grid: Grid | None = None
 ) -> PyTree:
-  """Return our parameters from tensors with the authors' or timm's names. The tensors tell the sizes.
+  """Return our parameters from tensors with the authors' or timm's names. The tensors give the sizes.
 
   Ignores relative_position_index, which the sizes determine, and with a line in the log MAE's decoder and the
   extra layers of BEiT v2's pre-training (cls_pt_layers). A student without a mask token, as timm writes it,
@@ -133,11 +133,11 @@ def from_authors(
 
   Args:
     source: the file of the tensors, for messages.
-    num_heads, grid: needed only if the tensors do not tell them (see `vit.config.describe`).
+    num_heads, grid: needed only if the tensors do not give them (see `vit.config.describe`).
 
   Raises:
     UnreadableFileError: names or shapes do not match; the message lists all of them.
-    OptionError: the tensors do not tell heads or grid.
+    OptionError: the tensors do not give heads or grid.
   """
   tensors = _without_plain_parts(_without_unused(tensors, source))
   shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
