@@ -2,7 +2,7 @@
 
 A step is the teacher's forward pass and the student's forward and backward pass. The backward pass counts as
 two forward passes; work that is repeated to save memory does not count. Matching and morphing are counted
-apart, with all K rounds.
+separately, with all K rounds.
 """
 
 from dtm_jax.models.vit import model as vit
@@ -45,8 +45,8 @@ def teacher_forward(teacher: Teacher) -> int:
 def morphing_and_loss(num_patches: int, channels: int, schedules: int, max_rounds: int) -> int:
   """Return the operations of bipartite matching, morphing and the loss with its gradient.
 
-  In each round half of the tokens meet the other half, and one product moves them. Then come the means of
-  student and target, and the gradient of the student's.
+  In each round, one product compares the two halves of the tokens, and one product moves tokens. The sum also
+  has the group means of student and target, and the gradient of the student's means.
   """
   one_round = 2 * (num_patches // 2) ** 2 * channels + 2 * num_patches**2 * channels
   return schedules * (max_rounds * one_round + 3 * 2 * num_patches**2 * channels)

@@ -51,7 +51,7 @@ def train_batches(
   A batch holds NumPy arrays, with S = image_size:
 
       image    uint8 [b, S, S, 3]
-      label    int32 [b]; -1 without a label
+      label    int32 [b]; -1 if there is no label
       index    int64 [b]; place of the example in the data set
       map      uint8 [b, S, S]; 255 where a pixel is ignored; only with crop="joint"
 
@@ -68,7 +68,7 @@ def train_batches(
     max_pixels: a larger image counts as corrupt.
     num_threads: threads that decode and crop.
     prefetch: number of batches that are made in advance.
-    process_index, process_count: default those of JAX.
+    process_index, process_count: default to those of JAX.
     options: the other options of `views.TrainView`, or of `views.JointView` with crop="joint".
 
   Raises:

@@ -25,7 +25,7 @@ class TrainView:
     crop: "random_resized" crops a box of `random_resized_box` and resizes it.
       "pad" resizes the image, pads it with `padding` black pixels on each side, and crops a square at random;
       this is the usual CIFAR augmentation.
-      "none" resizes the whole image and does not keep its aspect.
+      "none" resizes the whole image and does not keep its aspect ratio.
     scale, ratio: range of the box's share of the area, and of its aspect width / height.
     interpolation, antialias: see `resampling.resize`.
     rand_augment: a policy of `rand_augment.parse`, which changes the cropped view; None for no change.
@@ -122,13 +122,13 @@ class JointView:
 
   Draws s ~ U(`scale`) and resizes both, so that the shorter side has s·`shorter` pixels and the longer side
   at most s·`longer`. Then crops a square at random. If one class has more than `max_class_share` of the
-  square's labelled pixels, or all of them, another square is drawn, up to ten times. What the square lacks at
-  the right and at the bottom becomes grey in the image and ignored in the map.
+  square's labelled pixels, or all of them, another square is drawn, up to ten times. If the image is smaller
+  than the square, the right and bottom are padded: grey in the image, and ignored in the map.
 
   Attributes:
     shorter: default image_size.
     longer: default 4·image_size.
-    interpolation, antialias: of the image, see `resampling.resize`. The map takes the nearest pixel.
+    interpolation, antialias: of the image, see `resampling.resize`. The map uses nearest neighbours.
   """
 
   image_size: int

@@ -54,7 +54,7 @@ def _bounds(split: str, part: str, num_examples: int) -> tuple[int, int]:
 
 
 def spread(dataset: Dataset, count: int | None) -> Dataset:
-  """Return a data set with first `count` examples that are spread over the classes.
+  """Return a data set whose first `count` examples are spread over the classes.
 
   Returns the data set itself if its first examples are already spread like those of a shuffled data set. Also
   returns it if all examples are wanted (None), or if it is a `Stream`. Otherwise returns
@@ -87,8 +87,9 @@ def is_part(dataset: Dataset) -> bool:
 def _is_spread(labels: np.ndarray, count: int) -> bool:
   """Return whether the first `count` examples show the classes as random examples would.
 
-  Each class must occur as often as expected, less three standard deviations. Where classes are rare, this
-  asks for nothing. So the number of classes must also be three quarters of what random examples would show.
+  Each class must occur at least as often as expected, minus three standard deviations. For rare classes this
+  lower bound is negative. So the number of classes must also be at least three quarters of the number that
+  random examples would show.
   """
   first, labels = labels[:count], labels[labels >= 0]
   share = np.bincount(labels) / max(len(labels), 1)
@@ -108,7 +109,7 @@ def _selected(dataset: Dataset, order: np.ndarray) -> Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """The examples of a source at the places `order`."""
+  """The examples of a source at the indices `order`."""
 
   source: Source
   order: np.ndarray

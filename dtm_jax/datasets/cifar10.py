@@ -167,7 +167,7 @@ def _from_package(path: pathlib.Path) -> Splits:
   """Return all images and labels of the npm package.
 
   Raises:
-    OptionError: the file, or what it holds, is not what is expected.
+    OptionError: the file or its content is not the expected one.
   """
   with path.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
