@@ -1,4 +1,4 @@
-"""The classification evaluator: every image once, whatever batches and devices do."""
+"""The classification evaluator counts every image once, with any batch size and number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dtm_jax.evaluators import Context, classification
+from dtm_jax.evaluators._label_rank import label_rank
 from dtm_jax.training import mesh as meshes
 
 RNG = np.random.default_rng(0)
@@ -14,7 +15,7 @@ NUM = 53
 
 @pytest.fixture
 def images(tmp_path):
-  """Images whose first ten pixels are the scores of the ten classes."""
+  """Random images. The first ten pixels are the scores of the ten classes."""
   folder = tmp_path / "cifar10" / "arrays"
   folder.mkdir(parents=True)
   image = RNG.integers(0, 256, (NUM, 32, 32, 3), np.uint8)
@@ -46,7 +47,7 @@ def expected(logits, label):
   }
 
 
-def test_the_same_numbers_whatever_the_batches_and_devices(images):
+def test_the_same_numbers_for_any_batch_size_and_number_of_devices(images):
   folder, logits, label = images
   one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
   results = [evaluate(folder, one, batch_size=5), evaluate(folder, one, batch_size=53)]
@@ -56,7 +57,7 @@ def test_the_same_numbers_whatever_the_batches_and_devices(images):
     assert (result["top1"], result["top5"]) == (results[0]["top1"], results[0]["top5"])
 
 
-def test_several_outputs_have_their_names(images):
+def test_numbers_of_several_outputs_start_with_their_names(images):
   result = evaluate(images[0], meshes.make_mesh(8, 1), outputs=("logits", "logits_ema"))
   assert result["logits_top1"] == result["logits_ema_top1"]
   assert len(result) == 6
@@ -64,7 +65,7 @@ def test_several_outputs_have_their_names(images):
     evaluate(images[0], meshes.make_mesh(8, 1), outputs=("logit",))
 
 
-def test_a_label_that_is_no_class(images):
+def test_a_label_that_is_not_a_class_is_refused(images):
   folder, _, label = images
   label[41] = -1
   np.save(folder / "cifar10" / "arrays" / "test_labels.npy", label)
@@ -72,10 +73,10 @@ def test_a_label_that_is_no_class(images):
     evaluate(folder, meshes.make_mesh(8, 1))
 
 
-def test_ranks():
+def test_the_rank_counts_higher_scores_and_earlier_equal_scores():
   logits = np.array([[0, 0, 0], [1, 2, 3], [3, 2, 1], [np.nan, np.nan, np.nan], [np.nan, 1, 0]], np.float32)
   label = np.array([1, 0, 0, 0, 1])
-  np.testing.assert_array_equal(classification.label_rank(logits, label), [1, 2, 0, 3, 1])
+  np.testing.assert_array_equal(label_rank(logits, label), [1, 2, 0, 3, 1])
 
 
 @pytest.mark.parametrize(
@@ -85,4 +86,4 @@ def test_the_size_before_the_crop(images, image_size, crop_pct, resize):
   context = Context({"logits": scores}, meshes.make_mesh(8, 1))
   dataset = {"name": "cifar10", "data_dir": str(images[0])}
   evaluator = classification.Evaluator(context, dataset=dataset, image_size=image_size, crop_pct=crop_pct)
-  assert evaluator._options["resize"] == resize
+  assert evaluator._view["resize"] == resize

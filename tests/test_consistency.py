@@ -1,4 +1,4 @@
-"""What tokens agree on: definitions against loops, and the evaluator on worlds with a known answer."""
+"""The consistency evaluator and its measures against plain loops and known answers."""
 
 import importlib
 
@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import small_world
 
+from dtm_jax.datasets import evenly
 from dtm_jax.evaluators import Context
-from dtm_jax.evaluators import _token_measures as consistency
-from dtm_jax.evaluators.consistency import Evaluator, evenly
+from dtm_jax.evaluators._least_squares import LeastSquares, classify
+from dtm_jax.evaluators._token_measures import majority_size, neighbour_cosine
+from dtm_jax.evaluators._unit_norm import unit_norm
+from dtm_jax.evaluators.consistency import Evaluator
 from dtm_jax.training import mesh as meshes
 
 RNG = np.random.default_rng(0)
@@ -23,31 +26,31 @@ def test_neighbour_cosine_is_its_definition():
     pairs = [(image[r, q], image[r, q + 1]) for r in range(2) for q in range(2)]
     pairs += [(image[0, q], image[1, q]) for q in range(3)]
     expected.append(np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in pairs]))
-  np.testing.assert_allclose(consistency.neighbour_cosine(tokens, (2, 3)), expected, atol=1e-12)
+  np.testing.assert_allclose(neighbour_cosine(tokens, (2, 3)), expected, atol=1e-12)
 
 
-def test_agreeing_is_its_definition():
+def test_majority_size_is_its_definition():
   predicted, groups = RNG.integers(0, 4, (3, 12)), RNG.integers(0, 5, (3, 12))
   expected = [
     sum(max(list(p[g == group]).count(c) for c in range(4)) for group in set(g.tolist()))
     for p, g in zip(predicted, groups, strict=True)
   ]
-  np.testing.assert_array_equal(consistency.agreeing(jnp.asarray(predicted), jnp.asarray(groups)), expected)
+  np.testing.assert_array_equal(majority_size(jnp.asarray(predicted), jnp.asarray(groups)), expected)
   alone = np.broadcast_to(np.arange(12), (3, 12))
-  np.testing.assert_array_equal(consistency.agreeing(jnp.asarray(predicted), jnp.asarray(alone)), [12] * 3)
+  np.testing.assert_array_equal(majority_size(jnp.asarray(predicted), jnp.asarray(alone)), [12] * 3)
 
 
 def test_least_squares_in_parts_is_the_pseudo_inverse_at_once():
   tokens, label = RNG.normal(size=(30, 4, 6)), RNG.integers(0, 3, 30)
-  probe = consistency.LeastSquares(6, 3, ridge=0.0)
+  probe = LeastSquares(6, 3, ridge=0.0)
   for part in (slice(0, 7), slice(7, 30)):
     probe.add(tokens[part], label[part])
-  x = consistency.unit(tokens).reshape(-1, 6)
+  x = unit_norm(tokens).reshape(-1, 6)
   x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
   expected = np.linalg.pinv(x) @ np.eye(3)[np.repeat(label, 4)]
   np.testing.assert_allclose(probe.solve(), expected, atol=1e-9)
   np.testing.assert_array_equal(
-    consistency.classify(tokens, expected), (x @ expected).argmax(1).reshape(30, 4)
+    classify(tokens, expected), (x @ expected).argmax(1).reshape(30, 4)
   )  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def world(tmp_path_factory):
 
 
 def evaluator(world, mesh, has_text=True, **options):
-  """Tokens are the means of 8x8 blocks of pixels; the texts are ten fixed vectors."""
+  """Return an evaluator and its class embeddings. A token is the mean of 8x8 pixels."""
 
   @jax.jit
   def patches(state, batch):
@@ -80,7 +83,7 @@ def evaluator(world, mesh, has_text=True, **options):
     "patches": patches,
     "text": lambda state, batch: texts[np.asarray(batch["tokens"])[:, 0]],
   }
-  names = iter(range(10))  # one class after the other is tokenized
+  names = iter(range(10))  # the classes are tokenized one after the other
   keywords = dict(
     dataset={"name": "cifar10", "data_dir": str(world)},
     morphers=MORPHERS,
@@ -93,13 +96,13 @@ def evaluator(world, mesh, has_text=True, **options):
   return Evaluator(context, **keywords | options), texts
 
 
-def test_numbers_are_those_of_plain_loops(world):
+def test_numbers_equal_those_of_plain_loops(world):
   made, texts = evaluator(world, meshes.make_mesh(8, 1))
   result = dict(made.run({}))
   arrays = world / "cifar10" / "arrays"
   image, label = (np.load(arrays / f"test_{name}.npy") for name in ("images", "labels"))
   tokens = image.astype(np.float64).reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 16, 3) - 127
-  texts = consistency.unit(texts)
+  texts = unit_norm(texts)
   zeroshot = lambda x: np.mean(
     [[np.argmax(texts @ t) == y for t in row] for row, y in zip(x, label, strict=True)]
   )
@@ -113,7 +116,7 @@ def test_numbers_are_those_of_plain_loops(world):
   assert result["image_zeroshot_purity"] < result["pairs_zeroshot_purity"] < 1.0
 
 
-def test_devices_do_not_change_a_digit(world):
+def test_counts_do_not_depend_on_the_number_of_devices(world):
   results = [
     dict(evaluator(world, mesh)[0].run({}))
     for mesh in (meshes.make_mesh(8, 1), meshes.make_mesh(1, 1, devices=jax.devices()[:1]))
@@ -122,7 +125,7 @@ def test_devices_do_not_change_a_digit(world):
   assert counted[0] == counted[1]
 
 
-def test_only_so_many_images_and_no_texts(world):
+def test_a_limited_number_of_images_and_a_task_without_text(world):
   made, _ = evaluator(world, meshes.make_mesh(8, 1), has_text=False, prompts=None, max_images=5, max_fit=30)
   result = dict(made.run({}))
   assert not [name for name in result if "zeroshot" in name]
@@ -131,8 +134,8 @@ def test_only_so_many_images_and_no_texts(world):
     evaluator(world, meshes.make_mesh(8, 1), has_text=False)
 
 
-def test_the_meter_runs_beside_pre_training(world, tmp_path):
-  """On the student's predictions and the teacher's tokens, as an evaluator of the debug config."""
+def test_it_runs_during_pre_training(world, tmp_path):
+  """Measures the student's predictions and the teacher's tokens in the debug config."""
   from dtm_jax import loop
 
   small_world.write_clip(world / "clip")
@@ -149,24 +152,22 @@ def test_the_meter_runs_beside_pre_training(world, tmp_path):
   assert line["teacher_tokens/bipartite_cosine"] > line["teacher_tokens/tokens_cosine"]
 
 
-def test_agreeing_of_a_thousand_classes_is_votes_counted_class_by_class():
-  """Whatever the number of classes no [B, N, G] is made, and the numbers are those of one that is."""
+def test_majority_size_of_a_thousand_classes_equals_votes_counted_by_class():
+  """The largest array is [B, N, N], so it does not grow with the number of classes."""
   predicted, groups = RNG.integers(0, 1000, (6, 49)), RNG.integers(0, 12, (6, 49))
-  predicted[3:] = RNG.choice([0, 7, 999], (3, 49))  # few of the classes, hence majorities
+  predicted[3:] = RNG.choice([0, 7, 999], (3, 49))  # three of the classes, so that there are majorities
   votes_BNG = np.zeros((6, 49, 1000), int)
   np.add.at(votes_BNG, (np.arange(6)[:, None], groups, predicted), 1)
-  result = consistency.agreeing(jnp.asarray(predicted), jnp.asarray(groups))
+  result = majority_size(jnp.asarray(predicted), jnp.asarray(groups))
   np.testing.assert_array_equal(result, votes_BNG.max(axis=2).sum(axis=1))
-  largest = jax.make_jaxpr(consistency.agreeing)(jnp.asarray(predicted), jnp.asarray(groups))
+  largest = jax.make_jaxpr(majority_size)(jnp.asarray(predicted), jnp.asarray(groups))
   assert max(variable.aval.size for e in largest.eqns for variable in e.outvars) == 6 * 49 * 49
 
 
 def test_classify_on_the_device_is_classify_on_the_host():
   tokens, weights = RNG.normal(size=(5, 9, 16)), RNG.normal(size=(17, 1000))
-  on_device = jax.jit(consistency.classify)(
-    jnp.asarray(tokens, jnp.float32), jnp.asarray(weights, jnp.float32)
-  )
-  np.testing.assert_array_equal(on_device, consistency.classify(tokens, weights))
+  on_device = jax.jit(classify)(jnp.asarray(tokens, jnp.float32), jnp.asarray(weights, jnp.float32))
+  np.testing.assert_array_equal(on_device, classify(tokens, weights))
 
 
 def test_evenly_spaced_images_of_a_split():
@@ -184,14 +185,14 @@ def test_evenly_spaced_images_of_a_split():
     evenly(data.Dataset("told", 10, ("a",), Sequence()), 4)
 
 
-def test_examples_are_the_first_of_each_class_in_the_runs_own_groups(world):
+def test_examples_are_the_first_of_each_class_with_the_groups_of_the_run(world):
   made, texts = evaluator(world, meshes.make_mesh(8, 1))
   found = made.examples({}, 13)  # of ten classes, in batches of 24
   np.testing.assert_array_equal(found.index_B, range(13))  # the labels are 0..9, 0, 1, 2, ...
   np.testing.assert_array_equal(found.label_B, np.arange(13) % 10)
-  image_score = (found.image_BHW3.astype(np.float64).mean((1, 2)) - 127) @ consistency.unit(texts).T
+  image_score = (found.image_BHW3.astype(np.float64).mean((1, 2)) - 127) @ unit_norm(texts).T
   np.testing.assert_array_equal(found.predicted_B, image_score.argmax(-1))
-  expected = (found.token_BSNC.astype(np.float64) @ consistency.unit(texts).T).argmax(-1)
+  expected = (found.token_BSNC.astype(np.float64) @ unit_norm(texts).T).argmax(-1)
   np.testing.assert_array_equal(found.zeroshot_BSN, expected)
   whole, _ = evaluator(world, meshes.make_mesh(8, 1), max_images=24, max_fit=24)
   everyone = whole.examples({}, 24)

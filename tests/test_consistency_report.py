@@ -1,13 +1,11 @@
-"""scripts/consistency_report.py: the page of a small study against its metrics and the model."""
+"""The page of scripts/consistency_report.py about a small study, against its metrics and its model."""
 
 import base64
-import importlib
 import io
 import json
 import re
 import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +23,14 @@ from dtm_jax.models.clip import prompts
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.tokenizer import special_ids, word_tokenizer
 from dtm_jax.normalizations import NORMALIZATIONS
+from scripts.report import consistency_report
 
 pytestmark = pytest.mark.slow
 NUM_TEST, NUM_TOKENS = 32, 16
 
 
 class Page(HTMLParser):
-  """The table's values by id, the counts in order, every link, image and drawing."""
+  """The values of the table by id, the counts in order, and all links, images and drawings."""
 
   def __init__(self, text: str):
     super().__init__()
@@ -55,15 +54,13 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report():
   with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    module = importlib.import_module("consistency_report")
-    patch.setattr(module.drawing, "SHARES", (1 / 2,))  # every number of groups is compiled anew
-    yield module
+    patch.setattr(consistency_report.drawing, "SHARES", (1 / 2,))  # each number of groups is compiled
+    yield consistency_report
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  """CIFAR-shaped noise, a random CLIP with both towers, and a run of the study on them."""
+  """Write random images in the shape of CIFAR-10 and a random CLIP with both towers, and run the study."""
   world = tmp_path_factory.mktemp("world")
   small_world.write_cifar10(world)
   captions = [caption for several in prompts.captions(CLASS_NAMES, "cifar10") for caption in several]
@@ -90,18 +87,18 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(world, report):  # a minute of one core with `world`
+def page(world, report):
   return report.make_page(str(world / "run"), NUM_TEST)
 
 
-def test_the_tables_numbers_are_the_metrics(world, page):
+def test_the_numbers_of_the_table_are_the_metrics(world, page):
   (line,) = small_world.metrics(world / "run")
   expected = {name.removeprefix("consistency/"): x for name, x in line.items() if name != "step"}
   assert Page(page).values == expected
   assert f"{100 * expected['bipartite_linear']:.1f} %" in page
 
 
-def test_nothing_is_fetched_and_every_image_decodes(page):
+def test_the_page_loads_no_file_and_every_image_decodes(page):
   found = Page(page)
   assert {link for link in found.links if not link.startswith(("#", "data:"))} == {
     "https://arxiv.org/abs/2401.00254"
@@ -115,8 +112,8 @@ def test_nothing_is_fetched_and_every_image_decodes(page):
   assert found.unlabelled == 0
 
 
-def test_all_images_together_are_the_runs_shares(world, page):
-  """Every test image is shown: the counts beside the drawings add up to the table, for each way."""
+def test_the_counts_of_all_images_add_up_to_the_table(world, page):
+  """Every test image is shown, so the counts beside the drawings add up to the table in each way."""
   found, (line,) = Page(page), small_world.metrics(world / "run")
   counts = np.reshape(found.counts, (NUM_TEST, 3))
   for way, column in zip(("tokens", "bipartite", "random"), counts.T, strict=True):
@@ -127,8 +124,8 @@ def test_all_images_together_are_the_runs_shares(world, page):
   np.testing.assert_array_equal(squares.sum(axis=2), NUM_TOKENS)
 
 
-def test_tokens_as_they_are_against_the_model(world, page):
-  """Counted from the towers and the arrays alone."""
+def test_the_right_unmorphed_tokens_are_those_of_the_model(world, page):
+  """The right tokens are counted from the towers and the arrays only."""
   config, params = clip_weights.load(world / "clip")
   model = clip.CLIP(config)
   images, labels = (np.load(world / "cifar10" / "arrays" / f"test_{x}.npy") for x in ("images", "labels"))
@@ -146,7 +143,7 @@ def test_tokens_as_they_are_against_the_model(world, page):
   np.testing.assert_array_equal(np.reshape(found.counts, (NUM_TEST, 3))[:, 0], right[indices])
 
 
-def test_a_run_that_is_not_there_or_not_done_is_named(world, report, tmp_path):
+def test_the_error_names_a_run_that_is_missing_or_not_finished(world, report, tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no run .*nowhere"):
     report.make_page(str(tmp_path / "nowhere"), 2)
   broken = tmp_path / "broken"
@@ -170,7 +167,7 @@ def test_a_run_that_is_not_there_or_not_done_is_named(world, report, tmp_path):
     report.make_page(str(broken), 2)
 
 
-def test_names_are_those_of_the_captions(report, monkeypatch):
+def test_class_names_are_those_of_the_captions(report, monkeypatch):
   assert report.said_names(CLASS_NAMES, "cifar10") == list(CLASS_NAMES)
   monkeypatch.setattr(prompts, "captions", lambda names, templates: [["a tench."], ["a great white shark."]])
   assert report.said_names(("n01440764", "n01484850"), "imagenet") == ["tench", "great white shark"]
@@ -178,8 +175,8 @@ def test_names_are_those_of_the_captions(report, monkeypatch):
 
 @pytest.mark.parametrize("num_tokens", [16, 49, 64, 196, 256, 576])
 @pytest.mark.parametrize("share", [3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
-def test_rounds_reach_the_number_of_groups(report, num_tokens, share):
-  """By the schedule and the rule that a round merges at most half of the live tokens."""
+def test_the_rounds_reach_the_number_of_groups(report, num_tokens, share):
+  """Follows the schedule. A round merges at most half of the live tokens."""
   num_groups = max(1, round(share * num_tokens))
   merges = report.drawing.merges_a_round(num_tokens, num_groups)
   rounds, live = -(-(num_tokens - num_groups) // merges), num_tokens

@@ -1,7 +1,10 @@
-"""Every evaluation on 1 device, on 8 and in 2 processes: the same numbers to the last digit.
+"""Every evaluation gives the same numbers on 1 device, on 8, and in 2 processes of 4 devices each.
 
-The test set has 37 images, which no batch and no number of devices divides, and one of them is corrupt.
-This file is also the program that the processes run: `python tests/test_evaluation_counts.py WORLD WORKDIR`.
+The test set has 37 images, which no batch and no number of devices divides. One of them is corrupt.
+
+This process has 8 devices and evaluates itself. It starts the processes with 1 and with 4 devices as
+`python tests/test_evaluation_counts.py WORLD WORKDIR`. Each evaluates all configs in turn, so that JAX starts
+only once.
 """
 
 import importlib
@@ -16,15 +19,19 @@ import pytest
 import small_world
 from PIL import Image
 
+from dtm_jax import data
+from dtm_jax.datasets import shapes
 from dtm_jax.datasets.cifar10 import CLASS_NAMES
 from dtm_jax.training import startup
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-NUM_CLASSES, NUM_TRAIN, NUM_TEST = 4, 48, 37
+NUM_CLASSES, NUM_TRAIN, NUM_TEST, NUM_MAPS = 4, 48, 37, 9
+PLACES = ("1", "8", "2x4")
 
 
 def write_world(folder):
-  """A folder of PNGs in four of CIFAR-10's classes, and a small CLIP without a text tower."""
+  """Write PNGs in four of CIFAR-10's classes, and a small CLIP without a text tower."""
   rng = np.random.default_rng(0)
   for split, count in (("train", NUM_TRAIN), ("test", NUM_TEST)):
     for number in range(count):
@@ -36,19 +43,23 @@ def write_world(folder):
   content = path.read_bytes()
   path.write_bytes(content[: len(content) // 2])
   small_world.write_clip(folder / "clip")
-  return folder
 
 
 def configs(world):
-  """By name: zero-shot, classification with kNN, and a trained probe; each by zero further steps."""
-  result = {}
-  for name in ("zeroshot_cifar10", "finetune_cifar10", "linear_probe_cifar10"):
-    config = result[name] = importlib.import_module(f"configs.{name}").get_config()
-    config.data.dataset.name, config.data.dataset.data_dir = "folder", str(world / "images")
-    config.batch_size, config.total_steps = 16, 0
-    config.log.log_steps = 10
-    for evaluation in config.evals.values():
-      evaluation.batch_size = 16
+  """Return the configs by name: zero-shot, classification with kNN, a trained probe, and segmentation.
+
+  None of them has training steps left.
+  """
+  names = ("zeroshot_cifar10", "finetune_cifar10", "linear_probe_cifar10", "seg_debug")
+  result = {name: importlib.import_module(f"configs.{name}").get_config() for name in names}
+  segmentation = result["seg_debug"]
+  for config in result.values():
+    config.total_steps = 0
+    if config is not segmentation:
+      config.data.dataset.name, config.data.dataset.data_dir = "folder", str(world / "images")
+      config.batch_size, config.log.log_steps = 16, 10
+      for evaluation in config.evals.values():
+        evaluation.batch_size = 16
   finetune, probe = result["finetune_cifar10"], result["linear_probe_cifar10"]
   finetune.model.update(width=24, depth=1, num_heads=2, head_init_scale=1.0)
   finetune.init_from.path = ""
@@ -58,51 +69,58 @@ def configs(world):
   finetune.evals.knn = knn
   probe.teacher = dict(name="clip", path=str(world / "clip"))
   probe.total_steps = 4
+  segmentation.data.image_size = 32
+  segmentation.model.update(patch_size=4, width=32, depth=2, channels=8)
+  segmentation.evals.val.dataset.num_examples = NUM_MAPS
+  segmentation.evals.val.update(image_size=32, crop=32, stride=13)
   return result
 
 
 def evaluate(world, workdir):
-  """What each process does, as the command would."""
-  startup.hide_accelerators_from_tensorflow()
-  startup.start_distributed()
+  """Run all configs, as the command would."""
   from dtm_jax import loop
 
   for name, config in configs(world).items():
     loop.train(config, str(workdir / name))
 
 
-@pytest.mark.slow
-def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+  """The lines of metrics.jsonl, by place and config."""
   from small_world import environment
 
   from dtm_jax import loop
 
-  world, port = write_world(tmp_path), portpicker.pick_unused_port()
-  loop.train(configs(world)["linear_probe_cifar10"], str(tmp_path / "trained"))
-  alone = {"1": environment(1), "8": environment(8)}
-  pair = {
-    f"2x4/{index}": environment(
-      4, JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index)
-    )
-    for index in range(2)
-  }
-  for name in ("1", "8", "2x4"):
+  folder, port = tmp_path_factory.mktemp("world"), portpicker.pick_unused_port()
+  write_world(folder)
+  loop.train(configs(folder)["linear_probe_cifar10"], str(folder / "trained"))
+  for place in PLACES:
     shutil.copytree(
-      tmp_path / "trained" / "checkpoints", tmp_path / name / "linear_probe_cifar10" / "checkpoints"
+      folder / "trained" / "checkpoints", folder / place / "linear_probe_cifar10" / "checkpoints"
     )
+  cluster = dict(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2")
+  environments = [("1", environment(1))]
+  environments += [("2x4", environment(4, **cluster, JAX_PROCESS_ID=str(index))) for index in range(2)]
   runs = [
     subprocess.Popen(
-      [sys.executable, __file__, str(world), str(tmp_path / name.split("/")[0])],
+      [sys.executable, __file__, str(folder), str(folder / place)],
       cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
-    for name, env in (alone | pair).items()
+    for place, env in environments
   ]  # fmt: skip
+  evaluate(folder, folder / "8")
   outputs = [run.communicate(timeout=600)[0].decode() for run in runs]
   assert [run.returncode for run in runs] == [0] * len(runs), "\n".join(out[-2000:] for out in outputs)
+  return {
+    place: {name: small_world.metrics(folder / place / name) for name in configs(folder)} for place in PLACES
+  }
+
+
+def test_every_image_counts_once_on_any_number_of_devices_and_processes(lines):
   numbers = {}
-  for task in configs(world):
-    one, eight, two = (small_world.metrics(tmp_path / name / task)[-1] for name in ("1", "8", "2x4"))
-    for loss in ("test/logits_loss", "test/logits_ema_loss"):  # the only sums that are no counts
+  for task in ("zeroshot_cifar10", "finetune_cifar10", "linear_probe_cifar10"):
+    one, eight, two = (dict(lines[place][task][-1]) for place in PLACES)
+    for loss in ("test/logits_loss", "test/logits_ema_loss"):  # the only sums that are not counts
       values = [line.pop(loss, 0.0) for line in (one, eight, two)]
       np.testing.assert_allclose(values[1:], values[0], rtol=1e-5)
     assert one == eight == two
@@ -116,5 +134,17 @@ def test_every_example_counts_once_whatever_the_devices_and_processes(tmp_path):
     assert (NUM_TEST - 1) * numbers[name] == pytest.approx(round((NUM_TEST - 1) * numbers[name]), abs=1e-4)
 
 
+def test_every_labelled_pixel_counts_once_on_any_number_of_devices_and_processes(lines):
+  one, eight, two = (lines[place]["seg_debug"] for place in PLACES)
+  assert one == eight == two
+  dataset = shapes.build("val", num_examples=NUM_MAPS)
+  labelled = sum(label_map.size for _, label_map in data.whole_examples(dataset))
+  accuracy = one[0]["val/pixel_accuracy"]  # metrics.jsonl has six digits; a pixel is worth more
+  assert labelled < 100_000
+  assert round(round(accuracy * labelled) / labelled, 6) == accuracy
+
+
 if __name__ == "__main__":
+  startup.hide_accelerators_from_tensorflow()
+  startup.start_distributed()
   evaluate(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -423,8 +423,8 @@ for shape in ((1, 4000), (4000, 1), (2, 65535), (65535, 2)):
     for crop in views.CROPS:
       views.TrainView(224, crop, antialias=antialias, rand_augment="rand-m9-mstd0.5-inc1")(image, rng)
     views.JointView(224, antialias=antialias)(image, image[..., 0], rng)
-    windows, plan = _sliding_windows.Sliding(512, 512, 341, antialias=antialias).windows(image)
-    plan.classes([np.zeros((32, 32, 20), np.float32)] * len(windows))
+    windows, layout = _sliding_windows.SlidingWindows(512, 512, 341, antialias=antialias).cut(image)
+    layout.classes([np.zeros((32, 32, 20), np.float32)] * len(windows))
   print(shape, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 

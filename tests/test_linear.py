@@ -1,4 +1,4 @@
-"""The closed-form probe against NumPy's least squares; its choice looks at the held-out images only."""
+"""The closed-form probe against NumPy's least squares, and its choice of the ridge strength."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtm_jax.evaluators import Context, linear
-from dtm_jax.evaluators import _token_measures as consistency
+from dtm_jax.evaluators._unit_norm import unit_norm
 from dtm_jax.training import mesh as meshes
 
 SIZES = {"train": 60, "test": 37}
@@ -14,8 +14,8 @@ SIZES = {"train": 60, "test": 37}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  """Noise whose mean colour hints at the class."""
-  rng = np.random.default_rng(0)  # here: a fixture may be made twice
+  """Images of noise. The mean colour hints at the class."""
+  rng = np.random.default_rng(0)
   folder = tmp_path_factory.mktemp("world")
   (folder / "cifar10" / "arrays").mkdir(parents=True)
   for split, size in SIZES.items():
@@ -42,15 +42,15 @@ def run(world, mesh=None, **options):
   return dict(made.run({}))
 
 
-def test_it_is_ridge_regression_counted_once(world):
+def test_it_is_least_squares_and_every_image_counts_once(world):
   result = run(world, ridges=(0.0,))
   arrays = world / "cifar10" / "arrays"
-  order = np.random.default_rng(0).permutation(60)  # parts of splits are of a fixed shuffle
+  order = np.random.default_rng(0).permutation(60)  # a part of a split is a part of a fixed shuffle
   data = {name: np.load(arrays / f"{name}.npy") for name in ("train_images", "train_labels")}
   test = {name: np.load(arrays / f"{name}.npy") for name in ("test_images", "test_labels")}
 
   def inputs(image):
-    x = consistency.unit(image.astype(np.float64).mean((1, 2)) - 97.0)
+    x = unit_norm(image.astype(np.float64).mean((1, 2)) - 97.0)
     return np.concatenate([x, np.ones((len(x), 1))], axis=1)
 
   fit = order[:48]
@@ -60,7 +60,7 @@ def test_it_is_ridge_regression_counted_once(world):
   assert (37 * result["student_accuracy"]) % 1 == pytest.approx(0, abs=1e-9)
 
 
-def test_the_strength_is_the_best_on_the_held_out_images(world):
+def test_the_best_strength_on_the_held_out_images_is_chosen(world):
   ridges = (1e-6, 1e-2, 1e3)
   alone = [run(world, ridges=(ridge,)) for ridge in ridges]
   chosen = run(world, ridges=ridges)
@@ -69,6 +69,6 @@ def test_the_strength_is_the_best_on_the_held_out_images(world):
   assert len({each["student_held_out_accuracy"] for each in alone}) > 1
 
 
-def test_devices_and_batches_change_nothing(world):
+def test_the_same_numbers_for_any_batch_size_and_number_of_devices(world):
   one = meshes.make_mesh(1, 1, devices=jax.devices()[:1])
   assert run(world) == run(world, one) == run(world, one, batch_size=7)

@@ -24,7 +24,7 @@ This is a complete evaluator. It measures the mean confidence of a classifier:
 
 from dtm_jax.evaluators._batches import batch_outputs, labelled_outputs, open_dataset, require_images
 from dtm_jax.evaluators._classes import require_classes, require_same_classes
-from dtm_jax.evaluators._context import Context, PredictFunction
+from dtm_jax.evaluators._context import Context, PredictFunction, Section
 from dtm_jax.evaluators._schedule import Evaluator, Evaluators, make
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
   "Evaluator",
   "Evaluators",
   "PredictFunction",
+  "Section",
   "batch_outputs",
   "labelled_outputs",
   "make",

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from dtm_jax import data, datasets, plugins
 from dtm_jax.arrays import Batch, PyTree
 from dtm_jax.errors import OptionError
-from dtm_jax.evaluators._context import Options, PredictFunction
+from dtm_jax.evaluators._context import PredictFunction, Section
 from dtm_jax.training import mesh as meshes
 
 
-def open_dataset(options: Options, split: str | None) -> data.Dataset:
+def open_dataset(options: Section, split: str | None) -> data.Dataset:
   """Return a split of a data set.
 
   Args:

@@ -66,7 +66,7 @@ def _compare_examples(evaluated: Dataset, known: Dataset) -> None:
   if evaluated.labels is None or known.labels is None:
     return
   evaluated_labels, known_labels = (set(dataset.labels.tolist()) for dataset in (evaluated, known))
-  names = lambda labels: [name for label, name in enumerate(known.class_names) if label in labels]
+  names = lambda labels: [name for label, name in enumerate(known.class_names or ()) if label in labels]
   if unknown := names(evaluated_labels - known_labels):
     if not datasets.is_part(known):
       _refuse_unknown(unknown, evaluated, known)

@@ -19,7 +19,7 @@ PredictFunction = Callable[[PyTree, Batch], Any]
 Tokenize = Callable[[list[str]], Any]
 """n captions -> int32 [n, T]."""
 
-Options = ConfigDict | Mapping[str, Any]
+Section = ConfigDict | Mapping[str, Any]
 """A section of the config. A ConfigDict is not a Mapping."""
 
 

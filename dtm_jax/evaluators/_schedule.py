@@ -1,4 +1,4 @@
-"""Makes the evaluators of a config, decides when each is due, and runs it."""
+"""Make the evaluators of a config, decide when each is due, and run them."""
 
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -8,7 +8,7 @@ from absl import logging
 
 from dtm_jax import plugins
 from dtm_jax.arrays import PyTree
-from dtm_jax.evaluators._context import Context, Options
+from dtm_jax.evaluators._context import Context, Section
 from dtm_jax.options.socket_options import SCHEDULE
 
 
@@ -33,8 +33,10 @@ class Evaluators:
     OptionError: a section does not fit the data, the task or the devices.
   """
 
-  def __init__(self, sections: Options, context: Context, steps: Callable[..., int], total_steps: int):
-    self._evaluators = {name: make(name, section, context) for name, section in sections.items()}
+  def __init__(self, sections: Section, context: Context, steps: Callable[..., int], total_steps: int):
+    self._evaluators: dict[str, Evaluator] = {
+      name: make(name, section, context) for name, section in sections.items()
+    }
     self._every = {name: steps("every", section, default=0) for name, section in sections.items()}
     self._at_start = {name for name, section in sections.items() if section.get("at_start", False)}
     self._total_steps = total_steps
@@ -87,7 +89,7 @@ class Evaluators:
     return {f"{name}/{key}": value for key, value in results.items()}
 
 
-def make(name: str, section: Options, context: Context) -> Any:
+def make(name: str, section: Section, context: Context) -> Any:
   """Return the evaluator of one section of `config.evals`, without its schedule.
 
   Args:

@@ -1,4 +1,4 @@
-"""Semantic segmentation around a model, in NumPy: windows over an image, their scores put together, mIoU."""
+"""Sliding-window inference for semantic segmentation, in NumPy."""
 
 import dataclasses
 import functools
@@ -6,25 +6,33 @@ import functools
 import numpy as np
 
 from dtm_jax.arrays import Float, Int
-from dtm_jax.data.label_maps import IGNORE, Map, fit_size, pad_to
+from dtm_jax.data.label_maps import fit_size, pad_to
 from dtm_jax.data.rand_augment import FILL
 from dtm_jax.data.resampling import Pixels, resize
 
 STRIP = 64
 STRIP_PIXELS = 2**17
-"""Of images wider than 2048, fewer than STRIP rows are scored at once."""
+"""Scores are computed for strips of STRIP rows, or fewer if the image is wider than 2048 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sliding:
-  """Sliding-window inference as mmseg has it: one scale, no flips.
+class SlidingWindows:
+  """Cuts an image into square windows as mmseg does: at one scale and without flips.
 
-  The image is resized, aspect kept, so that its shorter side has `shorter` pixels and the longer at most
-  `longer`. Square windows of `crop` pixels start every `stride`, the last one at the end of the image; an
-  image no larger than `crop` is one window. Grey fills a window beyond the image.
+  The image is resized and keeps its aspect ratio. Windows of `crop` pixels start every `stride` pixels, and
+  the last one ends with the image. An image that is not larger than `crop` is one window. Grey fills a window
+  beyond the image.
 
   Attributes:
-    longer: default four times `shorter`.
+    shorter: pixels of the shorter side of the resized image.
+    crop: pixels of a side of a window.
+    stride: pixels from one window to the next, at most `crop`.
+    longer: most pixels of the longer side of the resized image. Default: four times `shorter`.
+    interpolation: filter that resizes the image.
+    antialias: whether the filter is widened when it makes the image smaller.
+
+  Raises:
+    ValueError: `stride` is not between 1 and `crop`.
   """
 
   shorter: int
@@ -36,20 +44,22 @@ class Sliding:
 
   def __post_init__(self):
     if not 0 < self.stride <= self.crop:
-      raise ValueError(f"stride={self.stride}: windows of crop={self.crop} pixels would leave gaps.")
+      raise ValueError(
+        f"stride={self.stride} must lie between 1 and crop={self.crop}, or windows leave gaps."
+      )
 
-  def windows(self, image: Pixels) -> tuple[list[Pixels], "Plan"]:
-    """The windows, row by row, and how to put their scores together at the image's own size."""
+  def cut(self, image: Pixels) -> tuple[list[Pixels], "Layout"]:
+    """Return the windows, row by row, and the layout that puts their scores together."""
     original = image.shape[:2]
     size = fit_size(original, self.shorter, self.longer or 4 * self.shorter)
     image = resize(image, size, self.interpolation, self.antialias)
-    starts = tuple(self._starts(side) for side in size)
-    squares = [
+    starts = (self._starts(size[0]), self._starts(size[1]))
+    windows = [
       pad_to(image[y : y + self.crop, x : x + self.crop], (self.crop,) * 2, FILL)
       for y in starts[0]
       for x in starts[1]
     ]
-    return squares, Plan(original, size, starts, self.crop)
+    return windows, Layout(original, size, starts, self.crop)
 
   def _starts(self, side: int) -> tuple[int, ...]:
     count = -(-max(side - self.crop, 0) // self.stride) + 1
@@ -57,13 +67,14 @@ class Sliding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """From the scores of windows to the classes of pixels.
+class Layout:
+  """The places of an image's windows. It turns the scores of the windows into the classes of the pixels.
 
   Attributes:
-    original, size: (height, width) of the image, and of its resized self that the windows lie on.
-    starts: of the windows' rows and columns.
-    crop: side of a window.
+    original: (height, width) of the image.
+    size: (height, width) of the resized image that the windows were cut from.
+    starts: the first rows and the first columns of the windows.
+    crop: pixels of a side of a window.
   """
 
   original: tuple[int, int]
@@ -72,37 +83,44 @@ class Plan:
   crop: int
 
   def classes(self, logits: list[Float[np.ndarray, "h w G"]]) -> Int[np.ndarray, "H W"]:
-    """argmax over G of the scores at every pixel of the image; of equal ones the first.
+    """Return the class with the highest score at every pixel of the image, the first of equals.
 
-    Scores are bilinear within a window, averaged where windows overlap, and bilinear again from the resized
-    to the original image. All three are linear along each axis, hence one pair of matrices:
-    score[y, x] = Σ_ab rows[y, a] columns[x, b] logits[a, b], a and b through all windows.
+    Three steps give the scores of a pixel. The scores of each window are upsampled bilinearly, averaged where
+    windows overlap, and resized bilinearly to the original image. All three are linear along each axis, so
+    one matrix for each axis does them together:
+
+        score[y, x] = Σ_ab rows[y, a] columns[x, b] logits[a, b]
+
+    Here a and b run through the cells of all windows.
+
+    Args:
+      logits: the scores of each window, in the order of the windows.
 
     Raises:
-      FloatingPointError: a score is not a number.
+      FloatingPointError: a score is NaN or infinite.
     """
     rows, columns = self.starts
     grid = np.stack(logits).reshape(len(rows), len(columns), *logits[0].shape)
     if not np.isfinite(grid).all():
-      raise FloatingPointError("A score is not finite.")
-    cells = grid.swapaxes(1, 2).reshape(len(rows) * grid.shape[2], -1)  # [Ih, Jw G]
+      raise FloatingPointError("A score of the segmentation is NaN or infinite.")
+    cells = grid.swapaxes(1, 2).reshape(len(rows) * grid.shape[2], -1)  # [all h, (all w) G]
     row_weights, column_weights = (self._weights(axis, grid.shape[2 + axis]) for axis in (0, 1))
     result = np.empty(self.original, np.int64)
     height = max(1, min(STRIP, STRIP_PIXELS // self.original[1]))
-    for first in range(0, self.original[0], height):  # all scores at once might be gigabytes
+    for first in range(0, self.original[0], height):  # the scores of all pixels may take gigabytes
       strip = row_weights[first : first + height] @ cells
       strip = strip.reshape(len(strip), column_weights.shape[1], -1)
       result[first : first + height] = np.argmax(column_weights @ strip, axis=-1)
     return result
 
   def _weights(self, axis: int, cells: int) -> Float[np.ndarray, "H a"]:
-    """What each cell of each window is worth at each pixel along one axis."""
+    """Return the weight of each cell of each window at each pixel along one axis."""
     side, starts = self.size[axis], self.starts[axis]
     within = bilinear_matrix(cells, self.crop)
     parts = np.zeros((len(starts), side, cells))
     for part, start in zip(parts, starts, strict=True):
       part[start : start + self.crop] = within[: side - start]
-    parts /= parts.sum(axis=(0, 2))[None, :, None]  # the number of windows there
+    parts /= parts.sum(axis=(0, 2))[None, :, None]  # the number of windows at each pixel
     stitched = parts.swapaxes(0, 1).reshape(side, -1)
     low, high, share = _bilinear_taps(side, self.original[axis])
     result = np.empty((len(low), stitched.shape[1]), np.float32)
@@ -115,7 +133,10 @@ class Plan:
 
 @functools.lru_cache(maxsize=64)
 def bilinear_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
-  """The matrix that resamples one axis, pixels as areas (PyTorch's align_corners=False), not antialiased."""
+  """Return the matrix that resizes one axis bilinearly, without antialiasing.
+
+  Pixels are areas, as with align_corners=False in PyTorch.
+  """
   low, high, share = _bilinear_taps(old, new)
   matrix = np.zeros((new, old))
   matrix[np.arange(new), low] = 1 - share
@@ -126,35 +147,7 @@ def bilinear_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
 def _bilinear_taps(
   old: int, new: int
 ) -> tuple[Int[np.ndarray, " new"], Int[np.ndarray, " new"], Float[np.ndarray, " new"]]:
-  """The two inputs of each output of `bilinear_matrix`, and the weight of the second one."""
+  """Return the lower and upper input of each output of `bilinear_matrix`, and the weight of the upper one."""
   centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
   low = np.minimum(centre.astype(int), max(old - 2, 0))
   return low, np.minimum(low + 1, old - 1), centre - low
-
-
-def confusion(label: Map, predicted: Int[np.ndarray, "H W"], num_classes: int) -> Int[np.ndarray, "G G"]:
-  """How many pixels of class [row] were given class [column]; ignored pixels are left out."""
-  valid = label != IGNORE
-  pair = label[valid].astype(np.int64) * num_classes + predicted[valid]
-  return np.bincount(pair, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def scores(confusion_GG: Int[np.ndarray, "G G"]) -> dict[str, float]:
-  """miou, pixel_accuracy and mean_accuracy (mmseg's mIoU, aAcc and mAcc) of a whole set's confusion matrix.
-
-  The IoU of a class is |label ∧ predicted| / |label ∨ predicted| over all pixels of the set. A class that
-  occurs neither in labels nor in predictions has none, and is left out of the mean; so is from the mean
-  accuracy a class that no label has.
-
-  Raises:
-    ValueError: no pixel is labelled.
-  """
-  right, labelled, predicted = confusion_GG.diagonal(), confusion_GG.sum(axis=1), confusion_GG.sum(axis=0)
-  if not labelled.sum():
-    raise ValueError("No pixel of the set is labelled: all are ignored.")
-  union = labelled + predicted - right
-  return {
-    "miou": float(np.mean(right[union > 0] / union[union > 0])),
-    "pixel_accuracy": float(right.sum() / labelled.sum()),
-    "mean_accuracy": float(np.mean(right[labelled > 0] / labelled[labelled > 0])),
-  }

@@ -1,31 +1,40 @@
-"""Of several classifiers the best on images held out from training, and its accuracy on the test set."""
+"""Chooses the best of several classifiers on held-out images and measures it on the test images."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from dtm_jax import data, evaluators
-from dtm_jax.arrays import PyTree
-from dtm_jax.evaluators import Context
-from dtm_jax.evaluators.classification import label_rank
+from dtm_jax import evaluators
+from dtm_jax.arrays import Float, PyTree
+from dtm_jax.data import Dataset
+from dtm_jax.evaluators import Context, Section
+from dtm_jax.evaluators._label_rank import label_rank
 
 
 class Evaluator:
-  """The test set has no part in the choice: its labels are compared with the chosen head's answers only.
+  """Measures the accuracy of the head that is best on the held-out split.
+
+  The labels of the test split have no part in the choice.
 
   Args:
-    context: needs the predict functions "logits" [B, R, G] of R heads, and their learning "rates" [R].
-    dataset: options of the data set, `name` among them; it must know its classes.
-    held_out: the split that chooses; the part of the training split that training does not see.
-    split: the split to report on; None: val or test, by any of their names, whichever there is first.
-    crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped.
+    context: needs the predict functions "logits" [B, R, G] of R heads and "rates" [R], their learning rates.
+    dataset: options of the data set, with its "name". It must have class names.
+    held_out: the split that chooses the head. Training must not see it.
+    split: the split to measure. Default: val or test, by any of their usual names.
+    image_size: pixels of a side that the model sees.
+    crop_pct: the shorter side is resized to image_size / crop_pct pixels before the central crop.
+    batch_size: images in a batch, of all devices together.
+
+  Raises:
+    OptionError: there is no such split, or its classes are not those of the training set.
   """
 
   def __init__(
     self,
     context: Context,
     *,
-    dataset,
+    dataset: Section,
     held_out: str,
     split: str | None = None,
     image_size: int,
@@ -38,26 +47,30 @@ class Evaluator:
     self._held_out, self._test = (evaluators.open_dataset(dataset, name) for name in (held_out, split))
     for each in (self._held_out, self._test):
       evaluators.require_same_classes(each, context.training)
-    self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
+    self._view: dict[str, Any] = dict(
+      batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct)
+    )
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
-    """Yields held_out_accuracy and learning_rate of the best head (of equals the first), and its accuracy.
+    """Yield learning_rate, held_out_accuracy and accuracy of the best head. The first of equals is chosen.
 
     Raises:
-      ValueError: a label is none of the data set's classes, or these are not as many as the heads'.
+      OptionError: a label is not a class, or the heads have another number of classes than the data set.
     """
-    held_out_R = self._accuracy(state, self._held_out)
+    held_out_R = self._accuracies(state, self._held_out)
     best = int(np.argmax(held_out_R))
     yield "learning_rate", float(np.asarray(self._rates(state, {}))[best])
     yield "held_out_accuracy", float(held_out_R[best])
-    yield "accuracy", float(self._accuracy(state, self._test)[best])
+    yield "accuracy", float(self._accuracies(state, self._test)[best])
 
-  def _accuracy(self, state: PyTree, dataset: data.Dataset) -> np.ndarray:
-    """[R], counted in integers."""
-    count, right_R = 0, 0
-    batches = evaluators.labelled_outputs(self._logits, state, dataset, self._mesh, **self._options)
-    for logits, label in batches:
-      evaluators.require_classes(logits.shape[-1], dataset)
-      count += len(label)
-      right_R += np.stack([label_rank(x, label) < 1 for x in logits.swapaxes(0, 1)]).sum(axis=1)
+  def _accuracies(self, state: PyTree, dataset: Dataset) -> Float[np.ndarray, " R"]:
+    """Return the accuracy of each head. Right answers are counted in integers."""
+    count, right_R = 0, np.zeros((), np.int64)
+    for logits_BRG, label_B in evaluators.labelled_outputs(
+      self._logits, state, dataset, self._mesh, **self._view
+    ):
+      evaluators.require_classes(logits_BRG.shape[-1], dataset)
+      count += len(label_B)
+      right_RB = np.stack([label_rank(logits_BG, label_B) < 1 for logits_BG in logits_BRG.swapaxes(0, 1)])
+      right_R = right_R + right_RB.sum(axis=1)
     return right_R / count

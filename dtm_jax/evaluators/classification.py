@@ -1,33 +1,43 @@
-"""Accuracy of a classifier: top-1, top-5 and mean cross-entropy over every image of a split, each once."""
+"""Measures a classifier: top-1 and top-5 accuracy and mean cross-entropy over all images of a split."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from dtm_jax import evaluators
 from dtm_jax.arrays import Float, Int, PyTree
-from dtm_jax.evaluators import Context
+from dtm_jax.evaluators import Context, Section
+from dtm_jax.evaluators._label_rank import label_rank
 
 OUTPUTS = ("logits", "logits_ema")
 
 
 class Evaluator:
-  """Right answers are counted in integers and losses added in float64: no batching changes the result.
+  """Measures the accuracy and the loss of class scores.
+
+  Right answers are counted in integers and losses are added in float64, so no batch size changes the result.
 
   Args:
-    context: what the run gives.
-    outputs: names of those that give logits [B, G]; None: all of "logits" and "logits_ema" that there are.
-    dataset: options of the data set, `name` among them; it must know its classes.
-    split: None: val or test, by any of their names, whichever there is first.
-    crop_pct: the shorter side is resized to image_size / crop_pct, then the centre is cropped. By default
-      0.875, and 1 from 384 pixels on.
+    context: needs the predict functions `outputs`.
+    dataset: options of the data set, with its "name". It must have class names.
+    outputs: names of the functions that give logits [B, G]. None: those of "logits" and "logits_ema" that
+      the task has.
+    split: the split to measure. Default: val or test, by any of their usual names.
+    image_size: pixels of a side that the model sees.
+    crop_pct: the shorter side is resized to image_size / crop_pct pixels before the central crop. Default:
+      0.875, or 1 from 384 pixels on.
+    batch_size: images in a batch, of all devices together.
+
+  Raises:
+    OptionError: there is no such split or function, or the classes are not those of the training set.
   """
 
   def __init__(
     self,
     context: Context,
     *,
-    dataset,
+    dataset: Section,
     outputs: tuple[str, ...] | None = OUTPUTS[:1],
     split: str | None = None,
     image_size: int,
@@ -40,44 +50,38 @@ class Evaluator:
     self._dataset = evaluators.open_dataset(dataset, split)
     evaluators.require_same_classes(self._dataset, context.training)
     crop_pct = crop_pct or (0.875 if image_size < 384 else 1.0)
-    self._options = dict(batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct))
+    self._view: dict[str, Any] = dict(
+      batch_size=batch_size, image_size=image_size, resize=int(image_size / crop_pct)
+    )
 
   def run(self, state: PyTree) -> Iterator[tuple[str, float]]:
-    """Yields top1, top5 and loss; with several outputs ("<output>_top1", ...).
+    """Yield top1, top5 and loss. With several outputs the names start with "<output>_".
 
     Raises:
-      ValueError: a label is none of the data set's classes, or these are not as many as the classifier's.
+      OptionError: a label is not a class, or the classifier has another number of classes than the data set.
     """
     for name, predict in self._predict.items():
       count, right1, right5, loss = 0, 0, 0, 0.0
-      batches = evaluators.labelled_outputs(predict, state, self._dataset, self._mesh, **self._options)
-      for logits, label in batches:
-        evaluators.require_classes(logits.shape[-1], self._dataset)
-        rank = label_rank(logits, label)
-        count += len(label)
-        right1 += int(np.sum(rank < 1))
-        right5 += int(np.sum(rank < 5))
-        loss += float(np.sum(cross_entropy(logits, label)))
+      for logits_BG, label_B in evaluators.labelled_outputs(
+        predict, state, self._dataset, self._mesh, **self._view
+      ):
+        evaluators.require_classes(logits_BG.shape[-1], self._dataset)
+        rank_B = label_rank(logits_BG, label_B)
+        count += len(label_B)
+        right1 += int(np.sum(rank_B < 1))
+        right5 += int(np.sum(rank_B < 5))
+        loss += float(np.sum(cross_entropy(logits_BG, label_B)))
       prefix = f"{name}_" if len(self._predict) > 1 else ""
       yield f"{prefix}top1", right1 / count
       yield f"{prefix}top5", right5 / count
       yield f"{prefix}loss", loss / count
 
 
-def label_rank(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-  """How many classes come before the label: those that score more, and of equals the earlier ones.
-
-  Scores that are not numbers come before every other: they are never right.
-  """
-  own = np.take_along_axis(logits, label[:, None], axis=1)
-  before = np.where(np.arange(logits.shape[1])[None] < label[:, None], ~(logits < own), ~(logits <= own))
-  np.put_along_axis(before, label[:, None], np.isnan(own), axis=1)
-  return before.sum(axis=1)
-
-
-def cross_entropy(logits: Float[np.ndarray, "B G"], label: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
-  """-log softmax(logits)[label] in float64."""
-  logits = logits.astype(np.float64)
-  logits -= logits.max(axis=1, keepdims=True)
-  own = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
-  return np.log(np.exp(logits).sum(axis=1)) - own
+def cross_entropy(
+  logits_BG: Float[np.ndarray, "B G"], label_B: Int[np.ndarray, " B"]
+) -> Float[np.ndarray, " B"]:
+  """Return -log softmax(logits)[label] of each image, computed in float64."""
+  logits_BG = logits_BG.astype(np.float64)
+  logits_BG -= logits_BG.max(axis=1, keepdims=True)
+  own_B = np.take_along_axis(logits_BG, label_B[:, None], axis=1)[:, 0]
+  return np.log(np.exp(logits_BG).sum(axis=1)) - own_B

@@ -1,23 +1,27 @@
-"""The drawings of scripts/consistency_report.py: vectors over an image, in units of a patch."""
+"""The drawings of a consistency report: SVG over an image, in units of a patch."""
 
 import base64
 import html
 import io
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from PIL import Image
-from report import draw_groups
 
 from dtm_jax.arrays import Bool, Float, Int, UInt8
-from dtm_jax.evaluators import _token_measures as consistency
-from dtm_jax.evaluators.consistency import AS_THEY_ARE, Examples
+from dtm_jax.evaluators._unit_norm import unit_norm
+from dtm_jax.evaluators.consistency import UNMORPHED, Examples
 
-SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)  # of the tokens: the numbers of groups that are mapped
-SMALLEST = 128  # pixels of a side; smaller images are enlarged, pixel by pixel
-# Viridis (CC0), which the colour-blind can read, at even distances.
+from . import draw_groups
+
+SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
+"""The drawn numbers of groups, as shares of the number of tokens."""
+SMALLEST = 128
+"""Images with a smaller side in pixels are enlarged."""
+# Viridis (CC0) at equal distances. People with colour blindness can read it.
 SCALE = np.array(
   [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
    (170, 220, 50), (253, 231, 37)], float,
@@ -25,31 +29,39 @@ SCALE = np.array(
 
 
 class Pictures:
-  """Cards of drawings of every example.
+  """Draws cards of HTML, one for each example.
 
   Args:
-    examples: what is shown.
-    class_names: as they are said.
-    names: the ways of morphing, the tokens as they are first.
-    groups: how many groups each makes, in words.
-    shown: the places in `names` of the ways that are shown.
+    examples: the images with their tokens.
+    class_names: the names of the classes in captions.
+    names: the ways of morphing, the unmorphed tokens first.
+    groups: how many groups each morpher makes, in words.
+    shown: indices in `names` of the ways to draw.
   """
 
-  def __init__(self, examples: Examples, class_names, names, groups: dict[str, str], shown: list[int]):
+  def __init__(
+    self,
+    examples: Examples,
+    class_names: Sequence[str],
+    names: Sequence[str],
+    groups: dict[str, str],
+    shown: list[int],
+  ):
     self._examples, self._class_names = examples, class_names
     self._names, self._groups, self._shown = names, groups, shown
-    self._grid = (math.isqrt(examples.group_BSN.shape[2]),) * 2
-    self._query = tuple(side // 2 for side in self._grid)
+    side = math.isqrt(examples.group_BSN.shape[2])
+    self._grid, self._query = (side, side), (side // 2, side // 2)
     self._cosine_BSN = self._cosines()
     self.lowest = float(self._cosine_BSN.min())
 
   def _cosines(self) -> Float[np.ndarray, "B S N"]:
-    unit_BSNC = consistency.unit(self._examples.token_BSNC[:, self._shown[:2]])
+    """Return the cosine similarity of each token to the query token, unmorphed and by the first morpher."""
+    unit_BSNC = unit_norm(self._examples.token_BSNC[:, self._shown[:2]])
     place = self._query[0] * self._grid[1] + self._query[1]
     return np.einsum("bsnc,bsc->bsn", unit_BSNC, unit_BSNC[:, :, place])
 
   def definitions(self) -> str:
-    """Every image once; the drawings refer to it."""
+    """Return every image once. The drawings refer to it."""
     rows, columns = self._grid
     return "\n".join(
       f'<image id="photo{i}" width="{columns}" height="{rows}" href="{data_uri(image)}"/>'
@@ -57,7 +69,7 @@ class Pictures:
     )
 
   def right_wrong(self) -> str:
-    """The image, and which of its tokens are right, for every way that is shown."""
+    """Return cards of each image and of its right and wrong tokens in every shown way."""
     cards = []
     for i, label in enumerate(self._examples.label_B):
       panels = [self._image(i)]
@@ -72,7 +84,7 @@ class Pictures:
     return "\n".join(cards)
 
   def group_maps(self) -> str:
-    """The image, and its groups at several numbers of them, each in the mean colour of its pixels."""
+    """Return cards of each image and of several numbers of groups in the mean colours of their pixels."""
     num_tokens = math.prod(self._grid)
     counts = sorted({max(1, round(share * num_tokens)) for share in SHARES}, reverse=True)
     token_BNC = jnp.asarray(self._examples.token_BSNC[:, 0])
@@ -95,7 +107,7 @@ class Pictures:
     return "\n".join(cards)
 
   def similarity(self) -> str:
-    """The cosine of one token to all, as they are and morphed."""
+    """Return cards of the cosine similarity of one token to all, unmorphed and by the first morpher."""
     row, column = self._query
     circle = f'cx="{column + 0.5}" cy="{row + 0.5}" r="0.42"'
     ring = f'<circle class="ring dark" {circle}/><circle class="ring" {circle}/>'
@@ -111,7 +123,7 @@ class Pictures:
     return "\n".join(cards)
 
   def query_words(self) -> str:
-    """Which patch the query is."""
+    """Return the place of the query patch in words."""
     (row, column), (rows, columns) = self._query, self._grid
     return f"row {row + 1} of {rows}, column {column + 1} of {columns}"
 
@@ -149,11 +161,14 @@ class Pictures:
     return self._class_names[self._examples.label_B[i]]
 
   def _way(self, way: int) -> str:
-    return "as they are" if self._names[way] == AS_THEY_ARE else self._names[way]
+    return "unmorphed" if self._names[way] == UNMORPHED else self._names[way]
 
 
 def merges_a_round(num_tokens: int, num_groups: int) -> int:
-  """4, or fewer where the last round, which takes the remainder too, could not merge as many."""
+  """Return 4, or fewer merges if the last round could not merge its share and the remainder.
+
+  A round merges at most half of the live tokens.
+  """
   merged = num_tokens - num_groups
   for merges in (4, 2, 1):
     rounds = -(-merged // merges)
@@ -163,15 +178,17 @@ def merges_a_round(num_tokens: int, num_groups: int) -> int:
 
 
 def figure(picture: str, caption: str) -> str:
+  """Return a picture with its caption."""
   return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def card(title: str, panels: list[str]) -> str:
+  """Return a card with a title and figures."""
   return f'<article><h3>{title}</h3><div class="panels">{"".join(panels)}</div></article>'
 
 
 def marks(right_RQ: Bool[np.ndarray, "R Q"]) -> str:
-  """Right patches with a tick, wrong ones with a cross: two colours, and not by them alone."""
+  """Return right patches with a tick and wrong ones with a cross, in two colours."""
   tick = lambda r, q: f"M{q + 0.3:g} {r + 0.52:g}l.15.17.26-.36"
   cross = lambda r, q: f"M{q + 0.36:g} {r + 0.36:g}l.28.28m0-.28l-.28.28"
   parts = []
@@ -182,41 +199,43 @@ def marks(right_RQ: Bool[np.ndarray, "R Q"]) -> str:
 
 
 def squares(mask_RQ: Bool[np.ndarray, "R Q"]) -> str:
+  """Return the path of all patches where the mask is True."""
   return "".join(f"M{q} {r}h1v1h-1z" for r, q in np.argwhere(mask_RQ))
 
 
 def borders(label_RQ: Int[np.ndarray, "R Q"]) -> str:
-  """The sides where two groups meet."""
+  """Return the path of all sides where two groups meet."""
   across = np.argwhere(label_RQ[:, 1:] != label_RQ[:, :-1])
   down = np.argwhere(label_RQ[1:] != label_RQ[:-1])
   return "".join([f"M{q + 1} {r}v1" for r, q in across] + [f"M{q} {r + 1}h1" for r, q in down])
 
 
 def heat(share_RQ: Float[np.ndarray, "R Q"]) -> str:
-  """A square of the scale's colour for each patch."""
+  """Return a square for each patch, in the colour of its value from 0 to 1."""
   return "".join(
     f'<path fill="{hexadecimal(colour_of(share))}" d="M{q} {r}h1v1h-1z"/>'
     for (r, q), share in np.ndenumerate(share_RQ)
   )
 
 
-def colour_of(share: float) -> np.ndarray:
-  """Of 0 to 1."""
+def colour_of(share: float) -> Float[np.ndarray, "3"]:
+  """Return the colour of a value from 0 to 1."""
   at = np.linspace(0, 1, len(SCALE))
   return np.array([np.interp(share, at, channel) for channel in SCALE.T])
 
 
 def gradient() -> str:
-  """The scale from left to right, for CSS."""
+  """Return the colours from left to right as a value of CSS."""
   return f"linear-gradient(90deg, {', '.join(map(hexadecimal, SCALE))})"
 
 
-def hexadecimal(colour: np.ndarray) -> str:
+def hexadecimal(colour: Float[np.ndarray, "3"]) -> str:
+  """Return a colour of three values up to 255 as "#rrggbb"."""
   return "#" + "".join(f"{round(value):02x}" for value in colour.tolist())
 
 
 def data_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
-  """A PNG of a small image, enlarged; a WebP of a large one."""
+  """Return an enlarged PNG of a small image or a WebP of a large one, as a data URI."""
   file, factor = io.BytesIO(), -(-SMALLEST // len(image))
   if factor > 1:
     Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG", optimize=True)
