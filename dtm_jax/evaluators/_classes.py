@@ -43,10 +43,10 @@ def require_same_classes(evaluated: Dataset, known: Dataset | None) -> None:
     return
   if len(evaluated.class_names) == len(known.class_names):
     for numbered, named in ((evaluated, known), (known, evaluated)):
-      if _are_numbers(numbered.class_names):
+      if _are_numbers(numbered.class_names or ()):
         logging.warning(
           "The class names of %r are numbers. They are matched by order: class 0 with %r of %r, and so on.",
-          numbered.name, named.class_names[0], named.name,
+          numbered.name, (named.class_names or ("",))[0], named.name,
         )  # fmt: skip
         return
   known_labels = {name: label for label, name in enumerate(known.class_names)}
@@ -65,7 +65,7 @@ def _compare_examples(evaluated: Dataset, known: Dataset) -> None:
   """Compare which classes two data sets have examples of, if both know their labels."""
   if evaluated.labels is None or known.labels is None:
     return
-  evaluated_labels, known_labels = (set(dataset.labels.tolist()) for dataset in (evaluated, known))
+  evaluated_labels, known_labels = set(evaluated.labels.tolist()), set(known.labels.tolist())
   names = lambda labels: [name for label, name in enumerate(known.class_names or ()) if label in labels]
   if unknown := names(evaluated_labels - known_labels):
     if not datasets.is_part(known):

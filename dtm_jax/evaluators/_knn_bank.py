@@ -34,7 +34,7 @@ class Bank(NamedTuple):
 
   feature: Float[Array, "J C B D"]
   label: Int[Array, "J C B"]
-  index: Int[Array, "J C B"]
+  index: Int[Array, "J C B"]  # type: ignore[assignment]  # hides tuple.index
 
 
 def empty_bank(mesh: Mesh, num_examples: int, batch_size: int, width: int) -> Bank:

@@ -32,7 +32,7 @@ class Neighbours(NamedTuple):
   """
 
   sim: Float[Array, "Q k"]
-  index: Int[Array, "Q k"]
+  index: Int[Array, "Q k"]  # type: ignore[assignment]  # hides tuple.index
   label: Int[Array, "Q k"]
 
 

@@ -125,9 +125,9 @@ class Layout:
     low, high, share = _bilinear_taps(side, self.original[axis])
     result = np.empty((len(low), stitched.shape[1]), np.float32)
     for first in range(0, len(low), STRIP_PIXELS // 64):
-      part = slice(first, first + STRIP_PIXELS // 64)
-      high_share = share[part, None]
-      result[part] = (1 - high_share) * stitched[low[part]] + high_share * stitched[high[part]]
+      rows = slice(first, first + STRIP_PIXELS // 64)
+      high_share = share[rows, None]
+      result[rows] = (1 - high_share) * stitched[low[rows]] + high_share * stitched[high[rows]]
     return result
 
 

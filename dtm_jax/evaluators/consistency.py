@@ -164,7 +164,7 @@ class Evaluator:
     label_B, image, index, embedding_BC, token_BSNC, group_BSN, zeroshot_BSN = map(
       np.stack, list(zip(*rows, strict=True))[2:]
     )
-    predicted_B = classify(embedding_BC[:, None], weights["zeroshot"][0])[:, 0]
+    predicted_B = np.asarray(classify(embedding_BC[:, None], weights["zeroshot"][0]))[:, 0]
     return Examples(image, index, label_B, predicted_B, token_BSNC, group_BSN, zeroshot_BSN)
 
   def _zeroshot_weights(self, state: PyTree) -> dict[str, Float[np.ndarray, "S D G"]]:
