@@ -226,7 +226,9 @@ def test_a_run_that_had_checkpoints_never_starts_over_by_itself(tmp_path, mesh):
   for step in (1, 2):
     (tmp_path / str(step)).mkdir(parents=True)
   for _ in range(2):  # the second time only corrupt/ has any
-    with pytest.raises(UserError, match=rf"None of .* another --workdir or remove the folder {tmp_path}\."):
+    with pytest.raises(
+      UserError, match=rf"No checkpoint of .* another --workdir or remove the folder {tmp_path}\."
+    ):
       restore(tmp_path, mesh)
     assert corrupt_names(tmp_path) == ["1", "2"]
 
