@@ -60,7 +60,7 @@ def run(config: Any, workdir: str) -> State:
   """Do what `train` does with a config that has been checked, such as `main`'s."""
   mesh = _make_mesh(config)
   folder = paths.resolve(workdir)
-  with faults.explained(folder, rights=False, device=True), lock.hold(folder) as held:
+  with faults.explained(folder, whole_run=True), lock.hold(folder) as held:
     with contextlib.ExitStack() as stack:
       setup = prepare(config, folder, mesh, stack)
       if begin(setup):
@@ -128,11 +128,12 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
     task.outputs, frozen, mesh,
     tokenize=task.tokenize, training=dataset, image_size=config.data.image_size,
   )  # fmt: skip
-  evaluators = Evaluators(config.evals, context, course.steps, course.total_steps(config))
+  total_steps = course.total_steps(config)
+  evaluators = Evaluators(config.evals, context, course.steps, total_steps)
   metrics = Metrics(workdir)
   stack.callback(metrics.close)
   batches: Iterator[Batch] = iter(())
-  if course.step < course.total_steps(config):
+  if course.step < total_steps:
     batches = device_batches(config, dataset, mesh, course.examples, task.needs_labels)
     batches = itertools.chain([next(batches)], batches)
   return Setup(

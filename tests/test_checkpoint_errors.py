@@ -286,8 +286,8 @@ def test_an_error_of_the_device_counts_only_for_the_files_of_the_run(tmp_path):
   own = OSError(errno.EIO, "Input/output error", str(tmp_path / "metrics.jsonl"))
   other = OSError(errno.EIO, "Input/output error", "/data/image.jpg")
   assert faults.explain(own, tmp_path) is None
-  assert faults.explain(other, tmp_path, device=True) is None
-  message = str(faults.explain(own, tmp_path, device=True))
+  assert faults.explain(other, tmp_path, whole_run=True) is None
+  message = str(faults.explain(own, tmp_path, whole_run=True))
   assert message.startswith(f"Cannot write {tmp_path / 'metrics.jsonl'}: Input/output error.")
 
 

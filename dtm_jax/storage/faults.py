@@ -51,26 +51,24 @@ def chain(error: BaseException) -> Iterator[BaseException]:
     waiting += [current.__cause__, current.__context__, *getattr(current, "exceptions", ())]
 
 
-def explain(
-  error: BaseException, path: str | os.PathLike, *, rights: bool = True, device: bool = False
-) -> StorageError | None:
+def explain(error: BaseException, path: str | os.PathLike, *, whole_run: bool = False) -> StorageError | None:
   """Return a fault of storage as an error with one message, or None if the error is something else.
 
   Args:
     error: what was raised while the run wrote.
     path: the place to name if the error itself names no file.
-    rights: whether a missing right counts. Reading can fail for this reason too.
-    device: whether an error of the device counts. It may pass. Reading can fail for this reason too, so it
-      must also name `path` or a file below it.
+    whole_run: whether anything in a run can have raised the error, reading included. Then a missing right
+      does not count, and an error of the device counts if it names `path` or a file below it. For a single
+      write, errors of the device do not count: they may pass, so the caller tries again.
   """
   for cause in chain(error):
     if isinstance(cause, StorageError):
       return cause
     number = _number(cause)
     culprit = getattr(cause, "filename", None) or path
-    if number in _DEVICE and not (device and os.fspath(path) in str(cause)):
+    if number is None or (whole_run and number in _RIGHTS):
       continue
-    if number is not None and (rights or number not in _RIGHTS):
+    if number not in _DEVICE or (whole_run and os.fspath(path) in str(cause)):
       return StorageError(
         f"Cannot write {os.fspath(culprit)}: {os.strerror(number)}. What was saved before is intact. "
         f"{_HINTS[number]}; the same command then goes on from the newest checkpoint."
@@ -79,7 +77,7 @@ def explain(
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike, *, rights: bool = True, device: bool = False) -> Iterator[None]:
+def explained(path: str | os.PathLike, *, whole_run: bool = False) -> Iterator[None]:
   """Turn faults of storage inside the `with` block, or in the decorated function, into a `StorageError`.
 
   Other errors pass unchanged. See `explain` for the arguments.
@@ -87,8 +85,7 @@ def explained(path: str | os.PathLike, *, rights: bool = True, device: bool = Fa
   try:
     yield
   except Exception as error:
-    fault = explain(error, path, rights=rights, device=device)
-    if isinstance(error, UserError) or fault is None:
+    if isinstance(error, UserError) or (fault := explain(error, path, whole_run=whole_run)) is None:
       raise
     raise fault from error
 

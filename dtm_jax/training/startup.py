@@ -128,10 +128,12 @@ def leave_distributed() -> None:
   import jax
   from jax._src import distributed  # the service has no public name
 
+  others = jax.process_count() - 1
   service, distributed.global_state.service = distributed.global_state.service, None
   jax.distributed.shutdown()
   if service is not None:
-    time.sleep(SECONDS_TO_DISCONNECT)
+    if others:
+      time.sleep(SECONDS_TO_DISCONNECT)
     service.shutdown()
 
 
