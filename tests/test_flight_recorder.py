@@ -93,7 +93,7 @@ def test_a_folder_without_a_recording_names_recordings_nearby(tmp_path):
     toy_run(tmp_path, [np.nan, 1])
   with pytest.raises(NotThereError, match=r"flight/1"):
     read_recording(epath.Path(tmp_path))
-  with pytest.raises(NotThereError, match="makes one"):
+  with pytest.raises(NotThereError, match="writes a recording"):
     read_recording(epath.Path(tmp_path / "nowhere"))
 
 
