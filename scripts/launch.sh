@@ -16,6 +16,6 @@ case ${DTM_JAX_XLA:-none} in
     echo "DTM_JAX_XLA is none or overlap, not ${DTM_JAX_XLA}" >&2
     exit 2 ;;
 esac
-# Huge pages for large buffers of the host save 6 % of ViT-B's step on a CPU (results/performance.md).
+# Huge pages for large buffers of the host save 6 % of ViT-B's step on a CPU (docs/performance.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec python -m dtm_jax.main "$@"

@@ -4,7 +4,7 @@
 #   bash scripts/test.sh tests/test_loop.py     one file
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh requirements.txt requirements-studies.txt requirements-test.txt requirements-test-no-deps.txt
+source scripts/environment.sh requirements.txt requirements-{studies,docs,test,test-no-deps}.txt
 ruff check .
 ruff format --check .
 case " $* " in *" --fast "*) ;; *) mypy ;; esac

@@ -1,0 +1,54 @@
+"""The documentation site: its pages, its links, and its page of options that the code generates."""
+
+import html
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dtm_jax.options.config_file import load_config
+from dtm_jax.options.sections import dotted_keys
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """The site, built strictly: a broken link, anchor or reference is an error."""
+  folder = tmp_path_factory.mktemp("site")
+  environment = os.environ | {"PYTHONPATH": "scripts", "NO_MKDOCS_2_WARNING": "true"}
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"]
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+def test_the_navigation_lists_every_page():
+  text = (ROOT / "mkdocs.yml").read_text()
+  listed = re.findall(r"^ +- .*: (\S+\.md)$", text, re.M)
+  assert len(listed) == len(set(listed))
+  assert {path.name for path in (ROOT / "docs").glob("*.md")} == {*listed} - {"CHANGELOG.md"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_loads_nothing_from_the_network(site):
+  for page in site.rglob("*.html"):
+    if page.is_relative_to(site / "results"):
+      continue
+    loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="?(https?://[^">]+)', page.read_text())
+    assert not loaded, (page, loaded)
+  assert (site / "search" / "search_index.js").exists()
+
+
+@pytest.mark.slow
+def test_the_configuration_page_has_every_option_of_every_config(site):
+  page = html.unescape((site / "configuration.html").read_text())
+  shown = set(re.findall(r"<td><code>([\w.]+)</code></td>", page))
+  for name in CONFIGS:
+    if name not in ("__init__", "common"):
+      assert f"configs/{name}.py" in page
+      assert {*dotted_keys(load_config(str(ROOT / f"configs/{name}.py")))} <= shown, name
