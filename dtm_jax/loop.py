@@ -53,20 +53,23 @@ def train(config: Any, workdir: str) -> State:
     NonFiniteError: the loss, the gradient or the state is not finite; see `records.flight_recorder`.
   """
   validation.check(config)
-  return run(config, workdir)
+  return run(config, workdir)[0]
 
 
-def run(config: Any, workdir: str) -> State:
-  """Do what `train` does with a config that has been checked, such as `main`'s."""
+def run(config: Any, workdir: str) -> tuple[State, bool]:
+  """Do what `train` does with a config that has been checked, such as `main`'s.
+
+  Returns:
+    The last state, and whether the run is complete. It is not if a SIGTERM stopped it.
+  """
   mesh = _make_mesh(config)
   folder = paths.resolve(workdir)
   with faults.explained(folder, whole_run=True), lock.hold(folder) as held:
     with contextlib.ExitStack() as stack:
       setup = prepare(config, folder, mesh, stack)
-      if begin(setup):
-        train_steps(setup, held)
+      complete = not begin(setup) or train_steps(setup, held)
     processes.gather(None)  # no process leaves long before another
-  return setup.state
+  return setup.state, complete
 
 
 @dataclasses.dataclass
@@ -160,8 +163,12 @@ def begin(setup: Setup) -> bool:
   return not finished
 
 
-def train_steps(setup: Setup, held: lock.Lock) -> None:
-  """Train from the step of the restored state to the last step, with the hooks in between."""
+def train_steps(setup: Setup, held: lock.Lock) -> bool:
+  """Train from the step of the restored state to the last step, with the hooks in between.
+
+  Returns:
+    Whether the run is complete. If a SIGTERM stopped it, its state is saved and steps or evaluations are left.
+  """
   config, course, checkpoints, total_steps = (
     setup.config, setup.course, setup.checkpoints, setup.total_steps,
   )  # fmt: skip
@@ -203,10 +210,11 @@ def train_steps(setup: Setup, held: lock.Lock) -> None:
         checkpoints.save(step, setup.state, {"seed": config.seed} | course.meta_at(step))
       if stop:
         logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
-        return
+        return False
       if due := setup.evaluators.due(step):
         with window.excluded():
           setup.evaluate(due, step)
+  return True
 
 
 def replay(config: Any) -> Finding | None:

@@ -6,6 +6,9 @@ checked before anything is loaded. An error that the user can mend ends with one
 On a pod every host runs the same command. If JAX does not find the cluster by itself, set
 JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
+After a SIGTERM the run saves, stops, and ends with code 0. With DTM_JAX_STOPPED_CODE=75 it ends with code 75, so
+that a scheduler or a script can tell it from a complete run and start the same command again.
+
 Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so a second start does not compile
 them again. JAX_COMPILATION_CACHE_DIR names another place, and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 """
@@ -50,11 +53,14 @@ def main(argv: list[str]) -> None:
     )
     from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
 
+    complete = True
     if config.get("replay"):
       loop.replay(config)
     else:
-      loop.run(config, workdir)
+      _, complete = loop.run(config, workdir)
     startup.leave_distributed()
+    if not complete:
+      sys.exit(startup.exit_code_when_stopped(os.environ))
   except UserError as error:
     place = startup.process_place(os.environ)
     command_line.end_with(error, f"Process {place}: " if place else "")

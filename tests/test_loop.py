@@ -53,9 +53,11 @@ def test_hooks_at_different_periods(world, tmp_path):
 def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
   config = small_world.debug_config(world, total_steps=7)
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 4)
-  assert int(loop.train(config, str(tmp_path))["step"]) == 4
+  state, complete = loop.run(config, str(tmp_path))
+  assert (int(state["step"]), complete) == (4, False)
   monkeypatch.undo()
-  state = loop.train(config, str(tmp_path))
+  state, complete = loop.run(config, str(tmp_path))
+  assert complete
   assert_same(state, uninterrupted[0])
   # 80 examples in batches of 16: step 4 lies within the first epoch, step 7 in the second.
   assert small_world.losses(tmp_path)[7] == small_world.losses(uninterrupted[1])[7]

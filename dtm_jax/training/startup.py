@@ -97,6 +97,12 @@ def process_place(environment: Mapping[str, str]) -> int:
   return int(value) if value.isdecimal() else 0
 
 
+def exit_code_when_stopped(environment: Mapping[str, str]) -> int:
+  """Return the exit code of a run that a SIGTERM stopped before its end: $DTM_JAX_STOPPED_CODE, or 0."""
+  value = environment.get("DTM_JAX_STOPPED_CODE", "")
+  return int(value) if value.isdecimal() else 0
+
+
 def start_distributed() -> None:
   """Join the cluster that the environment names or JAX detects. A single machine joins none.
 
