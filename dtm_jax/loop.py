@@ -167,7 +167,7 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
   """Train from the step of the restored state to the last step, with the hooks in between.
 
   Returns:
-    Whether the run is complete. If a SIGTERM stopped it, its state is saved and steps or evaluations are left.
+    Whether the run is complete. If a SIGTERM stopped it, its state is saved.
   """
   config, course, checkpoints, total_steps = (
     setup.config, setup.course, setup.checkpoints, setup.total_steps,

@@ -1,4 +1,4 @@
-"""scripts/tpu_pod.sh against a fake gcloud that records its arguments and plays slow, lost and broken pods."""
+"""scripts/tpu_pod.sh against a fake gcloud, which records its arguments and plays slow, lost, broken pods."""
 
 import json
 import os
