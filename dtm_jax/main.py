@@ -6,8 +6,8 @@ checked before anything is loaded. An error that the user can mend ends with one
 On a pod every host runs the same command. If JAX does not find the cluster by itself, set
 JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
-After a SIGTERM the run saves and ends with code 0, or with DTM_JAX_STOPPED_CODE if that is set. A script that sets
-it can tell such a run from a complete one and start the same command again.
+After a SIGTERM the run saves and ends with code 0, or with DTM_JAX_STOPPED_CODE if that is set. A script that
+sets it can tell such a run from a complete one and start the same command again.
 
 Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so a second start does not compile
 them again. JAX_COMPILATION_CACHE_DIR names another place, and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
