@@ -3,7 +3,7 @@
 # prints the numbers at the end. The training takes a few minutes on two CPU cores. Arguments are --config overrides.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh requirements.txt
+source scripts/environment.sh requirements.txt requirements-studies.txt
 export TF_CPP_MIN_LOG_LEVEL=3
 workdir=${DTM_JAX_WORKDIR:-runs/quickstart}
 python -m dtm_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"

@@ -14,7 +14,7 @@ FLOORS = {
   "tasks": 7,
   "evaluators": 6,
   **dict.fromkeys(("morphers", "teachers", "datasets", "records", "options"), 5),
-  "training": 4,
+  **dict.fromkeys(("training", "pictures"), 4),
   **dict.fromkeys(("models", "data", "checkpoints", "morphing", "augment"), 3),
   **dict.fromkeys(("matching", "masking", "storage"), 2),
   **dict.fromkeys(("rngs", "partitions", "plugins", "normalizations", "processes", "progress"), 1),

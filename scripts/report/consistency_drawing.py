@@ -11,11 +11,10 @@ import numpy as np
 from einops import reduce
 from PIL import Image
 
+from dtm_jax import pictures
 from dtm_jax.arrays import Bool, Float, Int, UInt8
 from dtm_jax.evaluators._unit_norm import unit_norm
 from dtm_jax.evaluators.consistency import UNMORPHED, Examples
-
-from . import draw_groups
 
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """The drawn numbers of groups, as shares of the number of tokens."""
@@ -89,7 +88,8 @@ class Pictures:
     counts = sorted({max(1, round(share * num_tokens)) for share in SHARES}, reverse=True)
     token_BNC = jnp.asarray(self._examples.token_BSNC[:, 0])
     label_CBN = [
-      np.asarray(draw_groups.match(token_BNC, count, merges_a_round(num_tokens, count))) for count in counts
+      np.asarray(pictures.group_tokens(token_BNC, count, merges_a_round(num_tokens, count)))
+      for count in counts
     ]
     colour_BN3 = reduce(
       self._examples.image_BHW3.astype(float), "b (r h) (q w) c -> b (r q) c", "mean",

@@ -11,25 +11,17 @@ import argparse
 import json
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from PIL import Image, ImageDraw
 
-from dtm_jax import data, datasets, morphing, plugins
+from dtm_jax import data, datasets, pictures, plugins
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import paths
 from dtm_jax.teachers import Teacher
 
-HEADER = 24
-"""Height of the titles in pixels."""
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """Default of --groups: shares of the number of tokens."""
-SIDE = 128
-"""Smallest side of a drawn image in pixels."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,16 +34,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   groups = choose_groups(args.groups, teacher.grid)
   image = load_images(config, teacher.image_size, args)
   target_BNC = teacher.tokens(teacher.params, normalize(to_float(image), teacher.mean, teacher.std))
-  scale = max(1, round(SIDE / teacher.image_size))
-  columns = [enlarge(image, scale)]
-  for num_groups in groups:
-    label_BN = match(target_BNC, num_groups)
-    columns.append(paint(image, np.asarray(label_BN).reshape(-1, *teacher.grid), teacher.patch_size, scale))
-  titles = [f"{number} group{'s' * (number > 1)}" for number in groups]
+  columns = {
+    f"{number} group{'s' * (number > 1)}": np.asarray(pictures.group_tokens(target_BNC, number))
+    for number in groups
+  }
   out = paths.resolve(args.out or (f"{args.run}/groups.png" if args.run else "groups.png"))
   out.parent.mkdir(parents=True, exist_ok=True)
+  figure = pictures.draw_groups(image, columns, grid=teacher.grid, halves=2)
   with out.open("wb") as file:
-    lay_out(columns, ["image", *titles]).save(file, format="PNG")
+    figure.savefig(file, format=out.suffix[1:] or "png")
   print(f"{len(image)} images in {', '.join(map(str, groups))} groups: {out}")
 
 
@@ -130,62 +121,6 @@ def choose_groups(given: list[str], grid: tuple[int, int]) -> list[int]:
   return [int(text) for text in given]
 
 
-def match(target_BNC: jax.Array, num_groups: int, merges: int = 4) -> jax.Array:
-  """Return the labels [B, N] of exactly `num_groups` groups, found in rounds of at most `merges` merges."""
-  left = target_BNC.shape[1]
-  schedule = []
-  while left > num_groups:
-    schedule.append(min(merges, left // 2, left - num_groups))  # a round can at most halve the tokens
-    left -= schedule[-1]
-  merges_K = jnp.array(schedule or [0], jnp.int32)
-  return morphing.bipartite_match(target_BNC, merges_K, split="random", key=jax.random.key(0))
-
-
-def lay_out(columns: list[np.ndarray], titles: list[str], halves: int = 2, margin: int = 2) -> Image.Image:
-  """Return one picture of all columns [B, h, w, 3] under their titles.
-
-  The second half of the images stands beside the first. A place without an image is white.
-  """
-  halves = min(halves, len(columns[0]))
-  missing = -len(columns[0]) % halves
-  columns = [np.pad(x, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255) for x in columns]
-  padding = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-  tiles = np.stack([np.pad(column, padding, constant_values=255) for column in columns])
-  pictures = rearrange(tiles, "c (half b) h w rgb -> (b h) (half c w) rgb", half=halves)
-  image = Image.fromarray(np.pad(pictures, ((HEADER, 0), (0, 0), (0, 0)), constant_values=255))
-  for place, title in enumerate(titles * halves):
-    position = ((place + 0.5) * image.width / len(titles) / halves, HEADER / 2)
-    ImageDraw.Draw(image).text(position, title, fill="black", anchor="mm", font_size=HEADER * 0.6)
-  return image
-
-
-def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-  """Return the images [B, H, W, ...] with each pixel repeated `scale` times in both directions."""
-  return image.repeat(scale, axis=1).repeat(scale, axis=2)
-
-
-def paint(image: np.ndarray, label: np.ndarray, patch_size: int, scale: int) -> np.ndarray:
-  """Return the images painted with the mean colour of each group and with its outlines.
-
-  Args:
-    image: uint8 [B, H, W, 3].
-    label: the group of each patch, [B, rows, columns].
-    patch_size: side of a patch in pixels.
-    scale: factor of the enlargement.
-  """
-  owner = label.repeat(patch_size, axis=1).repeat(patch_size, axis=2)
-  painted = image.astype(np.float64)
-  for pixels, groups in zip(painted, owner, strict=True):
-    for group in np.unique(groups):
-      pixels[groups == group] = pixels[groups == group].mean(axis=0)
-  painted, owner = enlarge(painted.astype(np.uint8), scale), enlarge(owner, scale)
-  edge = np.zeros(owner.shape, bool)
-  edge[:, 1:] |= owner[:, 1:] != owner[:, :-1]
-  edge[:, :, 1:] |= owner[:, :, 1:] != owner[:, :, :-1]
-  painted[edge] = 255
-  return painted
-
-
 def _parser() -> argparse.ArgumentParser:
   result = script_parser(__doc__)
   add = result.add_argument
@@ -201,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     help="numbers of groups, a column each (default: 3/4 to 1/16 of the tokens)",
   )  # fmt: skip
   add("--images", type=int, default=12, help="number of images (default: 12)")
-  add("--out", help="file to write (default: groups.png, in the workdir of the run if there is one)")
+  add("--out", help="file.png, .svg or .pdf (default: groups.png, in the workdir of the run if there is one)")
   return result
 
 
