@@ -337,7 +337,7 @@ def whole_run(world, tmp_path_factory):
 
 
 def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bool = False) -> list[str]:
-  """Run the README's pod command with the debug config; returns the output of each process.
+  """Run the pod command of docs/imagenet.md with the debug config; returns the output of each process.
 
   With `kill`, the processes are killed by SIGKILL at the step after the first checkpoint.
   """
@@ -429,10 +429,10 @@ def test_two_processes_resume_in_a_bucket(bucket, world):
 
 
 @pytest.mark.slow
-def test_the_pod_command_of_the_readme(stores, world):
-  """Two hosts run the README's command; the options after it only make it small."""
+def test_the_pod_command_of_the_docs(stores, world):
+  """Two hosts run the command of docs/imagenet.md; the options after it only make it small."""
   command = "python -m dtm_jax.main --config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
-  assert command in (ROOT / "README.md").read_text()
+  assert command in (ROOT / "docs/imagenet.md").read_text()
   workdir = f"gs://{emulators.BUCKET}/vitb16"
   small = [
     "data.dataset.name=cifar10", f"data.dataset.data_dir={world}", "data.image_size=32",

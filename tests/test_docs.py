@@ -1,5 +1,6 @@
 """The documentation site: its pages, its links, and its page of options that the code generates."""
 
+import ast
 import html
 import os
 import re
@@ -52,3 +53,26 @@ def test_the_configuration_page_has_every_option_of_every_config(site):
     if name not in ("__init__", "common"):
       assert f"configs/{name}.py" in page
       assert {*dotted_keys(load_config(str(ROOT / f"configs/{name}.py")))} <= shown, name
+
+
+def strings_of(folder: Path) -> list[str]:
+  """Return all string literals of the Python files below a folder, with "\0" for what is filled in."""
+  found = []
+  for path in folder.rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.JoinedStr):
+        found.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+      elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        found.append(node.value)
+  return found
+
+
+def test_every_quoted_message_is_in_the_code():
+  text = (ROOT / "docs/troubleshooting.md").read_text()
+  messages = re.findall(r"^### `(.*)`$", text, re.M)
+  assert len(messages) >= 25
+  assert len(messages) == len(re.findall("^### ", text, re.M)) == len(set(messages))
+  strings = strings_of(ROOT / "dtm_jax")
+  for message in messages:
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("…")), re.S)
+    assert any(pattern.search(string) for string in strings), message

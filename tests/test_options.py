@@ -630,7 +630,8 @@ def test_flags_in_the_docstrings_of_configs_fit():
 
 @pytest.mark.parametrize(
   "file",
-  ["README.md"]
+  ["README.md", "CONTRIBUTING.md"]
+  + [str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")]
   + [
     str(path.relative_to(ROOT))
     for path in (ROOT / "scripts").rglob("*.*")
