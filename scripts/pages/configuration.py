@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from dtm_jax import plugins
 from dtm_jax.options.config_file import load_config
 from dtm_jax.options.known_options import known_keys, rule_of
-from dtm_jax.options.sections import NOUNS, get
+from dtm_jax.options.sections import NOUNS, get, section_of
 from dtm_jax.options.socket_options import SOCKET_OPTIONS
-from dtm_jax.options.value_rules import Rule, of_annotation
+from dtm_jax.options.value_rules import Rule, choice, of_annotation
 
 ROOT = Path(__file__).parents[2]
 MARKER = "<!-- the tables stand here -->"
@@ -83,9 +83,21 @@ def _section(key: str) -> str:
 
 def _row(key: str, configs: Configs) -> str:
   """Return the line of a table for one option of a task."""
-  rules = (rule_of(config, key) for config in configs.values())
+  rules = (_rule_with_choices(config, key) for config in configs.values())
   rule = next((rule for rule in rules if rule is not None), None)
   return _line(key, rule, _values(key, configs))
+
+
+def _rule_with_choices(config: ConfigDict, key: str) -> Rule | None:
+  """Return the rule of an option. The rule of an option that chooses a module lists the modules."""
+  rule, section = rule_of(config, key), section_of(config, key)
+  if key == "task":
+    socket = "tasks"
+  elif rule is not None and section is not None and key == f"{section.path}.name":
+    socket = section.socket
+  else:
+    return rule
+  return choice(*plugins.available(socket), about=rule.about if rule else "")
 
 
 def _line(key: str, rule: Rule | None, value: str) -> str:
