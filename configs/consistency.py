@@ -5,7 +5,7 @@
 
 Hardware: two CPU cores. Time: two minutes, measured.
 Expect: zero-shot accuracy of single tokens 35.0 %, 35.4 % after bipartite matching and 38.4 % in random
-groups. Source: our own run of all 10,000 test images; the table is in README.md.
+groups. Source: our own run of all 10,000 test images; the table is in docs/results.md.
 
 It groups the 64 tokens of this repository's tiny CLIP into 32 groups by every morpher. "random" is the
 control, which shows the effect of averaging alone. Another CLIP needs its own size:

@@ -6,7 +6,7 @@
 Hardware: two CPU cores. Time: two to seven minutes, measured on two machines.
 Expect: kNN accuracy 26.2 % untrained, 37.4 % after 300 steps, and 64.1 % for the teacher, with 10,000 images
 in the bank and 2,000 queries. Source: our own run. Three seeds with all test images: 38.1 % +- 0.6
-(README.md).
+(docs/results.md).
 """
 
 from configs import common, vitb16

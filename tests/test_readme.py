@@ -91,6 +91,17 @@ def test_the_python_of_the_readme_runs():
   assert 0 < float(names["loss"]) < 10
 
 
+def test_the_python_of_the_method_runs():
+  names: dict = {}
+  for block in PYTHON:
+    if block.page == "method.md" and block.is_run:
+      exec(block.text, names)
+  assert names["merges_K"].tolist() == [14, 14, 16, 0, 0, 0]
+  assert [len(set(label_N)) for label_N in names["label_BN"].tolist()] == [20, 20]
+  assert names["size_BN"].sum(axis=1).tolist() == [64, 64]
+  assert abs(names["loss"] - names["same"]) < 1e-6
+
+
 def links(path: Path) -> list[str]:
   text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.S | re.M)
   return re.findall(r"\]\(([^)\s]+)\)", text)
