@@ -2,16 +2,18 @@
 
     python -m benchmarks.morphing --batch=8 --repeats=15 --step
 
-plain              the rounds in plain JAX (matching/rounds.py)
+plain              the rounds in plain JAX, by features (matching/rounds.py)
 plain, protected   the same with a protected first token
-kernel             matching/tpu_kernel.py, on a TPU only
-morphing and loss  two schedules of the random split, the loss and its gradient with respect to student tokens
+gram               the rounds in plain JAX, by one Gram matrix (matching/gram.py); not on a CPU
+pallas             one kernel (matching/tpu_kernel.py, matching/gpu_kernel.py), on a TPU or a GPU
+morphing and loss  two schedules of the random split, the loss and its gradient with respect to student
+                   tokens; with "plain", and with each other way
 
 For each, the table has milliseconds per image, with one schedule per image and with one per batch. It counts
-the images with groups that differ from those of the tests' float64 oracle. An image is counted separately if
-two similarities that decide its groups differ by less than 3e-7, because float32 can decide these either way.
-The split alternates. docs/method.md lists other ways to compute the same groups that were measured and
-rejected.
+the images with groups that differ from those of the tests' float64 oracle, among the first --checked of each
+draw. An image is counted separately if two similarities that decide its groups differ by less than 3e-7,
+because float32 can decide these either way. The split alternates. docs/method.md lists other ways to compute
+the same groups that were measured and rejected.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import numpy as np
 
 from benchmarks import measuring, morphers
 from dtm_jax import morphing
-from dtm_jax.matching import rounds, tpu_kernel
+from dtm_jax.matching.implementations import IMPLEMENTATIONS
 from dtm_jax.models.clip import model as clip
 from dtm_jax.morphers import bipartite
 from tests import oracle_morphing as oracle
@@ -32,18 +34,28 @@ from tests import oracle_morphing as oracle
 DECIDABLE = 3e-7
 STUDENT, STEP = "student, forward and backward", "student and teacher"
 WHOLE = "morphing and loss"
-PLAIN, PROTECTED, KERNEL = "plain", "plain, protected", "kernel"
+PLAIN, PROTECTED = "plain", "plain, protected"
+
+
+def other_ways():
+  """Return the names of the ways besides "plain" that are meant for this device."""
+  return [] if jax.default_backend() == "cpu" else [name for name in IMPLEMENTATIONS if name != PLAIN]
 
 
 def variants():
   """Return the names of the ways to compute the groups on this device."""
-  return [PLAIN, PROTECTED, *([KERNEL] if jax.default_backend() == "tpu" else [])]
+  return [PLAIN, PROTECTED, *other_ways()]
+
+
+def wholes():
+  """Return the names of the calls with loss and gradient, and the way that each uses."""
+  return {WHOLE: PLAIN} | {f"{WHOLE}, {name}": name for name in other_ways()}
 
 
 @functools.cache
 def matcher(name):
   """Return match(target_BNC, merges_BK) -> label_BN, jitted."""
-  way = tpu_kernel.kernel_rounds if name == KERNEL else rounds.match_rounds
+  way = IMPLEMENTATIONS[PLAIN if name == PROTECTED else name]
   return jax.jit(functools.partial(morphing.bipartite_match, protect_first=name == PROTECTED, rounds=way))
 
 
@@ -53,14 +65,15 @@ def schedules(seed, batch_size, num_tokens, max_rounds):
   return jax.vmap(draw)(jax.random.split(jax.random.key(seed), batch_size))
 
 
-def differences(name, num_draws, batch_size, num_tokens, width, max_rounds, common):
+def differences(name, num_draws, batch_size, num_tokens, width, max_rounds, common, checked=None):
   """Count images, those that float32 can decide, and how many of each have other groups than the oracle's."""
   counts = dict(images=0, decidable=0, differ=0, decidable_differ=0)
   for seed in range(num_draws):
     target_BNC = morphers.tokens(batch_size, num_tokens, width, common, seed)
     merges_BK = schedules(seed, batch_size, num_tokens, max_rounds)
     label_BN = np.asarray(matcher(name)(jnp.asarray(target_BNC), merges_BK))
-    for target_NC, merges_K, found_N in zip(target_BNC, np.asarray(merges_BK), label_BN, strict=True):
+    images = list(zip(target_BNC, np.asarray(merges_BK), label_BN, strict=True))[:checked]
+    for target_NC, merges_K, found_N in images:
       label_N, margin = oracle.match(target_NC, merges_K, protect_first=name == PROTECTED)
       differ, decidable = bool((found_N != label_N).any()), bool(margin > DECIDABLE)
       counts["images"] += 1
@@ -70,9 +83,9 @@ def differences(name, num_draws, batch_size, num_tokens, width, max_rounds, comm
   return counts
 
 
-def loss_and_gradient(target_BNC, drawn_per, num_schedules=2):
+def loss_and_gradient(target_BNC, drawn_per, implementation=PLAIN, num_schedules=2):
   """Return a call that computes the groups of two schedules, the loss and its student gradient."""
-  assign = bipartite.build(drawn_per=drawn_per)
+  assign = bipartite.build(drawn_per=drawn_per, implementation=implementation)
 
   # The tokens are arguments: XLA would compute with constants at compile time, for seconds at 256 images.
   @jax.jit
@@ -107,7 +120,8 @@ def calls_of_matching(args):
     calls[name, "image"] = lambda i, match=match: match(target_BNC, drawn[i % 8])
     calls[name, "step"] = lambda i, match=match: match(target_BNC, one_for_all[i % 8])
   for per in ("image", "step"):
-    calls[WHOLE, per] = loss_and_gradient(target_BNC, per)
+    for name, way in wholes().items():
+      calls[name, per] = loss_and_gradient(target_BNC, per, way)
   return calls
 
 
@@ -118,16 +132,16 @@ def collect(args):
   each = {
     name: seconds / (args.step_batch if name in networks else args.batch) for name, seconds in times.items()
   }
-  sizes = (args.draws, args.batch, args.tokens, args.width, args.max_rounds, args.common)
+  sizes = (args.draws, args.batch, args.tokens, args.width, args.max_rounds, args.common, args.checked)
   rows = {}
-  for name in [*variants(), WHOLE]:
+  for name in [*variants(), *wholes()]:
     per_image, per_step = each[name, "image"], each[name, "step"]
     rows[name] = {
       "ms_per_image": measuring.quartiles(1e3 * per_image),
       "to_plain": measuring.quartiles(per_image / each[PLAIN, "image"]),
       "schedule_per_image_to_per_step": measuring.quartiles(per_image / per_step),
-      "groups": None if name == WHOLE else differences(name, *sizes),
-      "compilations": None if name == WHOLE else matcher(name)._cache_size(),
+      "groups": None if name in wholes() else differences(name, *sizes),
+      "compilations": None if name in wholes() else matcher(name)._cache_size(),
       **{f"share of {network}": measuring.quartiles(per_image / each[network]) for network in networks},
     }
   return {
@@ -163,11 +177,14 @@ def markdown(record):
 
 def parse(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  defaults = dict(batch=8, tokens=196, width=512, max_rounds=14, repeats=15, draws=4, step_batch=2)
+  defaults = dict(
+    batch=8, tokens=196, width=512, max_rounds=14, repeats=15, draws=4, checked=16, step_batch=2
+  )
   for name, default in defaults.items():
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--step", action="store_true", help="also time ViT-B/16 and CLIP B/16")
   parser.add_argument("--common", type=float, default=1.5, help="10 makes all tokens nearly parallel")
+  parser.add_argument("--name", default="morphing", help="name of the result files")
   parser.add_argument("--note", default="", help="a sentence on the machine's state, for the table")
   parser.add_argument("--out", type=Path, default=Path("results"))
   return parser.parse_args(arguments)
@@ -176,9 +193,9 @@ def parse(arguments=None):
 def main(arguments=None):
   args = parse(arguments)
   record = collect(args)
-  sizes = {name: value for name, value in vars(args).items() if name not in ("out", "note")}
+  sizes = {name: value for name, value in vars(args).items() if name not in ("out", "name", "note")}
   print(measuring.report(
-    args.out, "morphing", title="What morphing costs", module="benchmarks.morphing", body=markdown(record),
+    args.out, args.name, title="What morphing costs", module="benchmarks.morphing", body=markdown(record),
     record=sizes | record, note=args.note,
   ))  # fmt: skip
 

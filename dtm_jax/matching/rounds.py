@@ -1,4 +1,4 @@
-"""Compute the rounds of bipartite matching in plain JAX, for any device.
+"""Compute the rounds of bipartite matching in plain JAX, for any device. `gram.py` shares its parts.
 
 The tokens that are alive in an image stand in the first `num_live` of N slots; this is the live order. Even
 slots hold the first set of a round and odd slots the second. A round gives every slot its next slot, and
@@ -93,7 +93,7 @@ def _match_image(target_NC: Array, merges_K: Array, order_KN: Array | None, *, r
     if order_N is not None:
       live = _shuffle(live, order_N, rules.protect_first)
     sim_FX = _similarity(live.feature_NC[0::2], live.feature_NC[1::2])
-    to_N, num_live = _pair(sim_FX, live.num_live, num_merges, rules.protect_first)
+    to_N, num_live = pair(sim_FX, live.num_live, num_merges, rules.protect_first)
     return _merge(live, to_N, num_live, rules.merged_feature), None
 
   # All K rounds are computed. With one schedule per image, some image of the batch nearly always needs them.
@@ -102,12 +102,16 @@ def _match_image(target_NC: Array, merges_K: Array, order_KN: Array | None, *, r
   return live.slot_N
 
 
-def _shuffle(live: Live, order_N: Array, protect_first: bool) -> Live:
-  """Sort the live tokens by `order_N`. A protected first token stays first."""
+def places(order_N: Array, num_live: Array, protect_first: bool) -> Array:
+  """Return the place of each slot when `order_N` sorts the live ones. A protected first token stays first."""
   if protect_first:
     order_N = order_N.at[0].set(-1.0)
-  order_N = jnp.where(jnp.arange(order_N.size) < live.num_live, order_N, jnp.inf)
-  to_N = rank(order_N)
+  return rank(jnp.where(jnp.arange(order_N.size) < num_live, order_N, jnp.inf))
+
+
+def _shuffle(live: Live, order_N: Array, protect_first: bool) -> Live:
+  """Sort the live tokens by `order_N`. A protected first token stays first."""
+  to_N = places(order_N, live.num_live, protect_first)
   from_N = jnp.zeros_like(to_N).at[to_N].set(jnp.arange(to_N.size))
   return Live(live.feature_NC[from_N], to_N[live.slot_N], live.num_live)
 
@@ -121,7 +125,7 @@ def _similarity(first_FC: Array, second_XC: Array) -> Array:
   return jnp.where((norm_F[:, None] > 0) & (norm_X[None, :] > 0), cosine_FX, NO_DIRECTION)
 
 
-def _pair(sim_FX: Array, num_live: Array, num_merges: Array, protect_first: bool) -> tuple[Array, Array]:
+def pair(sim_FX: Array, num_live: Array, num_merges: Array, protect_first: bool) -> tuple[Array, Array]:
   """Return the next slot of each slot (N for empty slots), and how many slots are alive then."""
   num_first, num_second = sim_FX.shape
   slot_N = jnp.arange(num_first + num_second)

@@ -9,8 +9,7 @@ The kernel has no sort and no gather, because a TPU is slow at both. A rank is a
 move is a product with a one-hot matrix. Small whole numbers are stored as float32, which is exact and which
 Mosaic reduces best. x_Z1 is a column and x_1Z a row of the same numbers.
 
-There is no kernel for GPUs: G, its successor and the two operands of a product need more than the 228 KB of
-shared memory of an H100. Without a TPU the plain rounds run.
+`gpu_kernel.py` is the kernel for GPUs.
 """
 
 import functools
@@ -22,7 +21,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dtm_jax.arrays import Array, Float, Int
-from dtm_jax.matching import rounds
 from dtm_jax.matching.rounds import HIGHEST, NO_DIRECTION, Rules
 
 LANES = 128
@@ -35,23 +33,6 @@ Ref = Any
 
 
 def match_rounds(
-  target_BNC: Float[Array, "B N C"],
-  merges_BK: Int[Array, "B K"],
-  order_BKN: Float[Array, "B K N"] | None,
-  rules: Rules,
-) -> Int[Array, "B N"]:
-  """Compute `rounds.match_rounds` with the kernel if this is compiled for a TPU, else with the plain rounds.
-
-  The two round differently, so groups can differ if similarities differ by about 1e-7.
-  """
-  return jax.lax.platform_dependent(
-    target_BNC, merges_BK, order_BKN,
-    tpu=functools.partial(kernel_rounds, rules=rules),
-    default=functools.partial(rounds.match_rounds, rules=rules),
-  )  # fmt: skip
-
-
-def kernel_rounds(
   target_BNC: Float[Array, "B N C"],
   merges_BK: Int[Array, "B K"],
   order_BKN: Float[Array, "B K N"] | None,
@@ -126,7 +107,7 @@ def _places(order_Z1: Array, count: Array, protect_first: bool) -> Array:
 
 
 def _pair(gram_ZZ: Array, place_Z1: Array, count: Array, num_merges: Array, protect_first: bool) -> Array:
-  """Return the next slot of each slot, as `rounds._pair`. The parity of its place puts a slot in its set."""
+  """Return the next slot of each slot, as `rounds.pair`. The parity of its place puts a slot in its set."""
   live_Z1 = place_Z1 < FAR
   in_first_Z1 = live_Z1 & (place_Z1 - 2.0 * jnp.floor(place_Z1 / 2.0) == 0.0)
   seeks_Z1 = in_first_Z1 & (place_Z1 > 0.0) if protect_first else in_first_Z1

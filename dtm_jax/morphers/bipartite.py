@@ -6,12 +6,11 @@ import jax.numpy as jnp
 from dtm_jax import morphing, rngs
 from dtm_jax.arrays import Array, Float, Int, RandomKey
 from dtm_jax.errors import OptionError, check_choice
-from dtm_jax.matching import rounds, tpu_kernel
+from dtm_jax.matching.implementations import IMPLEMENTATIONS
 from dtm_jax.morphers import Assign
 
 SCHEDULES = ("paper", "released")
 DRAWN_PER = ("image", "step", "shard")
-IMPLEMENTATIONS = {"plain": rounds.match_rounds, "pallas": tpu_kernel.match_rounds}
 
 
 def build(
@@ -41,8 +40,9 @@ def build(
     max_merged: the largest number of tokens that the released schedule merges, by default N.
     max_rounds: K, the largest number of rounds.
     split, protect_first, merged_feature: see `morphing.bipartite_match`.
-    implementation: "plain", or "pallas" for one kernel with all rounds on a TPU. Elsewhere "pallas" is
-      "plain".
+    implementation: how the rounds are computed. "plain" compares features. "gram" compares sums of one Gram
+      matrix, which all schedules of a step share. "pallas" is one kernel with all rounds on a TPU or a GPU,
+      and "plain" elsewhere.
 
   Raises:
     OptionError: a choice is unknown. When traced: `num_shards` does not divide the batch.

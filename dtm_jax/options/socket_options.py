@@ -70,7 +70,7 @@ _MORPHERS = {
   "split": choice("random", "alternate", about="how live tokens are split into two sets"),
   "protect_first": flag("whether the first patch never merges"),
   "merged_feature": choice("size_weighted", "mean_of_means", about="feature of merged tokens"),
-  "implementation": choice("plain", "pallas", about="how the matching rounds are computed"),
+  "implementation": choice("plain", "gram", "pallas", about="how the matching rounds are computed"),
 }
 _SCHEDULE = {
   "at_start": flag("whether the evaluator also runs before the first step"),
