@@ -45,6 +45,9 @@ def paper_merges(
       r_p = ⌊(N - n̄)/k⌋ for p < k,    r_k = N - n̄ - (k - 1)⌊(N - n̄)/k⌋,    r_p = 0 for p > k
 
   Source: the token reduction schedule of the paper (docs/method.md, 1).
+
+  >>> paper_merges(num_groups=5, num_rounds=3, num_tokens=16, max_rounds=4).tolist()
+  [3, 3, 5, 0]
   """
   merged = num_tokens - num_groups
   each = merged // num_rounds
@@ -61,6 +64,9 @@ def released_merges(
 
   If k does not divide m, the rounds merge more than m tokens. If m is drawn below a smaller limit than N,
   pass this limit as `num_tokens`. Source: docs/method.md, 1.
+
+  >>> released_merges(m=11, k=3, num_tokens=16, max_rounds=4).tolist()
+  [4, 4, 4, 0]
   """
   ceiling = -(-m // k)
   each = jnp.where(ceiling * k > num_tokens, m // k, ceiling)
@@ -71,6 +77,10 @@ def paper_schedule(
   key: RandomKey, num_tokens: int, min_groups: int, max_rounds: int, max_groups: int | None = None
 ) -> Int[Array, " K"]:
   """Draw n̄ ~ U{N̄..N} and k ~ U{1..K}, and return `paper_merges`.
+
+  >>> merges_K = paper_schedule(jax.random.key(0), num_tokens=16, min_groups=4, max_rounds=3, max_groups=4)
+  >>> int(merges_K.sum())
+  12
 
   Args:
     num_tokens: N.
@@ -95,6 +105,9 @@ def released_schedule(
   key: RandomKey, num_tokens: int, max_merged: int | None = None, max_rounds: int = 14
 ) -> Int[Array, " K"]:
   """Draw m ~ U{0..`max_merged`} (default N) and k ~ U{1..K}, and return `released_merges`.
+
+  >>> released_schedule(jax.random.key(0), num_tokens=16, max_rounds=3).shape
+  (3,)
 
   Raises:
     OptionError: a number is outside its range.
@@ -131,6 +144,10 @@ def bipartite_match(
 
   A token that is zero or not finite has no direction. It merges only after every other pair has merged. The
   decisions are made in float32 and carry no gradient.
+
+  >>> token_BNC = jnp.array([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]])
+  >>> bipartite_match(token_BNC, jnp.array([2])).tolist()  # tokens 0 and 1 merge, and tokens 2 and 3
+  [[0, 0, 2, 2]]
 
   Args:
     target_BNC: the teacher's tokens.
@@ -185,6 +202,10 @@ def morph(tokens_BND: Float[Array, "B N D"], label_BN: Int[Array, "B N"]) -> Flo
   Every token gets a value, not every group, so the sum of w_i v̂_i over groups is the sum over tokens. The
   paper writes the sum over j in place of the mean; docs/method.md, 3, says why this is the mean.
 
+  >>> token_BND = jnp.array([[[1.0], [3.0], [8.0]]])
+  >>> np.round(morph(token_BND, jnp.array([[0, 0, 2]])), 4).tolist()
+  [[[2.0], [2.0], [8.0]]]
+
   Raises:
     ValueError: tokens and label differ in B or N.
   """
@@ -200,23 +221,39 @@ def morph(tokens_BND: Float[Array, "B N D"], label_BN: Int[Array, "B N"]) -> Flo
 
 
 def smooth_l1(x: Float[Array, "*N C"], y: Float[Array, "*N C"], beta: float = 2.0) -> Float[Array, "*N"]:
-  """Return the mean over C of e²/2β if |e| < β and |e| - β/2 otherwise, with e = x - y."""
+  """Return the mean over C of e²/2β if |e| < β and |e| - β/2 otherwise, with e = x - y.
+
+  >>> smooth_l1(jnp.array([[1.0], [5.0]]), jnp.zeros((2, 1))).tolist()
+  [0.25, 4.0]
+  """
   error = jnp.abs(x - y)
   return jnp.mean(jnp.where(error < beta, error**2 / (2 * beta), error - beta / 2), axis=-1)
 
 
 def l1(x: Float[Array, "*N C"], y: Float[Array, "*N C"]) -> Float[Array, "*N"]:
-  """Return the mean over C of |x - y|."""
+  """Return the mean over C of |x - y|.
+
+  >>> l1(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2))).tolist()
+  [2.0]
+  """
   return jnp.mean(jnp.abs(x - y), axis=-1)
 
 
 def l2(x: Float[Array, "*N C"], y: Float[Array, "*N C"]) -> Float[Array, "*N"]:
-  """Return the mean over C of (x - y)²."""
+  """Return the mean over C of (x - y)².
+
+  >>> l2(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2))).tolist()
+  [5.0]
+  """
   return jnp.mean((x - y) ** 2, axis=-1)
 
 
 def cosine(x: Float[Array, "*N C"], y: Float[Array, "*N C"], epsilon: float = 1e-6) -> Float[Array, "*N"]:
-  """Return 1 - cos(x, y), with norms of at least `epsilon`."""
+  """Return 1 - cos(x, y), with norms of at least `epsilon`.
+
+  >>> cosine(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])).tolist()
+  [0.0, 1.0]
+  """
   norm = lambda z: jnp.sqrt(jnp.maximum(jnp.sum(z**2, axis=-1), epsilon**2))
   return 1.0 - jnp.sum(x * y, axis=-1) / (norm(x) * norm(y))
 
@@ -242,6 +279,11 @@ def dtm_loss(
 
   n̄ = N gives the token-wise loss and n̄ = 1 the image-level loss. Every token counts, masked or not. The
   loss is computed in float32, and no gradient reaches the target.
+
+  >>> student_BNC, target_BNC = jnp.zeros((1, 2, 1)), jnp.array([[[1.0], [-1.0]]])
+  >>> one_each, together = jnp.array([[[0, 1]]]), jnp.array([[[0, 0]]])  # S = 1 partition
+  >>> f"{dtm_loss(student_BNC, target_BNC, one_each):.4f} {dtm_loss(student_BNC, target_BNC, together):.4f}"
+  '0.2500 0.0000'
 
   Args:
     student_BNC, target_BNC: u and v.

@@ -414,7 +414,7 @@ def test_given_heads_and_activation_match_transformers(tmp_path, params, heads, 
   with torch.no_grad():
     hidden = theirs.vision_model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).last_hidden_state
     expected = theirs.vision_model.post_layernorm(hidden)[:, 1:].numpy()
-  ours = jax.jit(teacher.tokens)(teacher.params, pixels)
+  ours = jax.jit(teacher.apply)(teacher.params, pixels)
   difference = np.abs(ours - expected).max() / np.abs(expected).max()
   print(f"\nheads {heads}, {activation}: {difference:.1e}")
   assert difference < 1e-5

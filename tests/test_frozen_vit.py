@@ -265,13 +265,13 @@ def test_the_authors_files_match_transformers(kind, tmp_path):
     unknown = teacher.build(str(tmp_path / name))
     assert "does not give the heads of its 3 layers of width 32" in unknown.missing
     with pytest.raises(OptionError, match="do not give heads"):
-      jax.eval_shape(unknown.tokens, unknown.params, image)
+      jax.eval_shape(unknown.apply, unknown.params, image)
     options = {"name": kind.partition(",")[0], "path": str(tmp_path / name)}
     with pytest.raises(OptionError, match=r"does not give the heads .* give --config\.teacher\.heads"):
       build_teacher(config_dict.ConfigDict({"teacher": options, "data": {"image_size": 32}}))
     built = teacher.build(str(tmp_path / name), heads=4)
     assert built.missing is None
-    difference = relative(jax.jit(built.tokens)(built.params, image), expected)
+    difference = relative(jax.jit(built.apply)(built.params, image), expected)
     print(f"\n{kind}, {name}: {difference:.1e}")
     assert difference < TOWER
   folder = teacher.build(str(tmp_path / "theirs"))
@@ -279,7 +279,7 @@ def test_the_authors_files_match_transformers(kind, tmp_path):
   larger = teacher.build(str(tmp_path / "plain.pth"), heads=4, image_size=48)
   same = teacher.build(str(tmp_path / "theirs"), image_size=48)
   np.testing.assert_array_equal(
-    jax.jit(larger.tokens)(larger.params, picture(48, 48)), jax.jit(same.tokens)(same.params, picture(48, 48))
+    jax.jit(larger.apply)(larger.params, picture(48, 48)), jax.jit(same.apply)(same.params, picture(48, 48))
   )
 
 
@@ -325,6 +325,6 @@ def test_a_timm_folder_gives_heads_and_normalisation(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     teacher = importlib.import_module(f"dtm_jax.teachers.{kind}").build(str(folder))
     assert (teacher.mean, teacher.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    difference = relative(jax.jit(teacher.tokens)(teacher.params, picture(size, size)), expected)
+    difference = relative(jax.jit(teacher.apply)(teacher.params, picture(size, size)), expected)
     print(f"\ntimm's {name}: {difference:.1e}")
     assert difference < TOWER

@@ -1,7 +1,9 @@
 """Pictures: the colours and lines that a reader sees are the groups, the similarities and the numbers."""
 
+import importlib
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -74,7 +76,8 @@ def test_the_rounds_end_with_the_label_of_the_whole_matching():
   merges_K, options = np.array([6, 5, 0, 3]), {"split": "random", "key": jax.random.key(3)}
   label_PBN = pictures.label_after_rounds(tokens(2), merges_K, **options)
   assert [len(np.unique(label_N)) for label_N in label_PBN[:, 0]] == [24, 18, 13, 13, 10]
-  np.testing.assert_array_equal(label_PBN[-1], morphing.bipartite_match(tokens(2), merges_K, **options))
+  expected = morphing.bipartite_match(tokens(2), jax.numpy.asarray(merges_K), **options)
+  np.testing.assert_array_equal(label_PBN[-1], expected)
   for before_N, after_N in zip(label_PBN[:-1, 0], label_PBN[1:, 0], strict=True):
     parts = groups._merged_centres(before_N, after_N, (4, 6))
     assert sum(len(centres) - 1 for centres in parts) == len(np.unique(before_N)) - len(np.unique(after_N))
@@ -149,3 +152,16 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
   monkeypatch.setattr(sys, "meta_path", [])
   with pytest.raises(sheet.MissingMatplotlibError, match=r'pip install "dtm_jax\[studies\]"'):
     sheet.require("matplotlib.figure")
+
+
+@pytest.mark.slow
+def test_the_command_that_draws_groups(tmp_path, capsys):
+  root = Path(__file__).parents[1]
+  command = importlib.import_module("scripts.report.draw_groups")
+  command.main([
+    f"--teacher={root / 'assets/tiny_clip_cifar10'}", f"--folder={root / 'assets/photos'}", "--images=2",
+    "--groups=16,1", f"--out={tmp_path / 'groups.svg'}",
+  ])  # fmt: skip
+  text = (tmp_path / "groups.svg").read_text()
+  assert "<svg" in text
+  assert "2 images in 16, 1 groups" in capsys.readouterr().out

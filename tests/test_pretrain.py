@@ -67,7 +67,7 @@ def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
   each = lambda name: rngs.per_example(rngs.stream(key, name, 0), BATCH)
   image = augment(each("augment"), batch["image"], flip=0.5, color_jitter=0.0)
   teacher = plugins.build("teachers", config.teacher)
-  target_BNC = jax.jit(teacher.tokens)(teacher.params, normalize(image, teacher.mean, teacher.std))
+  target_BNC = jax.jit(teacher.apply)(teacher.params, normalize(image, teacher.mean, teacher.std))
   mask_BN = jax.jit(partial(masking.masks, grid=(8, 8), **config.mask))(keys_B=each("mask"))
   student = vit.build(**config.student, out_dim=teacher.width)
   seen = normalize(image, *NORMALIZATIONS["imagenet"])

@@ -207,7 +207,7 @@ def test_the_command_with_a_clip_as_teacher(inputs, outputs, tmp_path, capsys):
   files = [str(tmp_path / name) for name in ("in.npz", "out.npz")]
   script.main([*files, f"--clip={folder}", "--betas=0.9,0.98"])
   teacher = script.clip.build(str(folder))
-  targets = np.asarray(teacher.tokens(teacher.params, jnp.asarray(inputs["images"][0])))[None]
+  targets = np.asarray(teacher.apply(teacher.params, jnp.asarray(inputs["images"][0])))[None]
   expected = script.replay({**first, "targets": targets}, betas=(0.9, 0.98))
   with np.load(tmp_path / "out.npz") as found:
     assert set(found) == set(outputs)

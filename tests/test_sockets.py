@@ -238,7 +238,7 @@ def trace_teacher(config, patch_size):
   teacher = build_teacher(config, patch_size)
   side = teacher.image_size
   image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-  tokens = jax.eval_shape(teacher.tokens, teacher.params, image)
+  tokens = jax.eval_shape(teacher.apply, teacher.params, image)
   rows = config.data.image_size // (patch_size or teacher.patch_size)
   assert tokens.shape == (1, rows**2, teacher.width)
   own = config.teacher.name in teacher.name and config.teacher.get("normalization") is None

@@ -54,7 +54,7 @@ def test_tokens_match_the_tower(folder, tokens, name, width):
   assert all(
     isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in jax.tree.leaves(teacher.params)
   )
-  token_BNC = jax.jit(teacher.tokens)(teacher.params, image(32))
+  token_BNC = jax.jit(teacher.apply)(teacher.params, image(32))
   assert token_BNC.shape == (2, 16, width)
   assert token_BNC.dtype == jnp.float32
   tower = clip.ImageTower(CONFIG.image, CONFIG.embed_dim)
@@ -66,7 +66,7 @@ def test_tokens_match_the_tower(folder, tokens, name, width):
 def test_another_image_size_resizes_the_positions(folder):
   teacher = build(str(folder), image_size=48)
   assert (teacher.image_size, teacher.grid) == (48, (6, 6))
-  assert jax.jit(teacher.tokens)(teacher.params, image(48)).shape == (2, 36, 16)
+  assert jax.jit(teacher.apply)(teacher.params, image(48)).shape == (2, 36, 16)
   with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
     build(str(folder), image_size=50)
 
@@ -87,7 +87,7 @@ def test_normalisations(folder, tmp_path):
 
 def test_half_precision_tokens_stay_near(folder):
   exact, rough = (
-    jax.jit(teacher.tokens)(teacher.params, image(32))
+    jax.jit(teacher.apply)(teacher.params, image(32))
     for teacher in (build(str(folder), dtype=dtype) for dtype in ("float32", "bfloat16"))
   )
   assert rough.dtype == jnp.float32
@@ -183,7 +183,7 @@ def test_teacher_contract(weights):
   leaves = jax.tree.leaves(teacher.params)
   assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in leaves)
 
-  tokens = jax.jit(teacher.tokens)
+  tokens = jax.jit(teacher.apply)
   token_BNC = tokens(teacher.params, image(32))
   assert token_BNC.shape == (2, 16, teacher.width)
   assert token_BNC.dtype == jnp.float32
@@ -197,7 +197,7 @@ def test_teacher_contract(weights):
 
 def test_every_teacher_takes_half_precision(weights):
   exact, rough = (
-    jax.jit(teacher.tokens)(teacher.params, image(32))
+    jax.jit(teacher.apply)(teacher.params, image(32))
     for teacher in (plugins.build("teachers", weights, dtype=dtype) for dtype in ("float32", "bfloat16"))
   )
   assert rough.dtype == jnp.float32
@@ -244,7 +244,7 @@ def test_a_resized_teacher_matches_one_built_at_that_size(weights):
   built = plugins.build("teachers", {**weights, "image_size": 48})
   assert (resized.image_size, resized.grid) == (built.image_size, built.grid) == (48, (6, 6))
   jax.tree.map(np.testing.assert_array_equal, resized.params, built.params)
-  tokens = [jax.jit(each.tokens)(each.params, image(48)) for each in (resized, built)]
+  tokens = [jax.jit(each.apply)(each.params, image(48)) for each in (resized, built)]
   np.testing.assert_array_equal(*tokens)
 
 
@@ -273,7 +273,7 @@ def test_frozen_vits_take_the_normalisation_of_their_files(tmp_path, name, model
   assert (build().mean, build().std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
   larger = build(image_size=48)
   assert (larger.grid, larger.image_size) == ((6, 6), 48)
-  assert jax.jit(larger.tokens)(larger.params, image(48)).shape == (2, 36, 32)
+  assert jax.jit(larger.apply)(larger.params, image(48)).shape == (2, 36, 32)
   with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
     build(image_size=50)
   with pytest.raises(ValueError, match=rf"'{model_type}' .*none of: clip"):
@@ -336,7 +336,7 @@ def test_beit_tokens_match_transformers(tmp_path, kind):
     theirs = trunk(pixel_values=pixels).last_hidden_state[:, 1:].numpy()
   model.save_pretrained(tmp_path)
   teacher = plugins.load("teachers", "beit").build(str(tmp_path))
-  ours = jax.jit(teacher.tokens)(teacher.params, image(32))
+  ours = jax.jit(teacher.apply)(teacher.params, image(32))
   difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
   print(f"\n{kind}: {difference:.1e}")
   assert difference < 1e-4
@@ -362,11 +362,11 @@ def test_a_run_as_teacher_uses_its_last_checkpoint(tmp_path):
     teacher = build(str(tmp_path), **options)
     params = random_like(vit_config.param_shapes(STUDENT, (4, 4)), step)
     expected = jax.jit(STUDENT.apply)({"params": params}, image(32))["patches"]
-    np.testing.assert_allclose(jax.jit(teacher.tokens)(teacher.params, image(32)), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(teacher.apply)(teacher.params, image(32)), expected, atol=1e-5)
     assert "head" not in teacher.params
   assert (teacher.mean, teacher.std) == NORMALIZATIONS["imagenet"]
   with pytest.raises(ValueError, match="32x32, not 40x40"):
-    teacher.tokens(teacher.params, image(40))
+    teacher.apply(teacher.params, image(40))
   with pytest.raises(FileNotFoundError, match=r"Steps: \[1, 2\]"):
     build(str(tmp_path), step=3)
   with pytest.raises(FileNotFoundError, match="not the workdir"):
@@ -463,8 +463,8 @@ def test_a_resized_student_teacher_matches_a_transferred_student(tmp_path, name,
     fresh = random_like(vit_config.param_shapes(student, grid), seed=1)
     moved = vit_transfer.to_student(params, fresh, grid=grid)
     expected = jax.jit(student.apply)({"params": moved}, image(size))["patches"]
-    np.testing.assert_allclose(jax.jit(teacher.tokens)(teacher.params, image(size)), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(teacher.apply)(teacher.params, image(size)), expected, atol=1e-5)
     with pytest.raises(ValueError, match=f"{size}x{size}, not 32x32"):
-      teacher.tokens(teacher.params, image(32))
+      teacher.apply(teacher.params, image(32))
   with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
     plugins.build("teachers", {"name": name, "path": str(tmp_path), "image_size": 50})

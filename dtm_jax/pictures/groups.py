@@ -11,8 +11,8 @@ from dtm_jax import morphing
 from dtm_jax.arrays import Array, Float, Int, Shaped
 from dtm_jax.pictures.sheet import Figure, Image, Sheet, grid_for
 
-Images = Shaped[Array | np.ndarray, "*B H W 3"]
-Labels = Int[Array | np.ndarray, "*B N"]
+Images = Shaped[Array | np.ndarray, "... H W 3"]
+Labels = Int[Array | np.ndarray, "... N"]
 
 
 def group_tokens(
@@ -84,7 +84,7 @@ def draw_groups(
 
   >>> image = np.zeros((32, 32, 3), np.uint8)
   >>> figure = draw_groups(image, np.array([0, 0, 2, 2]))
-  >>> figure.savefig(io.BytesIO(), format="png")  # or figure.savefig("groups.png")
+  >>> figure.savefig("/dev/null", format="png")  # or figure.savefig("groups.png")
 
   Raises:
     ValueError: the labels do not fit the images.

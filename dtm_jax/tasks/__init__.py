@@ -21,7 +21,6 @@ from absl import logging
 
 from dtm_jax import plugins, rngs
 from dtm_jax.arrays import Array, Batch, Float, Int, Key, PyTree, RandomKey, UInt8
-from dtm_jax.augment import normalize, resize_to
 from dtm_jax.errors import OptionError, concerning
 from dtm_jax.teachers import Teacher
 from dtm_jax.training import finiteness, optim, schedules
@@ -213,11 +212,6 @@ def build_teacher(config: Any, patch_size: int | None = None) -> Teacher:
     "--config.teacher.image_size gives another size.", teacher.name, own, size,
   )  # fmt: skip
   return teacher.resized(size)
-
-
-def teacher_input(teacher: Teacher, image: Float[Array, "B H W 3"]) -> Float[Array, "B side side 3"]:
-  """Resize and normalise images with values in [0, 1] as the teacher expects them."""
-  return normalize(resize_to(image, teacher.image_size), teacher.mean, teacher.std)
 
 
 def require_class_names(config: Any, run: Run, purpose: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dtm_jax.arrays import Array, Batch, Float, PyTree
 from dtm_jax.augment import to_float
-from dtm_jax.tasks import Output, Run, State, build_teacher, teacher_input
+from dtm_jax.tasks import Output, Run, State, build_teacher
 from dtm_jax.tasks._untrained import Untrained, require_no_steps
 from dtm_jax.teachers import Teacher
 
@@ -27,7 +27,7 @@ class FrozenTeacher(Untrained):
 
   def tokens(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
     """Return the teacher's patch tokens."""
-    return self.teacher.tokens(frozen, self._pixels(batch))
+    return self.teacher.apply(frozen, self._pixels(batch))
 
   def cls(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B _"]:
     """Return the output of the teacher's class token."""
@@ -35,7 +35,7 @@ class FrozenTeacher(Untrained):
     return self.teacher.cls(frozen, self._pixels(batch))
 
   def _pixels(self, batch: Batch) -> Float[Array, "B H W 3"]:
-    return teacher_input(self.teacher, to_float(batch["image"]))
+    return self.teacher.prepare(to_float(batch["image"]))
 
 
 def build(config: Any, run: Run) -> FrozenTeacher:

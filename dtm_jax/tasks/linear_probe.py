@@ -23,7 +23,6 @@ from dtm_jax.tasks import (
   build_learner,
   build_teacher,
   require_class_names,
-  teacher_input,
 )
 from dtm_jax.teachers import Teacher
 
@@ -83,7 +82,7 @@ class LinearProbe(Task):
 
   def teach(self, frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B C"]:
     """Return the features: the mean of the teacher's patch tokens."""
-    tokens = self.teacher.tokens(frozen, teacher_input(self.teacher, image))
+    tokens = self.teacher.apply(frozen, self.teacher.prepare(image))
     return jax.lax.stop_gradient(tokens.mean(axis=1))
 
   def predict(self, heads: PyTree, feature_BC: Float[Array, "B C"]) -> Float[Array, "B R G"]:

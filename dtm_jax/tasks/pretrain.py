@@ -23,7 +23,6 @@ from dtm_jax.tasks import (
   Task,
   build_learner,
   build_teacher,
-  teacher_input,
 )
 from dtm_jax.tasks._online_probe import OnlineProbe
 from dtm_jax.teachers import Teacher
@@ -94,7 +93,7 @@ class Pretraining(Task):
 
   def teach(self, frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     """Return the teacher's patch tokens v of images in [0, 1]."""
-    return jax.lax.stop_gradient(self.teacher.tokens(frozen, teacher_input(self.teacher, image)))
+    return jax.lax.stop_gradient(self.teacher.apply(frozen, self.teacher.prepare(image)))
 
   def mask(self, keys: StepKeys) -> Bool[Array, "B N"]:
     """Return which patches the student does not see."""

@@ -26,32 +26,52 @@ All functions `build` raise the same errors:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.augment import normalize, resize_to, to_float
+from dtm_jax.errors import OptionError
 from dtm_jax.models.files import preprocessors
 from dtm_jax.models.files.weight_files import Found
 from dtm_jax.models.layers import grid_of
 from dtm_jax.normalizations import Triple, mean_and_std
 
 Normalization = str | Sequence[Sequence[float]]
+ROUNDING = 1e-3
+"""How far a float image may lie outside of 0 to 1, after an interpolation for example."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
   """A frozen network that turns images into one token for each patch.
 
+  `tokens(images)` is for direct use. A train step passes the parameters as an argument and calls
+  `apply(params, prepare(image))`.
+
+  >>> teacher = dtm_jax.load_teacher("clip", "assets/tiny_clip_cifar10")
+  >>> teacher.tokens(np.zeros((2, 32, 32, 3), np.uint8)).shape
+  (2, 64, 64)
+  >>> teacher.grid, teacher.width
+  ((8, 8), 64)
+
   Attributes:
     name: name for messages.
     params: parameters, NumPy float32. They are an argument of the train step and never saved.
-    tokens: from (params, image_BHW3) to float32 tokens [B, N, C] in row-major order. The images must be
-      normalised by `mean` and `std`. Raises an OptionError for an image size that the network cannot see.
+    apply: the pure function from (params, image_BHW3) to float32 tokens [B, N, C] in row-major order. The
+      images must be normalised by `mean` and `std`, as `prepare` does it. Raises an OptionError for an image
+      size that the network cannot see.
     image_size, patch_size: pixels of a side.
     grid: (rows, columns) of patches.
     width: C.
     mean, std: normalisation of RGB values in [0, 1] that the network expects.
-    cls: from the same arguments to the output of the class token [B, _]; None without a class token.
+    cls: from the same arguments as `apply` to the output of the class token [B, _]; None without a class
+      token.
     missing: a message that asks for an option that neither the files nor the user gave, or None. A teacher
       with such a message cannot be applied.
     resized: from an image size to the same teacher for images of that size, without another reading of files.
@@ -60,7 +80,7 @@ class Teacher:
 
   name: str
   params: PyTree
-  tokens: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B N C"]]
+  apply: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B N C"]]
   image_size: int
   patch_size: int
   grid: tuple[int, int]
@@ -70,6 +90,80 @@ class Teacher:
   cls: Callable[[PyTree, Float[Array, "B H W 3"]], Float[Array, "B _"]] | None = None
   missing: str | None = None
   resized: Callable[[int], "Teacher"] | None = None
+
+  def tokens(self, images: Any, *wrong: Any) -> Float[Array, "B N C"]:
+    """Return the tokens of images: one for each patch of `grid`, row by row.
+
+    The function normalises the images by `mean` and `std`. It resizes images that are not of `image_size`
+    pixels. To see them at another size, use `teacher.resized(size).tokens(images)`. The first call compiles
+    the network, and each new shape of the images compiles it again.
+
+    >>> image = jax.random.uniform(jax.random.key(0), (1, 48, 48, 3))
+    >>> teacher = dtm_jax.load_teacher("clip", "assets/tiny_clip_cifar10")
+    >>> teacher.tokens(image).shape, teacher.resized(48).tokens(image).shape
+    ((1, 64, 64), (1, 144, 64))
+
+    Args:
+      images: square RGB images [B, H, H, 3], uint8, or float from 0 to 1. Not normalised.
+      wrong: no further argument is allowed. The function of (params, normalised images) is `apply`.
+
+    Raises:
+      TypeError: there are more arguments, or the images have another type.
+      ValueError: the images have another shape, or values outside of 0 to 1.
+      OptionError: the teacher lacks an option (see `missing`).
+    """
+    if wrong:
+      raise TypeError(
+        "teacher.tokens takes images only: teacher.tokens(images). "
+        "The function of (params, normalised images) is teacher.apply."
+      )
+    if self.missing:
+      raise OptionError(self.missing)
+    return self._jitted(self._params_on_device, _checked_images(images))
+
+  def prepare(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B side side 3"]:
+    """Resize and normalise square images with values from 0 to 1 as the network expects them.
+
+    >>> teacher = dtm_jax.load_teacher("clip", "assets/tiny_clip_cifar10")
+    >>> image = jax.random.uniform(jax.random.key(0), (1, 48, 48, 3))
+    >>> teacher.apply(teacher.params, teacher.prepare(image)).shape
+    (1, 64, 64)
+    """
+    return normalize(resize_to(image, self.image_size), self.mean, self.std)
+
+  @functools.cached_property
+  def _jitted(self) -> Callable[[PyTree, Array], Array]:
+    def tokens(params: PyTree, images: Array) -> Array:
+      pixels = to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+      return self.apply(params, self.prepare(pixels))
+
+    return jax.jit(tokens)
+
+  @functools.cached_property
+  def _params_on_device(self) -> PyTree:
+    with jax.ensure_compile_time_eval():  # an array, even if the first call is inside of a jitted function
+      return jax.tree.map(jnp.asarray, self.params)
+
+
+def _checked_images(images: Any) -> Array:
+  """Return the images as an array of JAX. See `Teacher.tokens` for the errors."""
+  if not isinstance(images, np.ndarray | jax.Array):
+    raise TypeError(
+      f"teacher.tokens takes an array of images, not {type(images).__name__}: use np.asarray(images). "
+      "The function of (params, normalised images) is teacher.apply."
+    )
+  if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+    raise ValueError(f"Images must be square, [B, H, H, 3], but their shape is {images.shape}.")
+  if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+    raise TypeError(f"Images must be uint8, or float with values from 0 to 1, not {images.dtype}.")
+  if images.dtype != np.uint8 and images.size and not isinstance(images, jax.core.Tracer):
+    low, high = float(images.min()), float(images.max())
+    if low < -ROUNDING or high > 1 + ROUNDING:
+      raise ValueError(
+        f"Float images must have values from 0 to 1, but theirs are {low:.4g} to {high:.4g}. "
+        "teacher.tokens normalises by itself; normalised images are for teacher.apply(params, images)."
+      )
+  return jnp.asarray(images)
 
 
 def at_any_size(

@@ -47,7 +47,7 @@ def build_frozen_vit(
     grid=config.grid,
     name=f"{model_types[0]} {path}",
     params=params,
-    tokens=patch_tokens,
+    apply=patch_tokens,
     patch_size=config.patch_size,
     width=config.tower.width,
     mean=mean,

@@ -47,7 +47,7 @@ def of_student(
     return Teacher(
       name=name,
       params=vit_transfer.resize_positions(own, new_grid, grid),
-      tokens=lambda params, image_BHW3: outputs(params, image_BHW3)["patches"],
+      apply=lambda params, image_BHW3: outputs(params, image_BHW3)["patches"],
       image_size=size,
       patch_size=model.patch_size,
       grid=new_grid,

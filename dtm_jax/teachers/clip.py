@@ -59,7 +59,7 @@ def build(
     patch_size=config.image.patch_size,
     name=f"clip {path}",
     params=params["image"],
-    tokens=patch_tokens,
+    apply=patch_tokens,
     width=config.embed_dim if tokens == "projected" else config.image.tower.width,
     mean=mean,
     std=std,

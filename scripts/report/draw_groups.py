@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from dtm_jax import data, datasets, pictures, plugins
-from dtm_jax.augment import normalize, to_float
 from dtm_jax.errors import NotThereError, OptionError, UserError
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import paths
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   teacher = build_teacher(config, args)
   groups = choose_groups(args.groups, teacher.grid)
   image = load_images(config, teacher.image_size, args)
-  target_BNC = teacher.tokens(teacher.params, normalize(to_float(image), teacher.mean, teacher.std))
+  target_BNC = teacher.tokens(image)
   columns = {
     f"{number} group{'s' * (number > 1)}": np.asarray(pictures.group_tokens(target_BNC, number))
     for number in groups

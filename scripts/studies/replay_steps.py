@@ -149,7 +149,7 @@ def _images_and_targets(
   assert clip_folder is not None  # otherwise "targets" would be missing
   teacher = clip.build(clip_folder)
   with jax.default_matmul_precision("highest"):
-    tokens = jax.jit(lambda image: teacher.tokens(teacher.params, image))
+    tokens = jax.jit(lambda image: teacher.apply(teacher.params, image))
     return images, np.stack([tokens(jnp.asarray(image)) for image in images])
 
 

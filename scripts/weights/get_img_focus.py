@@ -119,7 +119,7 @@ def check(model: "onnx.ModelProto", folder: pathlib.Path, photos: list[pathlib.P
     pixels = resize(decode(photo.read_bytes()), (IMAGE_SIZE, IMAGE_SIZE), "bicubic", antialias=True)
     mean, std = (np.asarray(x, np.float32) for x in (teacher.mean, teacher.std))
     image = (np.asarray(pixels, np.float32) / 255 - mean) / std
-    ours = np.asarray(teacher.tokens(teacher.params, jnp.asarray(image[None])))
+    ours = np.asarray(teacher.apply(teacher.params, jnp.asarray(image[None])))
     (theirs,) = session.run([TOKENS], {"input_image": image.transpose(2, 0, 1)[None]})
     difference = np.abs(ours - theirs[:, 1:])
     largest = np.abs(theirs[:, 1:]).max()
