@@ -152,8 +152,10 @@ class Learner:
     """
     params, step = state["params"], state["step"]
     (loss, more), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = self.optimizer.update(grads, state["opt_state"], params)
-    after = {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}
+    with jax.named_scope("optimiser"):
+      updates, opt_state = self.optimizer.update(grads, state["opt_state"], params)
+      params = optax.apply_updates(params, updates)
+    after = {"params": params, "opt_state": opt_state, "step": step + 1}
     measurements = {
       "loss": loss,
       "learning_rate": self.learning_rate(step),

@@ -34,7 +34,7 @@ Morpher = Callable[[RandomKey, Float[Array, "B N C"], Float[Array, "B H W 3"]], 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Pretraining(Task):
-  """The paper's figure: `teach`, `mask`, `group`, `predict`, `compare`.
+  """The paper's figure: `teach`, `mask`, `group`, `predict`, `compare`. Profiles show these names.
 
   Attributes:
     grid: (rows, columns) of patches, which student and teacher share.
@@ -83,22 +83,27 @@ class Pretraining(Task):
     after, measurements, (losses, patches_BND) = self.learner.update(state, loss_fn)
     measurements |= losses | count_groups(label_SBN)
     if self.probe:
-      after["probe"], probed = self.probe.update(state["probe"], patches_BND.mean(axis=1), batch["label"])
+      with jax.named_scope("probe"):
+        after["probe"], probed = self.probe.update(state["probe"], patches_BND.mean(axis=1), batch["label"])
       measurements |= probed
     return after, measurements
 
+  @jax.named_scope("augment")
   def augment(self, image: Pixels, keys: StepKeys) -> Float[Array, "B H W 3"]:
     """Return the flipped and jittered images, values in [0, 1]. Student and teacher see the same ones."""
     return augment.augment(keys.per_example("augment"), image, **self.augmentation)
 
+  @jax.named_scope("teach")
   def teach(self, frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     """Return the teacher's patch tokens v of images in [0, 1]."""
     return jax.lax.stop_gradient(self.teacher.apply(frozen, self.teacher.prepare(image)))
 
+  @jax.named_scope("mask")
   def mask(self, keys: StepKeys) -> Bool[Array, "B N"]:
     """Return which patches the student does not see."""
     return masking.masks(keys_B=keys.per_example("mask"), grid=self.grid, **self.mask_options)
 
+  @jax.named_scope("group")
   def group(
     self, target_BNC: Float[Array, "B N C"], image: Float[Array, "B H W 3"], keys: StepKeys
   ) -> dict[str, Int[Array, "S B N"]]:
@@ -111,6 +116,7 @@ class Pretraining(Task):
 
     return {name: draw(name) for name in self.morphers}
 
+  @jax.named_scope("predict")
   def predict(
     self, params: PyTree, image: Float[Array, "B H W 3"], mask_BN: Bool[Array, "B N"], keys: StepKeys
   ) -> dict[str, Array]:
@@ -120,6 +126,7 @@ class Pretraining(Task):
       rngs={"drop_path": keys.stream("drop_path")},
     )  # fmt: skip
 
+  @jax.named_scope("compare")
   def compare(
     self,
     prediction_BNC: Float[Array, "B N C"],
