@@ -14,7 +14,7 @@ import pytest
 import small_world
 import without_clu
 
-from benchmarks import measuring, operations, peer, prefixes, recompiles, remat, step, workload
+from benchmarks import measuring, operations, prefixes, recompiles, remat, step, workload
 from dtm_jax import morphing, partitions
 from dtm_jax.models.vit import model as vit
 from dtm_jax.training import mesh as meshes
@@ -174,20 +174,6 @@ def test_the_peer_draws_the_papers_schedule():
     assert 0 <= sum(merges) <= 195
     expected = morphing.paper_merges(196 - sum(merges), len(merges), 196, 14)
     np.testing.assert_array_equal(expected, merges + [0] * (14 - len(merges)))
-
-
-@pytest.mark.slow
-def test_the_peer_in_turns(world, tmp_path, monkeypatch):
-  pytest.importorskip("torch")
-  monkeypatch.chdir(ROOT)
-  monkeypatch.setenv("XLA_FLAGS", "")
-  peer.main(
-    ["--config=configs/debug.py", "--batch=2", "--repeats=2", f"--out={tmp_path}", "--name=p",
-     f"--config.teacher.path={world / 'clip'}"]
-  )  # fmt: skip
-  record = json.loads((tmp_path / "p.json").read_text())
-  assert {side: len(each) for side, each in record["seconds"].items()} == {"jax": 2, "torch": 2}
-  assert "ours to PyTorch" in (tmp_path / "p.md").read_text()
 
 
 FOLDER = """
