@@ -26,6 +26,7 @@ OTHER_PROGRAMS = {
 FLAGS_IN = {
   "scripts/campaign.sh": "tests/campaign/__main__.py",
   "scripts/comparisons.sh": "scripts/studies/study.py",
+  "scripts/gpu.sh": "benchmarks/gpu.py",
   "scripts/launch.sh": "dtm_jax/main.py",
   "scripts/quickstart.sh": "dtm_jax/main.py",
   "scripts/test.sh": "tests/conftest.py",
