@@ -165,3 +165,15 @@ def test_the_command_that_draws_groups(tmp_path, capsys):
   text = (tmp_path / "groups.svg").read_text()
   assert "<svg" in text
   assert "2 images in 16, 1 groups" in capsys.readouterr().out
+
+
+def test_tokens_of_a_class_have_its_colour_and_rare_classes_are_grey():
+  image = np.stack([IMAGE])
+  class_BN = np.array([[0] * 4 + [1] * 3 + [2, 2, 3, 3, 4, 4, 5, 5, 6, 6] + [7]])[:, :18]
+  figure = pictures.draw_token_classes(image, {"a": class_BN}, list("ABCDEFGH"), grid=(3, 6))
+  drawn = np.asarray(figure.axes[0].get_images()[1].get_array()).reshape(-1, 3)
+  assert len(np.unique(drawn[:4], axis=0)) == 1
+  assert len(np.unique(drawn, axis=0)) == 8
+  assert np.ptp(drawn[-1]) == 0  # grey
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [*"ABCDEFG", "others"]
