@@ -1,16 +1,22 @@
-"""Train and evaluate: `python -m dtm_jax.main --config=configs/vitb16.py [--workdir=...]`.
+"""Train and evaluate.
 
-Write an option of the config as `--config.batch_size=64`. `--config=FILE --help` lists all options. They are
-checked before anything is loaded. An error that the user can mend ends with one message and exit code 2.
+    python -m dtm_jax.main --config=configs/vitb16.py [--workdir=DIR]
 
-On a pod every host runs the same command. If JAX does not find the cluster by itself, set
-JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+Write an option of the config as `--config.batch_size=64`. The command
+`--config=FILE --help` lists all options. They are checked before anything is
+loaded. An error that the user can mend ends with one message and exit code 2.
 
-After a SIGTERM the run saves and ends with code 0, or with DTM_JAX_STOPPED_CODE if that is set. A script that
-sets it can tell such a run from a complete one and start the same command again.
+On a pod every host runs the same command. If JAX does not find the cluster by
+itself, set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID.
 
-Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so a second start does not compile
-them again. JAX_COMPILATION_CACHE_DIR names another place, and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+After a SIGTERM the run saves and ends with code 0, or with DTM_JAX_STOPPED_CODE
+if that is set. A script that sets it can tell such a run from a complete one
+and start the same command again.
+
+Compiled programs are kept in ~/.cache/dtm_jax/xla (or $DTM_JAX_CACHE/xla), so
+a second start does not compile them again. JAX_COMPILATION_CACHE_DIR names
+another place, and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 """
 
 import os
@@ -20,12 +26,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from dtm_jax.errors import UserError
-from dtm_jax.options import command_line, validation
+from dtm_jax.options import command_line, help_text, validation
 from dtm_jax.options.arguments import split_arguments
 from dtm_jax.options.command_line import USER_ERROR
 from dtm_jax.options.config_file import load_config
-from dtm_jax.options.known_options import known_keys, rule_of
-from dtm_jax.options.sections import get
 from dtm_jax.training import startup
 
 _WORKDIR = flags.DEFINE_string(
@@ -33,6 +37,7 @@ _WORKDIR = flags.DEFINE_string(
   None,
   "Folder of checkpoints and logs, from which a run resumes. Default: runs/<name of the config>.",
 )
+_HELP = {"--help", "-help", "-h", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
 _run: dict = {}
 """The checked config and the workdir, which `parse_flags` passes to `main`."""
 
@@ -85,8 +90,10 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
     UserError: a flag, an option, a file, or a variable of the cluster is wrong.
   """
   arguments = split_arguments(argv)
-  if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & {*arguments.rest}:
+  if asked := _HELP & {*arguments.rest}:
     print(_help(arguments.config))
+    if any("full" in flag for flag in asked):
+      print(f"\nFlags of the libraries:\n{flags.FLAGS.get_help()}")
     sys.exit(0)
   config, problems, rest = command_line.read(arguments)
   path = str(arguments.config).partition(":")[0]
@@ -101,17 +108,12 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
 
 
 def _help(path: str | None) -> str:
-  """Return the docstring and the options of a config with their values and the allowed ones."""
-  lines = [__doc__.strip(), "", f"  --workdir={'DIR':<38}{flags.FLAGS['workdir'].help}"]
-  if not path:
-    return "\n".join([*lines, f"  --config={'FILE':<39}What to run: a file of configs/."])
-  config = load_config(path)
-  for key in known_keys(config):
-    rule, value = rule_of(config, key), get(config, key, "(its default)")
-    if rule is not None:
-      about = f"{rule.about}: {rule.allowed}" if rule.about else rule.allowed
-      lines += [f"  --config.{key}={value}", f"      {about}"]
-  return "\n".join(lines)
+  """Return how to start a run, and the options of the config, or else the list of configs."""
+  lines = [__doc__.strip(), "", "  --workdir=DIR", help_text.paragraph(flags.FLAGS["workdir"].help)]
+  if path:
+    return "\n".join([*lines, "", f"Options of {path}:", "", help_text.config_help(load_config(path))])
+  about = "What to run. With a config, --help lists its options with their meaning."
+  return "\n".join([*lines, "  --config=FILE", help_text.paragraph(about), "", help_text.configs_help()])
 
 
 if __name__ == "__main__":

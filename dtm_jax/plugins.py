@@ -4,18 +4,16 @@
 a name that starts with _ is a helper and not a choice.
 """
 
-import ast
-import dataclasses
 import difflib
 import functools
 import importlib
-import inspect
 import pathlib
 import pkgutil
 from types import ModuleType
 from typing import Any
 
 from dtm_jax.errors import OptionError, check_choice
+from dtm_jax.signatures import Parameter, parameters_in_source, parameters_of
 
 SOCKETS = ("datasets", "evaluators", "morphers", "tasks", "teachers")
 PACKAGE = pathlib.Path(__file__).parent
@@ -25,20 +23,6 @@ GIVEN = {
   "evaluators": ("self", "context"),
 }
 """Parameters that the caller passes. They are not options of the config."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-  """Describe one option of a choice: a parameter of its `build` or of its class `Evaluator`.
-
-  Attributes:
-    annotation: the type as written in the source, such as "int | None".
-    required: True if there is no default.
-  """
-
-  name: str
-  annotation: str
-  required: bool
 
 
 def available(socket: str) -> list[str]:
@@ -77,7 +61,7 @@ def load(socket: str, name: str) -> ModuleType:
 
 
 @functools.cache
-def options_of(socket: str, name: str) -> dict[str, Option]:
+def options_of(socket: str, name: str) -> dict[str, Parameter]:
   """Return the options of a choice by name, in the order of its signature.
 
   The source is parsed and not imported, because an import of JAX or TensorFlow takes seconds. A module is
@@ -87,38 +71,14 @@ def options_of(socket: str, name: str) -> dict[str, Option]:
     OptionError: there is no such module.
   """
   require_name(socket, name)
-  body = ast.parse((PACKAGE / socket / f"{name}.py").read_text(encoding="utf-8")).body
-  wanted = "build"
-  if socket == "evaluators":
-    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == "Evaluator"]
-    body = classes[0].body if classes else []
-    wanted = "__init__"
-  functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == wanted]
-  found = _of_source(functions[0]) if functions else _of_module(socket, name)
+  source = (PACKAGE / socket / f"{name}.py").read_text(encoding="utf-8")
+  path = ("Evaluator", "__init__") if socket == "evaluators" else ("build",)
+  found = parameters_in_source(source, *path)
+  if found is None:
+    module = load(socket, name)
+    function = module.Evaluator if socket == "evaluators" else module.build
+    found = parameters_of(function, function.__doc__)
   return {option.name: option for option in found if option.name not in GIVEN.get(socket, ())}
-
-
-def _of_source(function: ast.FunctionDef) -> list[Option]:
-  arguments = function.args
-  positional = [*arguments.posonlyargs, *arguments.args]
-  defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
-  pairs = [
-    *zip(positional, defaults, strict=True),
-    *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-  ]
-  annotation = lambda argument: ast.unparse(argument.annotation) if argument.annotation else ""
-  return [Option(argument.arg, annotation(argument), default is None) for argument, default in pairs]
-
-
-def _of_module(socket: str, name: str) -> list[Option]:
-  module = load(socket, name)
-  function = module.Evaluator if socket == "evaluators" else module.build
-  named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-  return [
-    Option(each.name, inspect.formatannotation(each.annotation), each.default is inspect.Parameter.empty)
-    for each in inspect.signature(function).parameters.values()
-    if each.kind in named
-  ]
 
 
 def build(socket: str, options: Any, *, function: str = "build", **more: Any) -> Any:

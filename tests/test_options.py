@@ -2,24 +2,26 @@
 
 import ast
 import inspect
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import grain  # noqa: F401  (it defines flags, and tests replace absl's flags)
 import pytest
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_dict
 
-from dtm_jax import main, plugins
+from dtm_jax import main, plugins, signatures
 from dtm_jax.errors import NotThereError, OptionError, concerning
-from dtm_jax.options import command_line, run_options, validation
+from dtm_jax.options import command_line, help_text, reference, run_options, validation
 from dtm_jax.options.arguments import split_arguments
 from dtm_jax.options.config_file import load_config
 from dtm_jax.options.overrides import apply, parse_literal
 from dtm_jax.options.run_options import RUN_OPTIONS
-from dtm_jax.options.sections import get
-from dtm_jax.options.socket_options import SOCKET_OPTIONS
+from dtm_jax.options.sections import dotted_keys, get
+from dtm_jax.options.socket_options import ALWAYS, SOCKET_OPTIONS
 from dtm_jax.options.task_options import TASK_OPTIONS, TRUNK_SIZES
 from dtm_jax.options.value_rules import UNITS
 from dtm_jax.training import startup
@@ -353,21 +355,101 @@ def test_a_placeholder_leaves_an_option_to_the_choice():
   validation.check(config)
 
 
-@pytest.mark.parametrize("socket", [each for each in plugins.SOCKETS if each != "tasks"])
-def test_every_option_of_every_choice_has_a_rule_and_a_meaning(socket):
-  rules = SOCKET_OPTIONS[socket]
+SOCKETS = [socket for socket in plugins.SOCKETS if socket != "tasks"]
+
+
+@pytest.mark.parametrize("socket", SOCKETS)
+def test_the_options_of_every_choice_are_those_of_its_signature(socket):
   for name in plugins.available(socket):
-    options = plugins.options_of(socket, name)
     module = plugins.load(socket, name)
     function = module.Evaluator.__init__ if socket == "evaluators" else inspect.unwrap(module.build)
     given = plugins.GIVEN.get(socket, ())
-    assert list(options) == [each for each in inspect.signature(function).parameters if each not in given]
-    for option in options:
-      if (socket, option) in (("evaluators", "dataset"), ("evaluators", "morphers")):
-        continue
-      rule = rules.get(f"{name}/{option}", rules.get(option))
-      assert rule is not None, (name, option)
-      assert rule.about or rule.allowed == "anything", (name, option)
+    signature = {
+      key: each for key, each in inspect.signature(function).parameters.items() if key not in given
+    }
+    options = plugins.options_of(socket, name)
+    assert list(options) == list(signature)
+    for key, option in options.items():
+      assert option.required == (signature[key].default is inspect.Parameter.empty)
+      assert option.required or ast.literal_eval(option.default) == signature[key].default
+
+
+def without_meaning(options):
+  return [option.key for option in options if not re.fullmatch(r"[^\s`].*\.", option.meaning)]
+
+
+@pytest.mark.parametrize("title", reference.all_options())
+def test_every_option_has_a_meaning(title):
+  """A new option of a choice gets its meaning in the `Args` of the docstring of `build` or `Evaluator`.
+
+  Options that several choices share, and those of runs and tasks, have it in the tables of dtm_jax/options.
+  """
+  assert without_meaning(reference.all_options()[title]) == []
+
+
+def test_an_option_without_a_meaning_is_found(monkeypatch):
+  undocumented = {"speed": signatures.Parameter("speed", "int", "3")}
+  monkeypatch.setattr(plugins, "available", lambda socket: ["fast"])
+  monkeypatch.setattr(plugins, "options_of", lambda socket, name: undocumented)
+  assert without_meaning(reference.all_options()["Morpher fast"]) == ["morphers.NAME.speed"]
+
+
+def test_a_meaning_is_written_in_one_place():
+  """A rule has a meaning only if a choice's docstring leaves it to the rule, or another table has it."""
+  elsewhere = {rule.about for table in (RUN_OPTIONS, *TASK_OPTIONS.values()) for rule in table.values()}
+  for socket, rules in SOCKET_OPTIONS.items():
+    left = {
+      key
+      for name in plugins.available(socket)
+      for option, parameter in plugins.options_of(socket, name).items()
+      for key in (option, f"{name}/{option}")
+      if not parameter.meaning
+    } | {*ALWAYS.get(socket, ())}
+    unused = {key for key, rule in rules.items() if rule.about and key not in left}
+    assert all(rules[key].about in elsewhere or key == "activation" for key in unused), unused
+
+
+def test_the_reference_of_a_config_is_complete():
+  """Each option of the config is there once, with its value, next to the others of its section."""
+  for name in CONFIGS:
+    config = read(name)[0]
+    options = reference.options_of_config(config)
+    assert {*dotted_keys(config)} <= {option.key for option in options}
+    assert all(option.value == get(config, option.key, reference.LEFT_OUT) for option in options)
+    sections = [section for section, _ in itertools.groupby(option.section for option in options)]
+    assert len(sections) == len(set(sections))
+    assert without_meaning(options) == []
+
+
+def test_the_reference_describes_an_option():
+  options = {option.key: option for option in reference.options_of_config(read("vitb16")[0])}
+  assert options["optim.decay"] == reference.Option(
+    "optim.decay", "Curve of the learning rate from its peak to the end.", "text", "one of cosine, linear",
+    ("cosine", "linear"), "'cosine'", reference.LEFT_OUT,
+  )  # fmt: skip
+  assert options["teacher.name"].choices == tuple(plugins.available("teachers"))
+  assert options["task"].choices == tuple(plugins.available("tasks"))
+  assert options["teacher.image_size"].type == "whole number or None"
+  assert options["morphers.dtm.max_rounds"].default == "14"
+  assert options["morphers.dtm.weight"].meaning.startswith("Weight of this morpher's loss.")
+
+
+def test_defaults_are_those_of_the_code():
+  from dtm_jax.data import image_decoding
+  from dtm_jax.models.vit import model as vit
+  from dtm_jax.models.vit import segmenter
+  from dtm_jax.training import optim
+
+  tables = {title: {o.key: o for o in options} for title, options in reference.all_options().items()}
+  assert tables["Every run"]["data.view.max_pixels"].default == str(image_decoding.MAX_PIXELS)
+  for name, parameter in inspect.signature(optim.make_optimizer).parameters.items():
+    if f"optim.{name}" in tables["Task pretrain"] and name != "warmup_steps":
+      assert ast.literal_eval(tables["Task pretrain"][f"optim.{name}"].default) == parameter.default
+  for task, section, model in (("pretrain", "student", vit.Trunk), ("segment", "model", segmenter.Segmenter)):
+    table = tables[f"Task {task}"]
+    for name, field in model.__dataclass_fields__.items():
+      if f"{section}.{name}" in table and name not in ("width", "depth", "num_heads"):
+        assert ast.literal_eval(table[f"{section}.{name}"].default) == field.default, name
 
 
 @pytest.mark.parametrize(
@@ -593,13 +675,68 @@ def test_a_refused_start_imports_neither_jax_nor_tensorflow():
   assert "'clip'" in done.stderr
 
 
-def test_help_lists_the_options_of_a_config(capsys):
+def help_of(capsys, *flags):
   with pytest.raises(SystemExit) as caught:
-    main.parse_flags(["main", "--config=configs/debug.py", "--help"])
-  text = capsys.readouterr().out
+    main.parse_flags(["main", *flags])
   assert caught.value.code == 0
-  assert "--config.optim.lr=0.0015\n      peak learning rate: a number of at least 0" in text
-  assert "--workdir" in text
+  return capsys.readouterr().out
+
+
+def test_help_lists_the_options_of_a_config(capsys):
+  text = help_of(capsys, "--config=configs/debug.py", "--help")
+  assert "\n\noptim (adamw)\n" in text
+  assert (
+    "\n  --config.optim.lr=0.0015\n      Peak learning rate, before lr_scaling. Number of at least 0.\n"
+    in text
+  )
+  assert (
+    "\n  --config.optim.decay\n      Curve of the learning rate from its peak to the end. One of\n" in text
+  )
+  assert "cosine, linear. Default: 'cosine'." in text
+  assert "One of beit, checkpoint, clip" in text
+  assert "--workdir=DIR" in text
+
+
+@pytest.mark.parametrize("name", ["vitb16", "consistency", "seg_debug", "finetune_cifar10"])
+def test_help_fits_80_columns(capsys, name):
+  text = help_of(capsys, f"--config=configs/{name}.py", "--help")
+  assert [line for line in text.splitlines() if len(line) > 80 and " " in line.strip()] == []
+
+
+def test_help_without_a_config_lists_the_configs(capsys):
+  text = help_of(capsys, "--help")
+  assert "\n  configs/vitb16.py\n      Pre-train ViT-B/16 with DTM on ImageNet-1k" in text
+  assert "configs/common.py" not in text
+  assert "With a config, --help lists its options" in text
+  assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_help_names_the_configs_of_any_folder(tmp_path, monkeypatch):
+  assert help_text.configs_help(str(tmp_path)) == ""
+  (tmp_path / "own.py").write_text("'''Train mine.\n\nMore.'''\ndef get_config(): ...")
+  (tmp_path / "shared.py").write_text("def durations(): ...")
+  assert (
+    help_text.configs_help(str(tmp_path)) == f"Configs in {tmp_path}:\n  {tmp_path}/own.py\n      Train mine."
+  )
+  monkeypatch.chdir(tmp_path)
+  assert "configs/quickstart.py" in help_text.configs_help()  # those beside the package
+
+
+def test_full_help_also_lists_the_flags_of_libraries(capsys):
+  text = help_of(capsys, "--helpfull", "--config=configs/debug.py")
+  assert "--config.optim.lr=" in text
+  assert "Flags of the libraries:" in text
+
+
+def test_help_imports_neither_jax_nor_tensorflow():
+  code = (
+    "import sys\nfrom dtm_jax import main\ntry: main.parse_flags(sys.argv)\nexcept SystemExit as e:\n"
+    "  heavy = {'jax', 'tensorflow', 'transformers', 'tensorflow_datasets', 'clu', 'orbax', 'grain'}\n"
+    "  print(e.code, sorted(heavy & sys.modules.keys()), file=sys.stderr)"
+  )
+  for flags in (["--help"], ["--config=configs/vitb16.py", "--help"]):
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "0 []"
 
 
 # What is documented --------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def build(split: str = "train", data_dir: str | None = None) -> Dataset:
   to finish renames its folder.
 
   Args:
-    data_dir: see `local_copies.cache_folder`.
+    data_dir: folder of the downloaded archive and of the converted arrays. Default: $DTM_JAX_CACHE, else
+      ~/.cache/dtm_jax.
 
   Raises:
     OptionError: the split is unknown, the download is not the expected file, or the arrays are damaged.

@@ -51,7 +51,8 @@ def build(split: str = "train", *, data_dir: str | None, labels: bool = True) ->
 
   Args:
     split: name of the folder, or another usual name: "val" also finds Valid/ and validation/.
-    labels: False gives all images label -1.
+    data_dir: the folder of the images.
+    labels: whether folders are classes. False gives all images label -1.
 
   Raises:
     NotThereError: the folder is not there.

@@ -52,9 +52,12 @@ def build(
 
   Args:
     split: name of the folders, or another usual name: "val" also finds validation/.
-    images, maps: the folders of the two trees in `data_dir`.
+    data_dir: the folder that holds both trees.
+    images: the folder of the images in `data_dir`.
+    maps: the folder of the label maps in `data_dir`.
     num_classes: number of classes if no file in `data_dir` names them. The names are then "0", "1", ...
-    zero_is_ignored: see `label_maps.MapCoding`.
+    zero_is_ignored: whether 0 in a map means "no class" and the classes are 1..G, as in ADE20K. Otherwise the
+      classes are 0..G-1. 255 is ignored in both cases.
 
   Raises:
     NotThereError: a folder does not exist. The message lists the splits that exist.

@@ -43,10 +43,10 @@ def build(
   """Open "train" (4,096 pictures) or "val" (256 pictures).
 
   Args:
-    data_dir: not used.
-    side: each side of a picture has `side` to 1.5·`side` pixels.
-    num_examples: number of pictures; None means the numbers above.
-    border: the first rows of every map, this many, are ignored.
+    data_dir: not used, because the pictures are generated.
+    side: smallest side of a picture in pixels. Each side has `side` to 1.5·`side` pixels.
+    num_examples: number of pictures. Default: 4,096 of "train" and 256 of "val".
+    border: number of rows of every map, from the top, that are ignored.
 
   Raises:
     OptionError: the split is unknown.

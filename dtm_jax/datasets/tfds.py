@@ -39,11 +39,11 @@ def build(
   Args:
     split: name of the split, another usual name ("val" finds "validation"), or a part ("train[:90%]").
     variant: TFDS's name of the data set, "name/config:version".
-    data_dir: TFDS's folder; default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    data_dir: TFDS's folder. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     image: name of the feature of images.
     label: name of the feature of labels. If there is none, all labels are -1.
-    label_map: name of the feature of label maps; None for no label maps.
-    maps: how the label maps are written.
+    label_map: name of the feature of label maps. None: no label maps.
+    maps: how the label maps are written, a `label_maps.MapCoding`. Only code can give it.
     shuffle_buffer: number of encoded images in tf.data's shuffle buffer. Only `tfrecord` needs it. The
       order of its files is shuffled too.
 

@@ -21,7 +21,7 @@ class Evaluator:
   Args:
     context: needs the predict functions `outputs`.
     dataset: options of the data set, with its "name". It must have class names.
-    outputs: names of the functions that give logits [B, G]. None: those of "logits" and "logits_ema" that
+    outputs: names of the predict functions that give logits. None: those of "logits" and "logits_ema" that
       the task has.
     split: the split to measure. Default: val or test, by any of their usual names.
     image_size: pixels of a side that the model sees.
@@ -38,7 +38,7 @@ class Evaluator:
     context: Context,
     *,
     dataset: Section,
-    outputs: tuple[str, ...] | None = OUTPUTS[:1],
+    outputs: tuple[str, ...] | None = ("logits",),
     split: str | None = None,
     image_size: int,
     crop_pct: float | None = None,

@@ -61,7 +61,7 @@ class Evaluator:
     prompts: the set of templates for zero-shot classes. None leaves zero-shot numbers out.
     fit: the split that the linear probe of single tokens is fitted on.
     max_fit: the number of its images to use. None: all. They are the first ones, or evenly spaced ones if the
-      first are not spread over the classes (`datasets.spread`).
+      first are not spread over the classes.
     fit_evenly: whether to use evenly spaced images of `fit` in any case.
     split: the split to measure.
     max_images: the number of its images to measure, chosen in the same way. Default: all.

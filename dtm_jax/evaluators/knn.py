@@ -38,7 +38,7 @@ class Evaluator:
     resize: pixels of the shorter side before the central crop. Default: `image_size`.
     batch_size: images in a batch, of all devices together.
     max_bank: the number of examples in the bank, for a quick look. Default: all. They are the first ones, or
-      evenly spaced ones if the first are not spread over the classes (`datasets.spread`).
+      evenly spaced ones if the first are not spread over the classes.
     max_queries: the number of queries, chosen in the same way. Default: all.
 
   Raises:

@@ -26,7 +26,7 @@ class Evaluator:
     fit: the split that the probe is fitted on, or a part of one such as "train[:90%]".
     held_out: the split that chooses the strength.
     split: the split to measure. Default: val or test, by any of their usual names.
-    ridges: the strengths to choose from, relative to the mean square of a feature (`LeastSquares`).
+    ridges: the strengths to choose from, relative to the mean square of a feature.
     image_size: pixels of a side that the model sees.
     resize: pixels of the shorter side before the central crop. Default: `image_size`.
     batch_size: images in a batch, of all devices together.

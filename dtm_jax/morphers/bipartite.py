@@ -39,7 +39,11 @@ def build(
     max_groups: the largest number of groups, by default N. If it equals `min_groups`, the number is fixed.
     max_merged: the largest number of tokens that the released schedule merges, by default N.
     max_rounds: K, the largest number of rounds.
-    split, protect_first, merged_feature: see `morphing.bipartite_match`.
+    split: how a round splits the live tokens into two sets. "random" permutes them first, anew for each image
+      and round. "alternate" splits by even and odd place, as the released code does.
+    protect_first: whether the first patch stays in a group by itself, as in the released code.
+    merged_feature: the feature of a group in the next round. "size_weighted" is the mean of all its tokens.
+      "mean_of_means" is the mean of the features that merged in the round, as in Algorithm 1.
     implementation: how the rounds are computed. "plain" compares features. "gram" compares sums of one Gram
       matrix, which all schedules of a step share. "pallas" is one kernel with all rounds on a TPU or a GPU,
       and "plain" elsewhere.

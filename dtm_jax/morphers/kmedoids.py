@@ -17,7 +17,16 @@ def build(
   init: str = "k-means++",
   iterations: int = 10,
 ) -> Assign:
-  """Build the morpher. The options are those of `kmeans.build`, with medoids as centres."""
+  """Build the morpher. The defaults draw n̄ as the paper's schedule does.
+
+  Args:
+    groups, min_groups, max_groups, drawn_per: see `GroupCount`.
+    init: how the initial medoids are chosen, "k-means++" or "random".
+    iterations: number of updates of the medoids. With 0, every token joins its nearest initial medoid.
+
+  Raises:
+    OptionError: a choice is unknown, or a number is out of range.
+  """
   return by_similarity(kmedoids, GroupCount(groups, min_groups, max_groups, drawn_per), init, iterations)
 
 

@@ -6,6 +6,8 @@ config_file      loads the file that `--config` names
 overrides        sets the typed options in the config, `--config.optim.lr=1e-3`
 sections         dotted keys, and the sections that choose a module, such as `teacher`
 known_options    the options that a config may have, and the rule of each
+reference        describes options for people: meaning, type, default and choices, for --help and the docs
+help_text        the text of --help
 validation       checks a config before anything is loaded
 cross_checks     checks how several options fit together; evaluator_checks does so for evaluators
 value_rules      kinds of rules: `number(0, 1)`, `choice("cosine", "linear")`

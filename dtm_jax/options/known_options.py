@@ -1,5 +1,6 @@
 """Find the options that a config has or could have, the rule of each, and those that are spelt alike."""
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from dtm_jax.options.sections import NOUNS, Section, dotted_keys, section_of, se
 from dtm_jax.options.socket_options import ALWAYS, SOCKET_OPTIONS
 from dtm_jax.options.task_options import TASK_OPTIONS
 from dtm_jax.options.value_rules import Rule, anything, of_annotation, text
+from dtm_jax.signatures import Parameter
 
 
 def rule_of(config: ConfigDict, key: str) -> Rule | None:
@@ -20,11 +22,24 @@ def rule_of(config: ConfigDict, key: str) -> Rule | None:
   return _rules_beside_sockets(config).get(key)
 
 
+def rule_of_choice(socket: str, name: str, option: Parameter) -> Rule:
+  """Return the rule of an option of a choice, such as "clip" of "teachers".
+
+  What the choice's docstring says about the option comes before the meaning of the rule, because it is about
+  this choice.
+  """
+  rules = SOCKET_OPTIONS[socket]
+  rule = rules.get(f"{name}/{option.name}", rules.get(option.name))
+  rule = rule or of_annotation(option.annotation, {"Normalization": NORMALIZATION})
+  return dataclasses.replace(rule, about=option.meaning or rule.about)
+
+
 def known_keys(config: ConfigDict) -> list[str]:
   """Return the keys of all options that this config has or could have."""
   keys = dict.fromkeys(dotted_keys(config))
   for section in sections(config):
-    keys |= dict.fromkeys(f"{section.path}.{option}" for option in section.accepted_options())
+    always = ALWAYS.get(section.socket, ()) if _at_top(section) else ()
+    keys |= dict.fromkeys(f"{section.path}.{option}" for option in (*section.accepted_options(), *always))
   parents = {*dotted_keys(config, sections=True), ""}
   possible = (key for key in _rules_beside_sockets(config) if key.rpartition(".")[0] in parents)
   return list(keys | dict.fromkeys(possible))
@@ -51,18 +66,18 @@ def _rules_beside_sockets(config: ConfigDict) -> dict[str, Rule]:
 
 def _rule_in_section(section: Section, option: str) -> Rule | None:
   if option == "name":
-    return text(f"which file of dtm_jax/{section.socket}")
-  rules = SOCKET_OPTIONS[section.socket]
-  at_top = section.socket != "morphers" or section.path.startswith("morphers.")
-  if option in ALWAYS.get(section.socket, ()) and at_top:
-    return rules[option]
+    return text(f"Name of the {NOUNS[section.socket]}, a file of dtm_jax/{section.socket}.")
+  if option in ALWAYS.get(section.socket, ()) and _at_top(section):
+    return SOCKET_OPTIONS[section.socket][option]
   if not section.exists:
     return anything()  # the unknown name is what is reported
   accepted = section.accepted_options()
-  if option not in accepted:
-    return None
-  rule = rules.get(f"{section.name}/{option}", rules.get(option))
-  return rule or of_annotation(accepted[option].annotation, {"Normalization": NORMALIZATION})
+  return rule_of_choice(section.socket, section.module, accepted[option]) if option in accepted else None
+
+
+def _at_top(section: Section) -> bool:
+  """Return whether the run itself reads the section. An evaluator's morphers have no weight in the loss."""
+  return section.socket != "morphers" or section.path.startswith("morphers.")
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

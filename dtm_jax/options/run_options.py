@@ -23,12 +23,14 @@ from dtm_jax.options.value_rules import (
 
 # Rules that several options share -----------------------------------------------------------------------
 
-SPLIT = text("split of the data set, or a part of it such as train[:90%]")
+SPLIT = text("Split of the data set, or a part of it such as train[:90%].")
 PATTERN = regex()
-DTYPE = choice("float32", "bfloat16", "float16", about="type of the matrix products")
-INTERPOLATION = choice("bicubic", "bilinear", "area", "lanczos", about="filter that resizes images")
-SIZE = whole(1, "side of the image in pixels", also=(0,)).or_none(
-  "side of the image in pixels; 0: the size of the data set's images"
+DTYPE = choice(
+  "float32", "bfloat16", "float16", about="Type of the matrix products. Parameters and losses are float32."
+)
+INTERPOLATION = choice("bicubic", "bilinear", "area", "lanczos", about="Filter that resizes images.")
+SIZE = whole(1, also=(0,)).or_none(
+  "Side of the square image that the model sees, in pixels. 0: the size of the data set's images."
 )
 TACTICS = ("replicated", "fsdp")
 NORMALIZATIONS = ("imagenet", "clip", "inception")
@@ -38,63 +40,88 @@ _MEAN_AND_STD = Rule(
   "a pair ((mean, mean, mean), (std, std, std)) with std above 0",
   lambda value: len(value) == 2 and all(_TRIPLE.problem(x) is None for x in value) and min(value[1]) > 0,
 )
-NORMALIZATION = any_of(
-  choice(*NORMALIZATIONS), _MEAN_AND_STD, about="mean and standard deviation of the input channels"
-)
+_CHANNELS = "Mean and standard deviation that normalise the input channels, whose values are in [0, 1]."
+NORMALIZATION = any_of(choice(*NORMALIZATIONS), _MEAN_AND_STD, about=_CHANNELS)
 TRAIN_NORMALIZATION = any_of(
-  choice(*NORMALIZATIONS, "dataset"), _MEAN_AND_STD, about="mean and standard deviation of the input channels"
+  choice(*NORMALIZATIONS, "dataset"),
+  _MEAN_AND_STD,
+  about=f'{_CHANNELS} "dataset" measures them on the training images.',
 )
 
 # The table ----------------------------------------------------------------------------------------------
 
+_CROPS = (
+  "How a training image is cropped: a box of random area and aspect; after padding; not at all; or together "
+  "with its label map."
+)
+_SCALE = "Range of the crop's area as a share of the image. For a joint crop: of the factor of the side."
 _VIEW = {
-  "crop": choice("random_resized", "pad", "none", "joint", about="how a training image is cropped"),
-  "scale": interval(0, None, "range of the crop's area, as a share of the image (joint: factor of the side)"),
-  "ratio": interval(0, None, "range of the crop's aspect ratio"),
-  "padding": whole(0, "black pixels added on each side"),
+  "crop": choice("random_resized", "pad", "none", "joint", about=_CROPS),
+  "scale": interval(0, None, _SCALE),
+  "ratio": interval(0, None, "Range of the crop's aspect, width / height."),
+  "padding": whole(0, "Number of black pixels that are added on each side before the crop."),
   "interpolation": INTERPOLATION,
-  "antialias": flag("whether the filter widens when it shrinks an image"),
+  "antialias": flag("Whether the filter widens when it shrinks an image."),
   "rand_augment": Rule(
     str,
     'a policy such as "rand-m9-mstd0.5-inc1"',
     lambda value: (
       re.fullmatch(r"rand(-(m|mstd|n|p|inc)\d+(\.\d+)?)+", value) is not None and "-inc1" in value
     ),
-    "RandAugment policy",
+    "RandAugment policy in timm's notation, which changes the cropped image. None: no change.",
     optional=True,
   ),
-  "shorter": whole(1, "shorter side of the image before the joint crop").or_none(),
-  "longer": whole(1, "longest side of the image before the joint crop").or_none(),
-  "max_class_share": number(0, 1, "largest share of one class in a joint crop", above=True),
-  "max_pixels": whole(1, "largest image that is read; a larger one counts as corrupt"),
-  "prefetch": whole(1, "number of batches that are made ahead"),
+  "shorter": whole(1, "Shorter side of the image before the joint crop, in pixels.").or_none(),
+  "longer": whole(1, "Longest side of the image before the joint crop, in pixels.").or_none(),
+  "max_class_share": number(0, 1, "Largest share of one class in a joint crop.", above=True),
+  "max_pixels": whole(1, "Most pixels of an image that is read. A larger image counts as corrupt."),
+  "prefetch": whole(1, "Number of batches that are made ahead."),
 }
 
+_RESUME = (
+  "What happens if the run's saved config differs in a way that changes its numbers: check refuses, force "
+  "goes on."
+)
+_FLIGHT = (
+  "Whether the last good state is kept in the host's memory. If a step is not finite, its steps are written "
+  "to WORKDIR/flight."
+)
 RUN_OPTIONS: dict[str, Rule] = {
-  "task": text("what is learned: a file of dtm_jax/tasks"),
-  "seed": whole(0, "seed of all random draws", high=2**32 - 1),
-  "batch_size": whole(1, "global batch: images in a step over all devices"),
-  **durations("total", "length of the run; 0 only evaluates"),
-  "resume": choice("check", "force", about="what to do if the saved config differs").or_none(),
-  "replay": text("folder of a flight recording; its steps are run again").or_none(),
+  "task": text("What is learned: a file of dtm_jax/tasks."),
+  "seed": whole(0, "Seed of all random draws.", high=2**32 - 1),
+  "batch_size": whole(1, "Global batch: number of images in a step over all devices and hosts."),
+  **durations("total", "Length of the run. 0: the run only evaluates."),
+  "resume": choice("check", "force", about=_RESUME).or_none(),
+  "replay": text(
+    "Folder WORKDIR/flight/STEP of a recording. Its steps are run again, to find the first NaN."
+  ).or_none(),
   "data.split": SPLIT,
   "data.image_size": SIZE,
-  "data.num_threads": whole(1, "number of threads that decode images"),
+  "data.num_threads": whole(1, "Number of threads of each host that decode images."),
   **below("data.view", _VIEW),
-  "mesh.data": whole(1, "number of devices that split the batch", also=(-1,)),
-  "mesh.fsdp": whole(1, "number of devices that also split the parameters", also=(-1,)),
+  "mesh.data": whole(
+    1, "Number of groups of devices that split the batch. -1: all that mesh.fsdp leaves.", also=(-1,)
+  ),
+  "mesh.fsdp": whole(
+    1, "Number of devices that split the parameters. -1: all that mesh.data leaves.", also=(-1,)
+  ),
   "mesh.rules": Rule(
     tuple,
     "a tuple of pairs (pattern of parameters, replicated or fsdp)",
     lambda rules: (
       bool(rules) and all(PATTERN.problem(pattern) is None and tactic in TACTICS for pattern, tactic in rules)
     ),
-    "which parameters are split",
+    "How parameters are laid out. The first pattern that matches the whole path of a parameter decides.",
   ),
-  **below("checkpoint", durations("save", "time from one checkpoint to the next", above=True)),
-  "checkpoint.keep": whole(1, "number of newest checkpoints that are kept"),
-  **below("checkpoint", durations("keep", "checkpoints at multiples of this are always kept", above=True)),
-  **below("log", durations("log", "time from one report to the next", above=True)),
-  "log.flight_recorder": flag("whether the last good state is kept, to replay steps that are not finite"),
-  "log.profile_step": whole(1, "first step of the profile").or_none(),
+  **below("checkpoint", durations("save", "Distance of two checkpoints.", above=True)),
+  "checkpoint.keep": whole(1, "Number of newest checkpoints that are kept."),
+  **below(
+    "checkpoint",
+    durations(
+      "keep", "Checkpoints at multiples of this are always kept. None: only the newest are.", above=True
+    ),
+  ),
+  **below("log", durations("log", "Distance of two reports of loss and speed.", above=True)),
+  "log.flight_recorder": flag(_FLIGHT),
+  "log.profile_step": whole(1, "First of five steps that are profiled. None: no profile.").or_none(),
 }

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dtm_jax import plugins
+from dtm_jax.signatures import Parameter
 
 NOUNS = {"teachers": "teacher", "datasets": "data set", "morphers": "morpher", "evaluators": "evaluator"}
 """The word that messages use for a choice of each socket."""
@@ -54,7 +55,7 @@ class Section:
     """Whether the socket has such a module."""
     return self.module in plugins.available(self.socket)
 
-  def accepted_options(self) -> dict[str, plugins.Option]:
+  def accepted_options(self) -> dict[str, Parameter]:
     """Return the options of the choice by name; none if there is no such module."""
     return plugins.options_of(self.socket, self.module) if self.exists else {}
 

@@ -7,67 +7,103 @@ here with those in the code.
 from dtm_jax.options.run_options import DTYPE, NORMALIZATION, PATTERN, TRAIN_NORMALIZATION
 from dtm_jax.options.value_rules import Rule, below, choice, durations, flag, number, several, text, whole
 
+_LR_SCALING = "How lr grows with the images of an update. sqrt: sqrt(images / 2048). linear: images / 256."
+_LAYER_DECAY = "Factor of the learning rate from one layer to the layer below. 0 or None: none."
+_REMAT = (
+  "What the backward pass computes again to save memory: none; attention (logits and softmax); elementwise "
+  "(all but the products with kernels); or the whole block."
+)
+_REL_POS = "Which relative position biases start the model: each block's own, the shared ones, or their sum."
+_MIN_BLOCK = "Share of the patches in the smallest block. At least one patch."
+_ONLINE_PROBE = (
+  "Learning rate of a linear classifier that learns beside the student and does not change it. None: none."
+)
+_RATES = "Factors of the learning rate. One linear head is trained for each of them."
+_CLIP_HEADS = "Numbers of attention heads of the image and the text tower. None: as the weights say."
+
 _OPTIM = below(
   "optim",
   {
-    "name": choice("adamw", "muon", "sgd", about="optimizer"),
-    "lr": number(0, None, "peak learning rate"),
-    "lr_scaling": choice("none", "sqrt", "linear", about="how the learning rate follows the batch size"),
-    "final_lr": number(0, None, "learning rate at the end"),
-    "decay": choice("cosine", "linear", about="curve of the learning rate after the warm-up"),
-    **durations("warmup", "length of the warm-up"),
-    "betas": several(number(0, 1, below=True), "decay rates of the moments", lengths=(1, 2)),
-    "eps": number(0, None, "Adam's epsilon", above=True),
-    "weight_decay": number(0, None, "decoupled weight decay"),
-    "no_decay": several(PATTERN, "parameters without weight decay", empty=True),
-    "clip_norm": number(0, None, "largest norm of the gradients; 0: no clipping").or_none(),
-    "accumulate": whole(1, "number of steps that accumulate gradients for one update"),
-    "layer_decay": number(0, 1, "factor of the learning rate from layer to layer; 0: none").or_none(),
-    "frozen": several(PATTERN, "parameters that are not trained", empty=True),
+    "name": choice(
+      "adamw", "muon", "sgd", about="Optimizer. muon updates the kernels of the blocks, and adamw the rest."
+    ),
+    "lr": number(0, None, "Peak learning rate, before lr_scaling."),
+    "lr_scaling": choice("none", "sqrt", "linear", about=_LR_SCALING),
+    "final_lr": number(0, None, "Learning rate at the end of the run. lr_scaling does not apply."),
+    "decay": choice("cosine", "linear", about="Curve of the learning rate from its peak to the end."),
+    **durations("warmup", "Length of the linear warm-up from a learning rate of 0."),
+    "betas": several(
+      number(0, 1, below=True),
+      "Decay rates of the first and the second moment. sgd uses the first one.",
+      lengths=(1, 2),
+    ),
+    "eps": number(0, None, "Epsilon in the denominator of adamw and muon.", above=True),
+    "weight_decay": number(0, None, "Decoupled weight decay, times the learning rate."),
+    "no_decay": several(PATTERN, "Patterns of the paths of parameters without weight decay.", empty=True),
+    "clip_norm": number(0, None, "Largest global norm of the gradients. 0 or None: no clipping.").or_none(),
+    "accumulate": whole(1, "Number of steps that make one update from the mean of their gradients."),
+    "layer_decay": number(0, 1, _LAYER_DECAY).or_none(),
+    "frozen": several(PATTERN, "Patterns of the paths of parameters that are not trained.", empty=True),
   },
 )
 _TRUNK = {
-  "variant": choice("Ti", "S", "B", "L", about="size of the transformer"),
-  "patch_size": whole(1, "side of a patch in pixels"),
-  "width": whole(1, "channels of a token"),
-  "depth": whole(1, "number of blocks"),
-  "num_heads": whole(1, "number of attention heads"),
-  "mlp_ratio": number(0, None, "width of the MLP as a multiple of the token's width", above=True),
-  "shared_rel_pos_bias": flag("whether all blocks share one table of relative position biases"),
-  "rel_pos_bias": flag("whether each block has a table of relative position biases"),
-  "abs_pos_emb": flag("whether there are learned absolute position embeddings"),
-  "layer_scale_init": number(0, None, "initial factor of residual branches; 0: none").or_none(),
-  "drop_path": number(0, 1, "rate of stochastic depth in the last block", below=True),
-  "remat": choice("none", "attention", "elementwise", "block", about="what the backward pass recomputes"),
-  "unroll": whole(1, "number of blocks in one iteration of the scan"),
+  "variant": choice(
+    "Ti", "S", "B", "L", about="Size of the transformer: it gives width, depth and num_heads."
+  ),
+  "patch_size": whole(1, "Side of a patch in pixels."),
+  "width": whole(1, "D, the number of channels of a token."),
+  "depth": whole(1, "L, the number of blocks."),
+  "num_heads": whole(1, "Number of attention heads. It must divide the width."),
+  "mlp_ratio": number(0, None, "Width of the MLP's hidden layer as a multiple of D.", above=True),
+  "shared_rel_pos_bias": flag("Whether all blocks share one table of relative position biases."),
+  "rel_pos_bias": flag("Whether each block has its own table of relative position biases."),
+  "abs_pos_emb": flag("Whether a learned embedding of its position is added to each patch."),
+  "layer_scale_init": number(
+    0, None, "Initial factor of every residual branch. 0 or None: no factors."
+  ).or_none(),
+  "drop_path": number(
+    0, 1, "Rate of stochastic depth in the last block. It grows linearly from 0.", below=True
+  ),
+  "remat": choice("none", "attention", "elementwise", "block", about=_REMAT),
+  "unroll": whole(1, "Number of blocks in one iteration of the scan. More compile longer."),
   "dtype": DTYPE,
 }
 TRUNK_SIZES: dict[str, tuple[int, int]] = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12), "L": (1024, 16)}
 """Width and number of attention heads of each variant."""
 
 _AUGMENT = {
-  "augment.flip": number(0, 1, "probability of a horizontal flip"),
-  "augment.color_jitter": number(0, None, "strength of the colour jitter"),
+  "augment.flip": number(0, 1, "Probability of a horizontal flip."),
+  "augment.color_jitter": number(
+    0, None, "Strength of the jitter of brightness, contrast and saturation. 0: none."
+  ),
   "augment.normalization": TRAIN_NORMALIZATION,
 }
-WEIGHTS_IN_FILE = text("name of the model in a file that holds several").or_none()
+WEIGHTS_IN_FILE = text("Name of the model in a file that holds several.").or_none()
 _INIT_FROM = {
   "init_from.weights": WEIGHTS_IN_FILE,
-  "init_from.path": text("workdir of a run, or weights, to start from", empty=True).or_none(),
-  "init_from.rel_pos": choice("both", "own", "shared", about="which relative position biases are loaded"),
-  "init_from.resize": choice("geometric", "bicubic", about="how position biases are resized"),
-  "init_from.old_grid": several(whole(1), "grid of the weights", lengths=(2,)).or_none(),
+  "init_from.path": text(
+    "Workdir of a run, or weights, to start from. None: random parameters.", empty=True
+  ).or_none(),
+  "init_from.rel_pos": choice("both", "own", "shared", about=_REL_POS),
+  "init_from.resize": choice(
+    "geometric", "bicubic", about="How tables of relative position biases are resized."
+  ),
+  "init_from.old_grid": several(
+    whole(1), "Grid (rows, columns) of patches of the weights. None: it is square.", lengths=(2,)
+  ).or_none(),
 }
-ACTIVATION = choice("quick_gelu", "gelu", "gelu_pytorch_tanh", about="activation of the MLP")
+ACTIVATION = choice("quick_gelu", "gelu", "gelu_pytorch_tanh", about="Activation of the MLP.")
 _TOWER = {
   "width": _TRUNK["width"],
   "depth": _TRUNK["depth"],
   "num_heads": _TRUNK["num_heads"],
-  "mlp_width": whole(1, "width of the MLP"),
+  "mlp_width": whole(1, "Width of the MLP's hidden layer."),
   "activation": ACTIVATION,
-  "eps": number(0, None, "epsilon of LayerNorm", above=True),
+  "eps": number(0, None, "Epsilon of LayerNorm.", above=True),
 }
-PROMPTS = text("name of a set of prompts (cifar10, cifar100, imagenet, plain), or a file of prompts")
+PROMPTS = text(
+  "Name of a set of prompts (cifar10, cifar100, imagenet, plain), or a file with one prompt on each line."
+)
 
 TASK_OPTIONS: dict[str, dict[str, Rule]] = {
   "pretrain": {
@@ -76,49 +112,67 @@ TASK_OPTIONS: dict[str, dict[str, Rule]] = {
     **below("student", _TRUNK),
     "init_from.path": _INIT_FROM["init_from.path"],
     "init_from.weights": WEIGHTS_IN_FILE,
-    "mask.kind": choice("block", "random", about="how the masked patches are drawn"),
-    "mask.share": number(0, 1, "share of the patches that is masked").or_none(),
-    "mask.num_masked": whole(0, "number of masked patches, in place of `share`").or_none(),
-    "mask.min_block": number(0, 1, "share of the patches in the smallest block", above=True).or_none(),
-    "mask.min_patches": whole(1, "patches in the smallest block, in place of `min_block`").or_none(),
-    "mask.max_patches": whole(0, "patches in the largest block").or_none(),
-    "mask.min_aspect": number(0, 1, "smallest aspect ratio of a block", above=True).or_none(),
-    "loss.schedules": whole(1, "number of schedules drawn in a step"),
-    "loss.distance": choice("smooth_l1", "l1", "l2", "cosine", about="distance between tokens"),
-    "loss.normalize_target": flag("whether each of the teacher's tokens is normalized"),
-    "probe.lr": number(0, None, "learning rate of the linear probe on the student", above=True).or_none(),
+    "mask.kind": choice(
+      "block", "random", about="How the masked patches are drawn: in rectangles, or one by one."
+    ),
+    "mask.share": number(0, 1, "Share of the patches that is masked.").or_none(),
+    "mask.num_masked": whole(0, "Number of masked patches. It wins over share.").or_none(),
+    "mask.min_block": number(0, 1, _MIN_BLOCK, above=True).or_none(),
+    "mask.min_patches": whole(
+      1, "Number of patches in the smallest block. It wins over min_block."
+    ).or_none(),
+    "mask.max_patches": whole(0, "Number of patches in the largest block. None: num_masked.").or_none(),
+    "mask.min_aspect": number(0, 1, "Smallest aspect ratio of a block.", above=True).or_none(),
+    "loss.schedules": whole(1, "S, the number of schedules that are drawn in a step for each morpher."),
+    "loss.distance": choice(
+      "smooth_l1", "l1", "l2", "cosine", about="Distance of the student's tokens to the teacher's."
+    ),
+    "loss.normalize_target": flag("Whether each of the teacher's tokens is normalised."),
+    "probe.lr": number(0, None, _ONLINE_PROBE, above=True).or_none(),
   },
   "finetune": {
     **_OPTIM,
     **_AUGMENT,
-    "augment.erase_prob": number(0, 1, "probability of random erasing"),
+    "augment.erase_prob": number(0, 1, "Probability that a random rectangle of an image is erased."),
     **_INIT_FROM,
     **below("model", _TRUNK),
-    "model.pooling": choice("mean", "cls", about="what the head reads"),
-    "model.head_init_scale": number(0, None, "factor of the head's initial weights"),
-    "mix.mixup": number(0, None, "strength of mixup; 0: none"),
-    "mix.cutmix": number(0, None, "strength of CutMix; 0: none"),
-    "mix.cutmix_prob": number(0, 1, "probability of CutMix in place of mixup"),
-    "loss.label_smoothing": number(0, 1, "label smoothing", below=True),
-    "ema.decay": number(0, 1, "decay of the averaged parameters; 0: none", below=True).or_none(),
+    "model.pooling": choice(
+      "mean", "cls", about="What the head reads: the mean of the patch tokens, or the class token."
+    ),
+    "model.head_init_scale": number(0, None, "Factor of the head's initial weights."),
+    "mix.mixup": number(0, None, "Strength a of mixup, which draws its weight from Beta(a, a). 0: no mixup."),
+    "mix.cutmix": number(
+      0, None, "Strength a of CutMix, which draws its weight from Beta(a, a). 0: no CutMix."
+    ),
+    "mix.cutmix_prob": number(0, 1, "Probability of CutMix for a batch, if both methods are on."),
+    "loss.label_smoothing": number(
+      0, 1, "Share of the target that is spread evenly over all classes.", below=True
+    ),
+    "ema.decay": number(
+      0, 1, "Decay of the average of the parameters in each step. 0 or None: none.", below=True
+    ).or_none(),
   },
   "segment": {
     **_OPTIM,
     **_AUGMENT,
     **_INIT_FROM,
     **below("model", _TRUNK),
-    "model.head": choice("linear", "upernet", about="head of the segmenter"),
-    "model.channels": whole(1, "channels of UPerNet").or_none(),
-    "model.auxiliary_channels": whole(0, "channels of the auxiliary head; 0: none"),
-    "model.dropout": number(0, 1, "dropout rate before the last layer", below=True),
-    "model.taps": several(whole(1), "blocks that UPerNet reads", lengths=(4,)).or_none(),
-    "loss.auxiliary": number(0, None, "weight of the auxiliary loss"),
+    "model.head": choice("linear", "upernet", about="Head of the segmenter."),
+    "model.channels": whole(1, "Number of channels of UPerNet's maps. None: the width.").or_none(),
+    "model.auxiliary_channels": whole(0, "Number of channels of the auxiliary head. 0: no such head."),
+    "model.dropout": number(0, 1, "Rate of dropped channels before the last layer of the heads.", below=True),
+    "model.taps": several(
+      whole(1), "Numbers of the four blocks that UPerNet reads, from 1.", lengths=(4,)
+    ).or_none(),
+    "loss.auxiliary": number(0, None, "Weight of the auxiliary head's loss."),
   },
   "linear_probe": {
     **_OPTIM,
     "augment.flip": _AUGMENT["augment.flip"],
-    "probe.rates": several(number(0, None, above=True), "learning rates, times the schedule of optim"),
-    "probe.statistics_momentum": number(0, 1, "momentum of the running statistics", below=True),
+    "probe.rates": several(number(0, None, above=True), _RATES),
+    "probe.statistics_momentum": number(
+      0, 1, "Share of the running statistics that stays in a step.", below=True
+    ),
   },
   "contrastive": {
     **_OPTIM,
@@ -126,20 +180,22 @@ TASK_OPTIONS: dict[str, dict[str, Rule]] = {
     "clip.patch_size": _TRUNK["patch_size"],
     **below("clip.image", _TOWER),
     **below("clip.text", _TOWER),
-    "clip.embed_dim": whole(1, "width of the shared embedding space"),
-    "clip.patch_dropout": number(0, 1, "share of dropped patches", below=True),
+    "clip.embed_dim": whole(1, "Width of the space in which images and texts are compared."),
+    "clip.patch_dropout": number(
+      0, 1, "Share of the patches that are dropped in a training step.", below=True
+    ),
     "clip.dtype": DTYPE,
     "text.prompts": PROMPTS,
-    "text.context_length": whole(3, "number of tokens in a caption"),
+    "text.context_length": whole(3, "Number of tokens in a caption. Longer captions are cut."),
   },
   "frozen": {},
   "frozen_clip": {
-    "clip.path": text("file, folder, or repository of the hub"),
-    "clip.revision": text("revision of the repository").or_none(),
+    "clip.path": text("File, folder, or repository of the Hugging Face hub with the weights."),
+    "clip.revision": text("Branch, tag or commit of the repository. None: the main branch.").or_none(),
     "clip.normalization": NORMALIZATION,
     "clip.dtype": DTYPE,
-    "clip.heads": several(whole(1), "attention heads of image and text tower", lengths=(2,)).or_none(),
-    "clip.activation": ACTIVATION.or_none("activation of the MLP, if the weights do not give it"),
+    "clip.heads": several(whole(1), _CLIP_HEADS, lengths=(2,)).or_none(),
+    "clip.activation": ACTIVATION.or_none("Activation of the MLP. None: as the weights say."),
     "clip.weights": WEIGHTS_IN_FILE,
   },
 }

@@ -21,8 +21,10 @@ class Rule:
     kind: the Python type; `object` if there are several.
     allowed: the allowed values, in words that follow "must be".
     accepts: returns whether a value of that type is allowed.
-    about: the meaning of the option.
+    about: the meaning of the option, in sentences.
     optional: whether None is allowed. None switches the option off or leaves it at its default.
+    names: the choices, if the value is one of a list of names; for a tuple of names, those of each element.
+    kinds: the types of a rule that allows several.
   """
 
   kind: type
@@ -30,6 +32,14 @@ class Rule:
   accepts: Callable[[Any], bool]
   about: str = ""
   optional: bool = False
+  names: tuple[str, ...] = ()
+  kinds: tuple[type, ...] = ()
+
+  @property
+  def type_name(self) -> str:
+    """The type in words, such as "whole number" or "text or tuple"."""
+    words = list(dict.fromkeys(_TYPE_NAMES[kind] for kind in self.kinds or (self.kind,)))
+    return " or ".join([*words, "None"] if self.optional and self.kind is not object else words)
 
   @property
   def expected(self) -> str:
@@ -49,6 +59,16 @@ class Rule:
   def or_none(self, about: str = "") -> "Rule":
     """Return the same rule, which also allows None."""
     return dataclasses.replace(self, optional=True, about=about or self.about)
+
+
+_TYPE_NAMES = {
+  int: "whole number",
+  float: "number",
+  bool: "True or False",
+  str: "text",
+  tuple: "tuple",
+  object: "any",
+}
 
 
 def _has_type(value: Any, kind: type) -> bool:
@@ -98,7 +118,7 @@ def _range(
 
 def choice(*names: str, about: str = "") -> Rule:
   """Allow these names."""
-  return Rule(str, f"one of {', '.join(names)}", names.__contains__, about)
+  return Rule(str, f"one of {', '.join(names)}", names.__contains__, about, names=names)
 
 
 def flag(about: str = "") -> Rule:
@@ -119,7 +139,7 @@ def several(
   counts = " or ".join(map(str, lengths)) if lengths else "any number" if empty else "one or more"
   right = lambda length: length in lengths if lengths else empty or length > 0
   accepts = lambda value: right(len(value)) and all(each.problem(x) is None for x in value)
-  return Rule(tuple, f"a tuple of {counts}, each {each.allowed}", accepts, about)
+  return Rule(tuple, f"a tuple of {counts}, each {each.allowed}", accepts, about, names=each.names)
 
 
 def interval(low: int | float, high: int | float | None, about: str = "") -> Rule:
@@ -133,7 +153,9 @@ def interval(low: int | float, high: int | float | None, about: str = "") -> Rul
 def any_of(*rules: Rule, about: str = "") -> Rule:
   """Allow everything that one of the rules allows."""
   accepts = lambda value: any(rule.problem(value) is None for rule in rules)
-  return Rule(object, ", or ".join(rule.allowed for rule in rules), accepts, about)
+  names = tuple(name for rule in rules for name in rule.names)
+  kinds = tuple(rule.kind for rule in rules)
+  return Rule(object, ", or ".join(rule.allowed for rule in rules), accepts, about, names=names, kinds=kinds)
 
 
 def anything(about: str = "") -> Rule:

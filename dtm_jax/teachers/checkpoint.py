@@ -20,9 +20,9 @@ def build(
 
   Args:
     path: the run's workdir, with config.json and checkpoints/. The run's config gives the normalisation.
-    step: step of the checkpoint; by default the last one.
-    dtype: type of the matrix products.
-    image_size: pixels of a side; by default that of the run. The positions are resized for another size.
+    step: step of the checkpoint. Default: the last one.
+    image_size: side of the image in pixels. Default: that of the run. The positions are resized for another
+      size.
 
   Raises:
     NotThereError: the run or the step does not exist.

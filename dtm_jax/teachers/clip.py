@@ -36,8 +36,7 @@ def build(
       ln_post only, so the tokens have the tower's width.
     normalization: "clip" means what the files beside the weights say, or else CLIP's own. The paper's
       released code feeds CLIP with "imagenet" (docs/method.md).
-    heads, activation: heads and activation of the image tower, for files that do not give them (see
-      `clip.shapes`).
+    activation: activation of the MLP, needed only if the files do not give it (see `clip.shapes`).
   """
   check_choice("tokens", tokens, OUTPUTS)
   found = weight_files.find(path, revision=revision, weights=weights)

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from dtm_jax import plugins
 from dtm_jax.options.config_file import load_config
-from dtm_jax.options.known_options import known_keys, rule_of
+from dtm_jax.options.known_options import known_keys, rule_of, rule_of_choice
 from dtm_jax.options.sections import NOUNS, get, section_of
 from dtm_jax.options.socket_options import SOCKET_OPTIONS
-from dtm_jax.options.value_rules import Rule, choice, of_annotation
+from dtm_jax.options.value_rules import Rule, choice
 
 ROOT = Path(__file__).parents[2]
 MARKER = "<!-- the tables stand here -->"
@@ -140,11 +140,9 @@ def _chapter_of_socket(socket: str) -> str:
       lines.append("It has no options.")
       continue
     lines += ["| option | meaning | allowed | default |", "|---|---|---|---|"]
-    rules = SOCKET_OPTIONS[socket]
     for option in options.values():
-      rule = rules.get(f"{name}/{option.name}", rules.get(option.name))
-      rule = rule or of_annotation(option.annotation, {})
-      lines.append(_line(option.name, rule, "must be set" if option.required else "in the code"))
+      default = "must be set" if option.default is None else _code(option.default)
+      lines.append(_line(option.name, rule_of_choice(socket, name, option), default))
   return "\n".join(lines)
 
 
