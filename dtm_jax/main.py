@@ -91,9 +91,13 @@ def read_command_line(argv: list[str]) -> tuple[ConfigDict, str, list[str]]:
   """
   arguments = split_arguments(argv)
   if asked := _HELP & {*arguments.rest}:
-    print(_help(arguments.config))
+    text = _help(arguments.config)
     if any("full" in flag for flag in asked):
-      print(f"\nFlags of the libraries:\n{flags.FLAGS.get_help()}")
+      text += f"\n\nFlags of the libraries:\n{flags.FLAGS.get_help()}"
+    try:
+      print(text, flush=True)
+    except BrokenPipeError:  # `--help | head` has read enough; Python must not flush the rest at its end
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
   config, problems, rest = command_line.read(arguments)
   path = str(arguments.config).partition(":")[0]

@@ -739,6 +739,12 @@ def test_help_imports_neither_jax_nor_tensorflow():
     assert done.stderr.strip() == "0 []"
 
 
+def test_help_may_be_read_in_part():
+  command = f"set -o pipefail; {sys.executable} -m dtm_jax.main --config=configs/vitb16.py --help | head -1"
+  done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "Train and evaluate.\n", "")
+
+
 # What is documented --------------------------------------------------------------------------------------
 
 STAND_INS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "BUCKET", "WORKDIR"}
