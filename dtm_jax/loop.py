@@ -173,16 +173,17 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
     setup.config, setup.course, setup.checkpoints, setup.total_steps,
   )  # fmt: skip
   save_every, log_every = course.steps("save", config.checkpoint), course.steps("log", config.log)
+  reporting.import_writers_meanwhile()
   train_step = jit_train_step(setup.task, setup.state, setup.frozen, setup.mesh)
   key = jax.random.key(config.seed)
   reporting.log_parameters(setup.state["params"])
-  progress = Progress("Training", total_steps, "steps", done=course.step, every=60.0)
   profile = reporting.make_profile(setup.workdir, config.log.profile_step)
   window = StepWindow(config.batch_size)
   recorder = FlightRecorder(setup.workdir, config, may_diverge=setup.task.may_diverge)
   recorder.keep(setup.state, course.meta_at(course.step))
 
-  with contextlib.closing(CompilationCounter()) as compilations:
+  progress = Progress("Training", total_steps, "steps", done=course.step, every=60.0)
+  with progress, contextlib.closing(CompilationCounter()) as compilations:
     for step in range(course.step + 1, total_steps + 1):
       held.require()
       with window.waiting():
@@ -190,9 +191,10 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
       first = step == course.step + 1
       with compilations, window.compiling() if first else contextlib.nullcontext():
         setup.state, measurements = train_step(setup.state, setup.frozen, batch, key)
+        if first:
+          setup.metrics.open()  # CLU was imported beside the compilation; a failure shows here
       window.add(measurements)
       recorder.add(step, batch, measurements)
-      progress(step)
       profile(step)
       if compilations.grew() and not first:
         warn_of_recompilation(step, compilations.count)
@@ -205,6 +207,8 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
         setup.metrics.write(step, scalars | {"epoch": course.epoch_at(step)} | counts)
         recorder.close_window(setup.state, course.meta_at(step))  # checks the state before it is saved
         window.reset()
+        progress.note(f"loss {scalars['loss']:.4f}, {scalars['images_per_sec']:.0f} images/s")
+      progress(step)
       if save:
         setup.metrics.flush()
         checkpoints.save(step, setup.state, {"seed": config.seed} | course.meta_at(step))

@@ -25,6 +25,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from dtm_jax import progress
 from dtm_jax.errors import UserError
 from dtm_jax.options import command_line, help_text, validation
 from dtm_jax.options.arguments import split_arguments
@@ -48,7 +49,6 @@ def main(argv: list[str]) -> None:
   logging.info("Task %r in %s. Loading the libraries takes some seconds.", config.task, workdir)
   try:
     startup.quiet_orbax()
-    startup.hide_accelerators_from_tensorflow()
     startup.start_distributed()
     startup.keep_compiled_programs()
     import jax
@@ -56,6 +56,8 @@ def main(argv: list[str]) -> None:
     logging.info(
       "Process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.local_devices()
     )
+    if jax.process_index():
+      progress.only_lines()
     from dtm_jax import loop  # after jax.distributed: importing the loop may touch the devices
 
     complete = True

@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import tensorflow_datasets
-
 from dtm_jax.data import Dataset
 from dtm_jax.data.label_maps import MapCoding
-from dtm_jax.datasets import segmentation_folder, tfds
+from dtm_jax.datasets import segmentation_folder
 from dtm_jax.errors import OptionError
 from dtm_jax.storage import paths
 
@@ -44,6 +42,10 @@ def splits(**options) -> tuple[str, ...]:
 
 
 def _prepared(split: str, data_dir: str | None, variant: str) -> Dataset:
+  import tensorflow_datasets  # takes seconds, and a folder of images does not need it
+
+  from dtm_jax.datasets import tfds
+
   builder = tensorflow_datasets.builder(variant, data_dir=data_dir)
   if not builder.is_prepared():
     looked = [] if data_dir is None else [f"{data_dir}/images"]

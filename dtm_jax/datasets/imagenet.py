@@ -2,10 +2,8 @@
 
 import dataclasses
 
-import tensorflow_datasets
-
 from dtm_jax.data import Dataset
-from dtm_jax.datasets import _splits, folder, tfds
+from dtm_jax.datasets import _splits, folder
 from dtm_jax.errors import OptionError
 from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.storage import paths
@@ -49,6 +47,10 @@ def splits(*, data_dir: str | None = None) -> tuple[str, ...]:
 
 
 def _prepared(split: str, data_dir: str | None) -> Dataset:
+  import tensorflow_datasets  # takes seconds, and a folder of images does not need it
+
+  from dtm_jax.datasets import tfds
+
   base, bracket, part = split.partition("[")
   builder = tensorflow_datasets.builder(TFDS_NAME, data_dir=data_dir)
   if not builder.is_prepared():

@@ -19,6 +19,7 @@ from dtm_jax.data.label_maps import MapCoding
 from dtm_jax.datasets import _splits
 from dtm_jax.errors import OptionError
 from dtm_jax.storage import object_stores, paths
+from dtm_jax.training import startup
 
 
 def build(
@@ -228,8 +229,7 @@ class _Streamed:
 
 def _tensorflow() -> Any:
   """Return TensorFlow, with the accelerators hidden from it because JAX owns them."""
-  import tensorflow as tf
+  startup.hide_accelerators_from_tensorflow()
+  import tensorflow
 
-  for kind in ("GPU", "TPU"):
-    tf.config.set_visible_devices([], kind)
-  return tf
+  return tensorflow

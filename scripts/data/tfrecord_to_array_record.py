@@ -12,6 +12,7 @@ import pathlib
 import shutil
 from collections.abc import Sequence
 
+from dtm_jax import progress
 from dtm_jax.errors import OptionError
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import paths
@@ -35,7 +36,8 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   config = [info["configName"]] if source.parent.name == info.get("configName") else []
   target = out.joinpath(info["name"], *config, source.name)
   target.mkdir(parents=True, exist_ok=True)
-  for path in sorted(source.iterdir()):
+  paths_in_source = sorted(source.iterdir())
+  for path in progress.track(paths_in_source, f"Converting {source}", len(paths_in_source), "files"):
     if f".{OLD}-" in path.name:
       _convert_shard(path, target / path.name.replace(f".{OLD}-", f".{NEW}-"))
     elif path != info_path:

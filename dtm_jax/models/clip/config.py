@@ -6,8 +6,6 @@
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from dtm_jax.models.clip.model import LEGACY_EOS, CLIPConfig, ImageConfig, TextConfig, Tower
 from dtm_jax.models.files.file_checks import UnreadableFileError, blaming, read_json
 
@@ -59,6 +57,8 @@ def read(path: Path) -> CLIPConfig:
 
 
 def _from_transformers(content: dict[str, Any]) -> CLIPConfig:
+  import transformers  # takes a second, and other models do not need it
+
   if content["model_type"] == "clip":
     theirs = transformers.CLIPConfig.from_dict(content)
     return CLIPConfig(
@@ -130,6 +130,8 @@ def openai_text_config(tower: Tower, vocab_size: int, context_length: int) -> Te
 
 def write(path: Path, config: CLIPConfig) -> None:
   """Write a configuration as the config.json of a CLIPModel, or of a CLIPVisionModel without a text tower."""
+  import transformers  # takes a second, and other models do not need it
+
   image = _their_fields(config.image, IMAGE)
   if config.text is None:
     projection = {} if config.embed_dim is None else {"projection_dim": config.embed_dim}

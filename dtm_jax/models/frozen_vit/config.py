@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import transformers
-
 from dtm_jax.models.files.file_checks import UnreadableFileError
 from dtm_jax.models.files.weight_names import Rules
 from dtm_jax.models.frozen_vit.layouts import DINOV2, DINOV2_SWIGLU, SIGLIP, SIGLIP_NAFLEX, VIT
@@ -27,6 +25,8 @@ class Family(NamedTuple):
 
 
 def _vit(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
+  import transformers  # takes a second, and other models do not need it
+
   kind = {"vit": transformers.ViTConfig, "vit_mae": transformers.ViTMAEConfig}[content["model_type"]]
   theirs = kind.from_dict(content)
   tower = _tower(theirs, theirs.intermediate_size)
@@ -34,6 +34,8 @@ def _vit(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
 
 
 def _dinov2(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
+  import transformers  # takes a second, and other models do not need it
+
   kinds = {
     "dinov2": transformers.Dinov2Config,
     "dinov2_with_registers": transformers.Dinov2WithRegistersConfig,
@@ -55,6 +57,8 @@ def _dinov2(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
 
 
 def _siglip(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
+  import transformers  # takes a second, and other models do not need it
+
   theirs = transformers.SiglipVisionConfig.from_dict(content.get("vision_config", content))
   tower = _tower(theirs, theirs.intermediate_size)
   image_size, patch_size = _side(theirs.image_size), _side(theirs.patch_size)
@@ -62,6 +66,8 @@ def _siglip(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
 
 
 def _siglip_naflex(content: dict[str, Any]) -> tuple[FrozenViTConfig, Rules]:
+  import transformers  # takes a second, and other models do not need it
+
   theirs = transformers.Siglip2VisionConfig.from_dict(content.get("vision_config", content))
   tower, patch_size = _tower(theirs, theirs.intermediate_size), _side(theirs.patch_size)
   image_size = round(theirs.num_patches**0.5) * patch_size
