@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from absl import logging
 
@@ -80,7 +80,7 @@ class Progress:
       style = _WITHOUT_TOTAL if total is None else _BAR
       self._bar = _Bar(desc=what, total=total, unit=unit, initial=done, bar_format=style)
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> "Progress":
     return self
 
   def __exit__(self, *error: object) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from etils import epath
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from clu.metric_writers import MetricWriter
 
 
+@runtime_checkable
 class ScalarWriter(Protocol):
   """The part of CLU's MetricWriter that a run uses."""
 
