@@ -18,12 +18,11 @@ from collections import defaultdict
 from pathlib import Path
 
 CLOCKED = {  # name in the report: module, function; the rest of `loop.run` is "other"
-  "TensorFlow's import": ("dtm_jax.training.startup", "hide_accelerators_from_tensorflow"),
   "distributed": ("dtm_jax.training.startup", "start_distributed"),
   "data set": ("dtm_jax.plugins", "build"),
   "initial state": ("dtm_jax.loop", "restore_or_init"),
   "parameters' table": ("dtm_jax.records.reporting", "log_parameters"),
-  "writers": ("dtm_jax.records.reporting", "make_writer"),
+  "writers, with what is left of TensorFlow's import": ("dtm_jax.records.reporting", "make_writer"),
   "checkpoints": ("dtm_jax.loop", "Checkpoints"),
 }
 KINDS = ("off", "cold", "warm")
