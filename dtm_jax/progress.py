@@ -133,11 +133,22 @@ class _Bar:
     if not _Bar._open:
 
       def emit_above_bars(record: Any, emit: Any = handler.emit) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
+        with tqdm.get_lock():
+          shown = [bar for bar in _Bar._open if bar.shown]
+          for bar in shown:
+            bar._tqdm.clear(nolock=True)
           emit(record)
+          for bar in shown:
+            bar._tqdm.refresh(nolock=True)
 
       handler.emit = emit_above_bars  # type: ignore[method-assign]
     _Bar._open.append(self)
+
+  @property
+  def shown(self) -> bool:
+    """Whether the bar is on the terminal. It waits for `_DELAY` seconds."""
+    bar = self._tqdm
+    return bar.delay <= 0 or bar.last_print_t >= bar.start_t + bar.delay
 
   def move_to(self, done: int) -> None:
     self._tqdm.update(done - self._tqdm.n)
