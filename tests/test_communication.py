@@ -48,6 +48,10 @@ to_apply=%add, metadata={op_name="jit(step)/gradient" stack_frame_id=1}
   %scattered = bf16[4]{0} reduce-scatter(%p), replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={0}
   %loop = (s32[], f32[16]{0}) while(%p), condition=%counted, body=%body, \
 backend_config={"known_trip_count":{"n":"3"}}
+  %send = (f32[27,8]{1,0}, u32[], token[]) send(%p, %p), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}"}
+  %sent = token[] send-done(%send), channel_id=4, is_host_transfer=true
+  %debug = (f32[9]{0}, u32[], token[]) send(%p, %p), channel_id=5, is_host_transfer=true
   %wait = pred[] while(%p), condition=%asking, body=%add
 }
 """
@@ -61,11 +65,12 @@ def test_a_text_with_a_known_answer():
     ("reduce-scatter", 32, 4, 1),
     ("all-gather", 512, 8, 3),
     ("collective-permute", 16, 8, 15),
+    ("to other slices", 864, 2, 1),
     ("all-reduce", 1, 8, None),
   ]
   assert found[0].source == "jit(step)/gradient"
   assert found[0].arrays == ("f32[100]", "bf16[2,5]")
-  expected = [420 * 2 * 3 / 4, 32 * 3 / 4, 3 * 512 * 7 / 8, 15 * 16, 2 * 7 / 8]
+  expected = [420 * 2 * 3 / 4, 32 * 3 / 4, 3 * 512 * 7 / 8, 15 * 16, 864, 2 * 7 / 8]
   assert [each.sent_per_step for each in found] == pytest.approx(expected)
   assert collectives.total(found) == pytest.approx(sum(expected))
 

@@ -1,5 +1,7 @@
 """The mesh, the rules that give names their shardings, and the batch on the devices."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,41 @@ def test_mesh_shape(sizes, shape):
 def test_mesh_that_does_not_fit(sizes):
   with pytest.raises(ValueError, match=rf"data={sizes[0]} by fsdp={sizes[1]} .* 8 devices"):
     meshes.make_mesh(*sizes)
+
+
+def two_slices(platform: str = "tpu", devices: int = 8) -> list[jax.Device]:
+  """Return the devices of two slices in another order. A process has four devices, as on a TPU host."""
+
+  def device(number: int) -> jax.Device:
+    fake = mock.Mock(spec=jax.Device)
+    fake.id, fake.process_index, fake.slice_index = number, number // 4, number // devices
+    fake.platform = platform
+    return fake
+
+  numbers = range(2 * devices)
+  return [device(number) for number in (*numbers[1::2], *numbers[::2])]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_an_fsdp_group_stays_inside_a_slice(fsdp):
+  mesh = meshes.make_mesh(-1, fsdp, devices=two_slices())
+  assert mesh.devices.shape == (16 // fsdp, fsdp)
+  for group in mesh.devices:
+    assert len({device.slice_index for device in group}) == 1
+  assert [device.id for device in mesh.devices.flat] == list(range(16))  # a process still has its own rows
+
+
+@pytest.mark.parametrize("sizes", [(-1, 16), (1, -1)])
+def test_an_fsdp_group_that_crosses_slices_is_refused(sizes):
+  with pytest.raises(ValueError, match=r"fsdp=16 .* 2 TPU slices of 8 devices.*divisors of 8"):
+    meshes.make_mesh(*sizes, devices=two_slices())
+  with pytest.raises(ValueError, match=r"mesh.fsdp=4 .* 2 TPU slices of 6 devices"):
+    meshes.make_mesh(-1, 4, devices=two_slices(devices=6))
+
+
+def test_gpus_of_several_hosts_may_share_an_fsdp_group():
+  """JAX gives the GPUs of each host another slice_index."""
+  assert meshes.make_mesh(1, -1, devices=two_slices("gpu")).devices.shape == (1, 16)
 
 
 def test_fsdp_splits_the_largest_fitting_axis_but_not_the_layers():

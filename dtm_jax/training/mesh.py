@@ -2,6 +2,9 @@
 
 The mesh has two axes. "data" splits the batch and copies the parameters. "fsdp" splits the batch, and also
 the parameters and their optimiser moments, array by array. The train step mentions neither.
+
+Several TPU slices can train together. The network between slices is slower than the links inside a slice, so
+"data" goes across slices and each "fsdp" group stays inside one.
 """
 
 import re
@@ -28,7 +31,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | 
   pipeline reads, and an fsdp group stays inside one host if it fits.
 
   Raises:
-    OptionError: the sizes do not multiply to the number of devices.
+    OptionError: the sizes do not multiply to the number of devices, or an fsdp group would cross TPU slices.
   """
   devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
   count = len(devices)
@@ -40,7 +43,27 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | 
       f"{count}, and at most one of them may be -1 (what is left)."
     )
   shape = tuple(count // known if size == -1 else size for size in sizes)
-  return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  grid = np.asarray(devices).reshape(shape)
+  _check_slices(grid)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_of(device: jax.Device) -> int:
+  """Return the TPU slice of a device. Other kinds of devices all count as one slice."""
+  return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def _check_slices(grid: np.ndarray) -> None:
+  """Raise an OptionError if an fsdp group, a row of the grid, has devices of several TPU slices."""
+  slices = np.vectorize(slice_of, otypes=[int])(grid)
+  if (slices == slices[:, :1]).all():
+    return
+  smallest = min(np.unique(slices, return_counts=True)[1])
+  raise OptionError(
+    f"mesh.fsdp={grid.shape[1]} would split the parameters across {len(np.unique(slices))} TPU slices of "
+    f"{smallest} devices, over the slow network between them. Each fsdp group has to stay inside a slice: "
+    f"choose --config.mesh.fsdp from the divisors of {smallest}, and --config.mesh.data=-1."
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

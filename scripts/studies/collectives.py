@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Iterator
 
+BETWEEN_SLICES = "to other slices"
+"""The kind of a send that the runtime of several TPU slices carries over the network between them (DCN)."""
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "token": 0}
 """Bits of the types without a number in their name. Other names contain it: bf16, s32, f8e4m3fn."""
@@ -28,6 +30,7 @@ _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}')
 _PARTITIONS = re.compile(r"num_partitions=(\d+)")
 
 
@@ -36,11 +39,11 @@ class Collective:
   """One instruction.
 
   Attributes:
-    kind: one of KINDS.
+    kind: one of KINDS, or BETWEEN_SLICES.
     arrays: the results, such as "f32[768,3072]", without layouts. For a reduce-scatter, the operands.
     size: bytes of these arrays: of the gathered array for an all-gather, of the whole array for a
       reduce-scatter.
-    group: number of devices in a group.
+    group: number of devices in a group, or of slices.
     times: number of times that a step runs the instruction. None if it depends on the data.
     source: path of the operation that caused it.
   """
@@ -56,10 +59,13 @@ class Collective:
   def sent(self) -> float:
     """Return the bytes that a device sends each time in a ring, the minimum for a group of n devices.
 
-    all-reduce 2(n-1)/n·S    all-gather, reduce-scatter, all-to-all (n-1)/n·S    permute S
+    all-reduce 2(n-1)/n·S    all-gather, reduce-scatter, all-to-all (n-1)/n·S    permute, to other slices S
+
+    To other slices, S is what a device hands to its host. The host sends it once if there are two slices.
     """
     share = (self.group - 1) / self.group
-    return self.size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+    shares = {"all-reduce": 2 * share, "collective-permute": 1.0, BETWEEN_SLICES: 1.0}
+    return self.size * shares.get(self.kind, share)
 
   @property
   def sent_per_step(self) -> float:
@@ -70,7 +76,8 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
   """Return all collectives that the program `text` (optimised HLO) executes, in the order of the text.
 
-  A pair of start and done counts once. Groups of one device are left out, because they move nothing.
+  A pair of start and done counts once. Groups of one device are left out, because they move nothing. On
+  several TPU slices, XLA makes a collective in each slice and a send to the others (BETWEEN_SLICES).
 
   Raises:
     ValueError: the text has no entry computation.
@@ -116,9 +123,14 @@ def _walk(name: str, times: int | None, computations: dict, devices: int, found:
       group = _group_size(rest, devices)
       if group > 1:
         size = sum(_bytes(array) for array in arrays)
-        source = match[1] if (match := _OP_NAME.search(rest)) else ""
-        found.append(Collective(kind, arrays, size, group, times, source))
+        found.append(Collective(kind, arrays, size, group, times, _source(rest)))
       continue  # it calls only the addition of its elements
+    if opcode == "send" and (match := _SLICES.search(rest)):
+      array = _list_arrays(type_)[0]
+      found.append(
+        Collective(BETWEEN_SLICES, (array,), _bytes(array), match[1].count(",") + 1, times, _source(rest))
+      )
+      continue
     inner = times
     if opcode == "while":
       condition = _group(r"condition=%?([\w.\-]+)", rest)
@@ -127,6 +139,11 @@ def _walk(name: str, times: int | None, computations: dict, devices: int, found:
       _walk(condition, inner, computations, devices, found)
     for called in _called(rest):
       _walk(called, inner, computations, devices, found)
+
+
+def _source(rest: str) -> str:
+  """Return the path of the operation that caused an instruction, or "" if XLA does not give it."""
+  return match[1] if (match := _OP_NAME.search(rest)) else ""
 
 
 def _trips(rest: str, condition: list[tuple[str, str]]) -> int | None:

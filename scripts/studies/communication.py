@@ -6,7 +6,8 @@
 The step is the one of `dtm_jax.main`, compiled from shapes alone: the script trains nothing and makes no
 array of the model's size. The devices are the CPU, split. XLA's CPU compiler writes a reduce-scatter as
 all-reduce and slice. With `--topology=v4:2x4x4` and libtpu (`pip install 'jax[tpu]'`) the script uses the TPU
-compiler, without a TPU. If the CLIP of the config is not a local folder, the script takes the shapes of
+compiler, without a TPU. `--slices=2` makes it two such slices, and the list says which collectives cross the
+network between them. If the CLIP of the config is not a local folder, the script takes the shapes of
 ViT-B/16.
 """
 
@@ -16,6 +17,7 @@ import json
 import pathlib
 import unittest.mock
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ from dtm_jax.tasks import Run
 from dtm_jax.training import mesh as meshes
 from dtm_jax.training import sharded_step
 
-from .collectives import Collective, collectives, total
+from .collectives import BETWEEN_SLICES, Collective, collectives, total
 
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, PyTree, PyTree]:
@@ -84,12 +86,14 @@ def make_mesh(text: str, devices: Sequence[jax.Device]) -> Mesh:
   return meshes.make_mesh(**sizes, devices=devices)
 
 
-def get_devices(topology: str | None, num_devices: int) -> Sequence[jax.Device]:
-  """Return the devices of a TPU topology, or else of the CPU split into `num_devices`."""
+def get_devices(topology: str | None, num_devices: int, num_slices: int = 1) -> Sequence[jax.Device]:
+  """Return the devices of a TPU topology with `num_slices` slices, or else of the CPU, `num_devices`."""
   if topology:
     from jax.experimental import topologies
 
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    if num_slices > 1:
+      options["num_slices"] = num_slices
     return topologies.get_topology_desc(topology, platform="tpu", **options).devices
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", num_devices)
@@ -115,10 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   add("--devices", type=int, default=8, help="number of devices of the split CPU (default: 8)")
   add("--mesh", default="data", help='"data" (default), "fsdp" or sizes: "data=2,fsdp=4"')
   add("--topology", help='compile for this TPU, such as "v4:2x2x1"')
+  add("--slices", type=int, default=1, help="number of slices of this topology (default: 1)")
   add("--json", help="file to write the numbers to")
   add("--hlo", help="file to write XLA's text to")
   config, args = parse_with_config(parser, argv)
-  mesh = make_mesh(args.mesh, get_devices(args.topology, args.devices))
+  mesh = make_mesh(args.mesh, get_devices(args.topology, args.devices, args.slices))
   compiled, state, _ = compile_step(config, mesh)
   text = compiled.as_text() or ""
   if args.hlo:
@@ -127,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["params"]))
   print(table(found))
   print(f"mesh {dict(mesh.shape)}, parameters {params / 1e6:.3f} MB, sent {total(found) / 1e6:.3f} MB")
+  if args.slices > 1:
+    across = total([each for each in found if each.kind == BETWEEN_SLICES])
+    inside = total(found) - across
+    print(f"between the slices (DCN) {across / 1e6:.3f} MB, inside a slice (ICI) {inside / 1e6:.3f} MB")
   print(compiled.memory_analysis())
   if args.json:
     paths.resolve(args.json).write_text(json.dumps([dataclasses.asdict(each) for each in found]))
