@@ -14,7 +14,7 @@ import pytest
 import small_world
 import without_clu
 
-from benchmarks import measuring, operations, prefixes, recompiles, remat, step, workload
+from benchmarks import measuring, operations, prefixes, recompiles, remat, step, versions, workload
 from dtm_jax import morphing, partitions
 from dtm_jax.models.vit import model as vit
 from dtm_jax.training import mesh as meshes
@@ -174,6 +174,18 @@ def test_the_peer_draws_the_papers_schedule():
     assert 0 <= sum(merges) <= 195
     expected = morphing.paper_merges(196 - sum(merges), len(merges), 196, 14)
     np.testing.assert_array_equal(expected, merges + [0] * (14 - len(merges)))
+
+
+def test_two_versions_are_compared_round_by_round():
+  found = {versions.STEP: {
+    "old": [(1.0, "0x1.0p+0"), (2.0, "0x1.1p+0")], "new": [(0.5, "0x1.0p+0"), (1.0, "0x1.2p+0")],
+  }}  # fmt: skip
+  rows, record = versions.summarize(found, {versions.STEP: 10})
+  assert record[versions.STEP]["new_to_old"]["median"] == 0.5
+  assert record[versions.STEP]["ms_per_image"]["old"]["median"] == pytest.approx(150)
+  assert rows == [
+    ["train step", "150.00 (125.00-175.00)", "75.00 (62.50-87.50)", "0.500 (0.500-0.500)", "1 of 2"]
+  ]
 
 
 FOLDER = """
