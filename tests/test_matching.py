@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import oracle_morphing as oracle
 import pytest
@@ -133,6 +134,89 @@ def test_the_kernels_lower_for_their_devices_only(options, shape):
   assert {platform: kernels(platform) for platform in ("tpu", "cuda", "cpu")} == {
     "tpu": (1, 0), "cuda": (0, 1), "cpu": (0, 0),
   }  # fmt: skip
+
+
+class Memory:
+  """An array of a program of the GPU kernel, run without JIT, which notes who reads and writes which numbers.
+
+  The lane is known if an access has one number for each lane. Any lane may make the other accesses.
+  """
+
+  def __init__(self, values, lanes, accesses):
+    self.values, self.lanes, self.accesses = np.array(values), lanes, accesses
+    self.shape, self.at = self.values.shape, self
+
+  def _note(self, index, writes):
+    index = index if isinstance(index, tuple) else (index,)
+    whole = np.arange(self.lanes)
+    index = tuple(whole if isinstance(each, slice) else np.asarray(each) for each in index)
+    places = np.broadcast_arrays(*index)
+    for lane, place in enumerate(zip(*(each.ravel().tolist() for each in places), strict=True)):
+      who = lane if places[0].shape == (self.lanes,) else "any"
+      self.accesses.setdefault((id(self), place), []).append((writes, who))
+    return index
+
+  def __getitem__(self, index):
+    return jnp.array(self.values[self._note(index, False)])
+
+  def __setitem__(self, index, values):
+    self.values[self._note(index, True)] = np.asarray(values)
+
+
+@pytest.mark.parametrize(
+  ("shuffled", "merged_feature"),
+  [(True, "mean_of_means"), (False, "size_weighted"), (False, "mean_of_means")],
+)
+def test_no_lane_of_the_gpu_kernel_reads_what_another_has_just_written(shuffled, merged_feature, monkeypatch):
+  """Interpreted kernels have one lane. Here, between two barriers, a number that is written has one user."""
+  num_tokens, lanes, accesses = 20, 32, {}
+  rng = np.random.default_rng(0)
+  target_NC = rng.normal(size=(num_tokens, 8)).astype(np.float32)
+  order_KN = rng.random((3, num_tokens)).astype(np.float32)
+  rules, merges_K = rounds.Rules(True, merged_feature), jnp.array([7, 0, 4])
+
+  def barrier():
+    for (_, place), each in accesses.items():
+      if any(writes for writes, _ in each) and len(each) > 1:
+        users = {who for _, who in each}
+        assert len(users) == 1, (place, each)
+        assert "any" not in users, (place, each)
+    accesses.clear()
+
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # loops without JIT count with ints
+  monkeypatch.setattr(gpu_kernel.plgpu, "debug_barrier", barrier)
+  monkeypatch.setattr(
+    gpu_kernel.plgpu, "load", lambda ref, mask, other: jnp.where(mask, ref, other)
+  )  # fmt: skip
+  live_K, merges_K = gpu_kernel._live_counts(num_tokens, rules, merges_K)
+  places = jax.vmap(functools.partial(rounds.places, protect_first=True))(order_KN, live_K)
+  to_KZ = np.concatenate([places, np.tile(np.arange(num_tokens, lanes), (3, 1))], axis=1)
+  make = lambda values: Memory(values, lanes, accesses)
+  inputs = [[3], live_K, merges_K, target_NC @ target_NC.T, *([to_KZ] if shuffled else [])]
+  row = make(np.zeros(lanes, np.int32))
+  scratch = [np.zeros(2 * lanes, np.int32)] * len(gpu_kernel.WHOLE_NUMBERS)
+  scratch += [np.zeros(2 * lanes, np.float32)] * len(gpu_kernel.NUMBERS)
+  with jax.disable_jit():
+    gpu_kernel._match_image(
+      rules, shuffled, False, *map(make, inputs), row, make(np.zeros((lanes, lanes), np.float32)),
+      *map(make, scratch),
+    )  # fmt: skip
+  barrier()
+  plain_BN = rounds.match_rounds(
+    jnp.array(target_NC)[None], jnp.array([[7, 0, 4]]), jnp.array(order_KN)[None] if shuffled else None, rules
+  )
+  assert same_groups(row.values[:num_tokens], np.array(plain_BN[0]))
+
+
+def same_groups(x_N, y_N):
+  return np.array_equal(x_N[:, None] == x_N[None, :], y_N[:, None] == y_N[None, :])
+
+
+def test_long_rows_are_computed_by_the_gram_matrix():
+  target_BNC, merges_BK = jnp.array(clip_like_tokens(0, 1, 1030, 8)), jnp.array([[3]])
+  rules = rounds.Rules(False, "size_weighted")
+  traced = jax.make_jaxpr(lambda x, m: gpu_kernel.match_rounds(x, m, None, rules))(target_BNC, merges_BK)
+  assert "pallas_call" not in str(traced)
 
 
 def test_every_device_runs_the_kernel_on_its_own_images(monkeypatch):

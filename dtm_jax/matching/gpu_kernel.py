@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from dtm_jax.arrays import Array, Float, Int
-from dtm_jax.matching.gram import gram_matrix
+from dtm_jax.matching import gram
 from dtm_jax.matching.rounds import NO_DIRECTION, Rules, places
 
 TILE = 16
@@ -31,6 +31,8 @@ TILE = 16
 FAR = 1e9
 """-FAR is a similarity below all others."""
 TINY = 1e-38
+LONGEST = 1024
+"""The largest Z: one number of a row for each lane of a program. `gram.py` computes longer rows."""
 WHOLE_NUMBERS = ("at", "second", "source", "target", "into", "best")
 NUMBERS = ("scale", "value", "weight")
 
@@ -52,9 +54,11 @@ def match_rounds(
   """
   batch_size, num_tokens, _ = target_BNC.shape
   padded = max(pl.next_power_of_2(num_tokens), 2 * TILE)
+  if padded > LONGEST:
+    return gram.match_rounds(target_BNC, merges_BK, order_BKN, rules)
   num_live_BK, merges_BK = jax.vmap(functools.partial(_live_counts, num_tokens, rules))(merges_BK)
   last_B1 = jnp.max(jnp.where(merges_BK > 0, jnp.arange(1, merges_BK.shape[1] + 1), 0), axis=1, keepdims=True)
-  inputs = [last_B1, num_live_BK, merges_BK, gram_matrix(target_BNC)]
+  inputs = [last_B1, num_live_BK, merges_BK, gram.gram_matrix(target_BNC)]
   if order_BKN is not None:
     place = functools.partial(places, protect_first=rules.protect_first)
     to_BKN = jax.vmap(jax.vmap(place))(order_BKN, num_live_BK)
@@ -72,7 +76,7 @@ def match_rounds(
     out_specs=[one_image(x.shape) for x in outputs],
     out_shape=outputs,
     # One stage: Triton must not load before the stores of the previous iteration.
-    compiler_params=plgpu.CompilerParams(num_warps=max(padded // 32, 1), num_stages=1),
+    compiler_params=plgpu.CompilerParams(num_warps=padded // 32, num_stages=1),
     interpret=interpret,
     name="match_rounds",
   )(*inputs)
@@ -221,7 +225,8 @@ def _rank(memory: _Memory, value_H: Array, num_live: Array, num_tiles: Array, pr
 def _add(memory: _Memory, num_merges: Array, *, weighted: bool) -> None:
   """Add the rows and then the columns that merge to those that they join.
 
-  A lane owns one column, and then one row, so no lane reads what another lane has written.
+  A lane owns one column, and then one row, so no lane reads what another lane has written. That holds because
+  a program has Z lanes.
   """
   z_Z = jnp.arange(memory.row.shape[0])
 
