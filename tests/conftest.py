@@ -5,13 +5,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   # Eight devices on busy cores may wait for one another longer than the 40 s after which XLA aborts.
   " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-  # Most of a test's time is compilation. Half of that would be spent on optimising programs that run once.
-  " --xla_backend_optimization_level=0"
+  f" {xla_flags.QUICK}"
 )
 # Full precision, and no silent broadcasting. Processes that a test starts inherit both.
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"

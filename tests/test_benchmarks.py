@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_world
 import without_clu
+import xla_flags
 
 from benchmarks import measuring, operations, prefixes, recompiles, remat, step, versions, workload
 from dtm_jax import morphing, partitions
@@ -89,7 +90,7 @@ def test_the_parts_are_those_of_the_step_without_clu_and_tensorflow(world, tmp_p
   argv = ["--config=configs/debug.py", "--batch=8", "--repeats=2", "--matmul=64", f"--out={tmp_path}",
           f"--config.teacher.path={world / 'clip'}"]  # fmt: skip
   imports = "from benchmarks import cold_start, input, morphers, morphing, peer, recompiles, remat, step\n"
-  one_device = "--xla_backend_optimization_level=0"  # programs for one device compile sooner
+  one_device = xla_flags.QUICK  # programs for one device compile sooner
   without_clu.run(imports + "step.main(sys.argv[1:])", *argv, XLA_FLAGS=one_device)
   record = json.loads((tmp_path / "step.json").read_text())
   assert set(record["parts_s"]) == set(prefixes.PARTS)

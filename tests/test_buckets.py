@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_world
+import xla_flags
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.contents import load_params
@@ -354,7 +355,7 @@ def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bo
 def run_processes(command: list[str], processes: int, code: int = 0) -> list[str]:
   """Run the command as each process of a cluster, which all have to end with `code`."""
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  environment |= {"XLA_FLAGS": xla_flags.QUICK}
   if processes > 1:
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))

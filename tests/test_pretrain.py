@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
+import xla_flags
 
 from dtm_jax import masking, plugins, rngs
 from dtm_jax.augment import augment, normalize
@@ -139,7 +140,8 @@ def test_a_probe_learns_beside_and_moves_nothing(world):
     config = small_world.debug_config(world, batch_size=16, probe__lr=lr)
     task = pretrain.build(config, Run(2000, 20.0, 16, ("a", "b", "c", "d")))
     assert task.needs_labels == (lr is not None)
-    state, step = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.train_step)
+    state = jax.jit(task.init)(jax.random.key(0))
+    step = jax.jit(task.train_step, compiler_options=xla_flags.SHIPPED_GENERATOR)
     lines = []
     for _ in range(30):
       state, measurements = step(state, task.frozen, labelled, jax.random.key(0))

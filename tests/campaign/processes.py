@@ -8,11 +8,12 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import xla_flags
 from tests.campaign import faulty_io, runs
 from tests.campaign.trial import Trial
 
 TITLE = "two processes, and another number of them"
-ONE_DEVICE = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+ONE_DEVICE = f"--xla_force_host_platform_device_count=1 {xla_flags.QUICK}"
 
 
 def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterator[Trial]:

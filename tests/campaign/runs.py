@@ -15,14 +15,14 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
-from tests import small_world
+from tests import small_world, xla_flags
 
 ROOT = Path(__file__).parents[2]
 LAST_STEP, SAVE_STEPS, EVALUATION_STEPS = 12, 3, 4
 TIMEOUT = 300.0
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+  "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {xla_flags.QUICK}",
   "TF_CPP_MIN_LOG_LEVEL": "3",
   "HF_HUB_OFFLINE": "1",
   "PYTHONUNBUFFERED": "1",
