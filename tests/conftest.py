@@ -1,5 +1,6 @@
 """Configure JAX before it is imported, share one small world, and put the slow tests first."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -46,3 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
   import seconds
 
   config.pluginmanager.register(seconds, "seconds")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+  """Exempt all imported modules from garbage collection, which would visit their objects again and again."""
+  gc.collect()
+  gc.freeze()

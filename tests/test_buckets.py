@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import emulators
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_world
-import xla_flags
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.contents import load_params
@@ -28,6 +27,7 @@ from dtm_jax.storage import local_copies, paths, writing
 from dtm_jax.storage.mirror import Mirror
 from dtm_jax.training import pretrained, startup
 from scripts.weights import convert_clip, export
+from tests.campaign import runs
 
 ROOT = Path(__file__).parents[1]
 SCHEMES = ("gs", "s3")
@@ -337,57 +337,36 @@ def whole_run(world, tmp_path_factory):
   return workdir
 
 
-def run_main(world: Path, workdir: str, *more: str, processes: int = 1, kill: bool = False) -> list[str]:
+def run_main(
+  world: Path, workdir: str, *more: str, processes: int = 1, run=runs.run_command, code: int = 0
+) -> list[str]:
   """Run the pod command of docs/imagenet.md with the debug config; returns the output of each process.
 
-  With `kill`, the processes are killed by SIGKILL at the step after the first checkpoint.
+  The processes are forked from one that has the imports. They all have to end with `code`.
   """
-  command = [
-    sys.executable, "-m", "dtm_jax.main", "--config=configs/debug.py", f"--workdir={workdir}",
-    f"--config.teacher.path={world / 'clip'}", f"--config.data.dataset.data_dir={world}",
-    f"--config.evals.knn.dataset.data_dir={world}", *more,
-  ]  # fmt: skip
-  if kill:
-    command[1:3] = ["-c", KILLED]
-  return run_processes(command, processes, -signal.SIGKILL if kill else 0)
-
-
-def run_processes(command: list[str], processes: int, code: int = 0) -> list[str]:
-  """Run the command as each process of a cluster, which all have to end with `code`."""
-  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  environment |= {"XLA_FLAGS": xla_flags.QUICK}
-  if processes > 1:
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+  environments = small_world.cluster(1, processes) if processes > 1 else [small_world.environment(1)]
+  folder, flags = Path(tempfile.mkdtemp(dir=world)), small_world.arguments(world, workdir, *more)
   started = [
-    subprocess.Popen(
-      command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      env=environment | ({"JAX_PROCESS_ID": str(index)} if processes > 1 else {}),
-    )
-    for index in range(processes)
-  ]  # fmt: skip
-  outputs = [process.communicate(timeout=900)[0] for process in started]
-  codes = [process.returncode for process in started]
+    runs.Process(flags, folder / f"{index}.log", env=env, run=run) for index, env in enumerate(environments)
+  ]
+  codes = [process.wait(timeout=900) for process in started]
+  outputs = [process.text() for process in started]
   assert codes == [code] * processes, "\n".join(outputs)
   return outputs
 
 
-KILLED = """
-import os, signal
-from dtm_jax import main
-from dtm_jax.checkpoints.manager import Checkpoints
-from absl import app
-restored = Checkpoints.reached_preemption
-def reached_preemption(self, step):
-  if step == 5:
-    self.wait()
-    os.kill(os.getpid(), signal.SIGKILL)
-  return restored(self, step)
-Checkpoints.reached_preemption = reached_preemption
-app.run(main.main, flags_parser=main.parse_flags)
-"""
+def run_killed(arguments: list[str]) -> None:
+  """Run the command, which kills itself by SIGKILL at the second step after the first checkpoint."""
+  reached_preemption = Checkpoints.reached_preemption
+
+  def kill_at_step_5(self, step):
+    if step == 5:
+      self.wait()
+      os.kill(os.getpid(), signal.SIGKILL)
+    return reached_preemption(self, step)
+
+  Checkpoints.reached_preemption = kill_at_step_5
+  runs.run_command(arguments)
 
 
 def assert_same_run(workdir: str, local: Path) -> None:
@@ -403,7 +382,7 @@ def assert_same_run(workdir: str, local: Path) -> None:
 @pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.nightly)], indirect=True)
 def test_a_run_in_a_bucket_is_killed_and_resumes_to_the_bit(bucket, world, whole_run):
   workdir = f"{bucket}/run"
-  run_main(world, workdir, kill=True)
+  run_main(world, workdir, run=run_killed, code=-signal.SIGKILL)
   root = paths.resolve(workdir)
   assert (root / "lock.json").exists()
   assert [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()][-1] == 4
@@ -442,7 +421,15 @@ def test_the_pod_command_of_the_docs(stores, world):
     "optim.warmup_steps=1",
   ]  # fmt: skip
   flags = ["--config=configs/vitb16.py", f"--workdir={workdir}", *(f"--config.{option}" for option in small)]
-  run_processes([sys.executable, "-m", "dtm_jax.main", *flags], processes=2)
+  command = [sys.executable, "-m", "dtm_jax.main", *flags]
+  started = [
+    subprocess.Popen(
+      command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    for environment in small_world.cluster(1)
+  ]
+  outputs = [process.communicate(timeout=900)[0] for process in started]
+  assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
   assert (paths.resolve(workdir) / "metrics.jsonl").exists()
   assert "mask_token" in load_params(f"{workdir}/checkpoints")
   assert not list(ROOT.glob("gs:*"))

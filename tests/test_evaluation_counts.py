@@ -2,19 +2,15 @@
 
 The test set has 37 images, which no batch and no number of devices divides. One of them is corrupt.
 
-This process has 8 devices and evaluates itself. It starts the processes with 1 and with 4 devices as
-`python tests/test_evaluation_counts.py WORLD WORKDIR`. Each evaluates all configs in turn, so that JAX starts
-only once.
+This process has 8 devices and evaluates itself. The processes with 1 and with 4 devices are forked from one
+that has the imports. Each evaluates all configs in turn, so that JAX starts only once.
 """
 
 import importlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import portpicker
 import pytest
 import small_world
 from PIL import Image
@@ -23,9 +19,9 @@ from dtm_jax import data
 from dtm_jax.datasets import shapes
 from dtm_jax.datasets.cifar10 import CLASS_NAMES
 from dtm_jax.training import startup
+from tests.campaign import runs
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 NUM_CLASSES, NUM_TRAIN, NUM_TEST, NUM_MAPS = 4, 48, 37, 9
 PLACES = ("1", "8", "2x4")
 
@@ -84,33 +80,33 @@ def evaluate(world, workdir):
     loop.train(config, str(workdir / name))
 
 
+def evaluate_forked(arguments):
+  """Start JAX as the command would, and run all configs."""
+  startup.hide_accelerators_from_tensorflow()
+  startup.start_distributed()
+  evaluate(*map(Path, arguments))
+
+
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
   """The lines of metrics.jsonl, by place and config."""
-  from small_world import environment
-
   from dtm_jax import loop
 
-  folder, port = tmp_path_factory.mktemp("world"), portpicker.pick_unused_port()
+  folder = tmp_path_factory.mktemp("world")
   write_world(folder)
   loop.train(configs(folder)["linear_probe_cifar10"], str(folder / "trained"))
   for place in PLACES:
     shutil.copytree(
       folder / "trained" / "checkpoints", folder / place / "linear_probe_cifar10" / "checkpoints"
     )
-  cluster = dict(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2")
-  environments = [("1", environment(1))]
-  environments += [("2x4", environment(4, **cluster, JAX_PROCESS_ID=str(index))) for index in range(2)]
-  runs = [
-    subprocess.Popen(
-      [sys.executable, __file__, str(folder), str(folder / place)],
-      cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )
-    for place, env in environments
-  ]  # fmt: skip
+  environments = [("1", small_world.environment(1)), *(("2x4", env) for env in small_world.cluster(4))]
+  started = [
+    runs.Process([str(folder), str(folder / place)], folder / f"{index}.log", env=env, run=evaluate_forked)
+    for index, (place, env) in enumerate(environments)
+  ]
   evaluate(folder, folder / "8")
-  outputs = [run.communicate(timeout=600)[0].decode() for run in runs]
-  assert [run.returncode for run in runs] == [0] * len(runs), "\n".join(out[-2000:] for out in outputs)
+  codes = [process.wait(timeout=600) for process in started]
+  assert codes == [0] * len(started), "\n".join(process.text()[-2000:] for process in started)
   return {
     place: {name: small_world.metrics(folder / place / name) for name in configs(folder)} for place in PLACES
   }
@@ -142,9 +138,3 @@ def test_every_labelled_pixel_counts_once_on_any_number_of_devices_and_processes
   accuracy = one[0]["val/pixel_accuracy"]  # metrics.jsonl has six digits; a pixel is worth more
   assert labelled < 100_000
   assert round(round(accuracy * labelled) / labelled, 6) == accuracy
-
-
-if __name__ == "__main__":
-  startup.hide_accelerators_from_tensorflow()
-  startup.start_distributed()
-  evaluate(Path(sys.argv[1]), Path(sys.argv[2]))
