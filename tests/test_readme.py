@@ -81,6 +81,7 @@ def test_python_compiles(block):
   compile(block.text, block.page, "exec")
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs():
   (block,) = [block for block in PYTHON if block.page == "README.md"]
   assert block.is_run
