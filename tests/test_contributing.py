@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dtm_jax import plugins, signatures
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S))
@@ -20,7 +22,16 @@ def test_there_is_a_short_example_for_each_socket():
   assert [name.split("/")[1] for name in EXAMPLES] == ["morphers", "teachers", "datasets", "evaluators"]
   assert TEXT.count("```python") == 4
   for source in EXAMPLES.values():
-    assert len(source.splitlines()) < 30
+    assert len(source.splitlines()) < 40
+
+
+def test_the_examples_describe_their_options():
+  for name, source in EXAMPLES.items():
+    socket = name.split("/")[1]
+    path = ("Evaluator", "__init__") if socket == "evaluators" else ("build",)
+    options = signatures.parameters_in_source(source, *path)
+    given = plugins.GIVEN.get(socket, ())
+    assert [option.name for option in options if not option.meaning and option.name not in given] == []
 
 
 def test_the_examples_keep_our_style(tmp_path):
