@@ -84,7 +84,7 @@ def test_every_notebook_is_run_by_a_test_and_described_in_the_documentation():
 def test_use_as_a_library(world, monkeypatch):
   notebook = read("use_as_a_library")
   text = "".join(execute(notebook, world, monkeypatch))
-  assert "compiled 1 time" in text
+  assert text.count("JAX compiles the step") == 1  # new schedules do not compile again
   assert "tokens of torch" in text or "Skipped: torch" in text
   assert num_figures(notebook) == 2
 
@@ -114,7 +114,7 @@ def test_pretrain_on_colab_resumes_after_a_disconnect(world, monkeypatch, tmp_pa
   stopped = nbformat.v4.new_code_cell(notebook.cells[place].source, metadata={"tags": ["raises-exception"]})
   notebook.cells[place:place] = [nbformat.v4.new_code_cell(DISCONNECT), stopped]
   text = execute(notebook, world, monkeypatch, DTM_JAX_WORKDIR=str(tmp_path / "run"))
-  assert stopped.outputs[-1].ename == "KeyboardInterrupt"
+  assert "KeyboardInterrupt" in [output.get("ename") for output in stopped.outputs]
   assert any("Resumed from step" in each for each in text)
   lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]

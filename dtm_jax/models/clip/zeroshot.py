@@ -13,7 +13,7 @@ from dtm_jax.models.files import weight_files
 
 
 def class_embeddings(
-  path: str, class_names: list[str], prompts: str = "imagenet"
+  path: str, class_names: list[str], prompts: str = "plain"
 ) -> Float[np.ndarray, "G E"]:
   """Return a unit-norm embedding for each of the G classes: the mean over the captions of its name.
 
@@ -26,7 +26,8 @@ def class_embeddings(
   Args:
     path: a file, a folder or a repository of the hub, as for `dtm_jax.load_teacher`.
     class_names: the words to place in the templates.
-    prompts: the name of a set of templates, or a file with one template on each line.
+    prompts: the name of a set of templates ("plain", "cifar10" ...; see `clip.prompts`), or a file with one
+      template on each line.
 
   Raises:
     UserError: there are no such weights, they have no text tower, or the captions cannot be made.
