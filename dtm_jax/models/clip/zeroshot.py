@@ -12,9 +12,7 @@ from dtm_jax.models.clip.tokenizer import load_tokenizer
 from dtm_jax.models.files import weight_files
 
 
-def class_embeddings(
-  path: str, class_names: list[str], prompts: str = "plain"
-) -> Float[np.ndarray, "G E"]:
+def class_embeddings(path: str, class_names: list[str], prompts: str = "plain") -> Float[np.ndarray, "G E"]:
   """Return a unit-norm embedding for each of the G classes: the mean over the captions of its name.
 
   The class of an image, or of a token of the teacher "clip", is the class with the highest cosine similarity.
