@@ -1,6 +1,6 @@
-"""Run `scripts/report/consistency_report.py`."""
+"""Run `scripts/reports/consistency_report.py`."""
 
-from report.consistency_report import main
+from reports.consistency_report import main
 
 from dtm_jax.options.command_line import run_script
 

@@ -1,6 +1,6 @@
-"""Run `scripts/report/draw_groups.py`."""
+"""Run `scripts/reports/draw_groups.py`."""
 
-from report.draw_groups import main
+from reports.draw_groups import main
 
 from dtm_jax.options.command_line import run_script
 

@@ -7,5 +7,5 @@ source scripts/environment.sh requirements.txt requirements-studies.txt
 export TF_CPP_MIN_LOG_LEVEL=3
 workdir=${DTM_JAX_WORKDIR:-runs/quickstart}
 python -m dtm_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
-python -m scripts.report.draw_groups --run="$workdir"
-python -m scripts.report.summarize "$workdir"
+python -m scripts.reports.draw_groups --run="$workdir"
+python -m scripts.reports.summarize "$workdir"

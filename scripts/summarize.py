@@ -1,6 +1,6 @@
-"""Run `scripts/report/summarize.py`."""
+"""Run `scripts/reports/summarize.py`."""
 
-from report.summarize import main
+from reports.summarize import main
 
 from dtm_jax.options.command_line import run_script
 

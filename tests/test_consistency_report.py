@@ -23,7 +23,7 @@ from dtm_jax.models.clip import prompts
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.clip.tokenizer import special_ids, word_tokenizer
 from dtm_jax.normalizations import NORMALIZATIONS
-from scripts.report import consistency_report
+from scripts.reports import consistency_report
 
 pytestmark = pytest.mark.slow
 NUM_TEST, NUM_TOKENS = 32, 16

@@ -11,7 +11,7 @@ from dtm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-FOLDERS = ("data", "report", "studies", "weights")
+FOLDERS = ("data", "reports", "studies", "weights")
 MODULES = sorted(
   path for folder in FOLDERS for path in (SCRIPTS / folder).glob("*.py") if "def main(" in path.read_text()
 )
@@ -58,7 +58,7 @@ def test_every_file_of_scripts_is_a_command_or_in_a_folder():
   assert names == {path.name for path in MODULES}
 
 
-@pytest.mark.parametrize("command", [["scripts/summarize.py"], ["-m", "scripts.report.summarize"]])
+@pytest.mark.parametrize("command", [["scripts/summarize.py"], ["-m", "scripts.reports.summarize"]])
 def test_a_command_ends_with_one_message(command, tmp_path):
   """It runs from a plain shell, since the package is installed."""
   done = subprocess.run(
