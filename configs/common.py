@@ -19,7 +19,13 @@ def run(task, batch_size, **total):
   config.update(durations("total", **total))
   config.mesh = dict(data=-1, fsdp=1, rules=((".*", "fsdp"),))  # data=-1: all devices that fsdp leaves
   config.checkpoint = dict(**durations("save", steps=1000), keep=2, **durations("keep"))
-  config.log = dict(**durations("log", steps=50), profile_step=placeholder(int), flight_recorder=True)
+  config.log = dict(
+    **durations("log", steps=50),
+    profile_step=placeholder(int),
+    flight_recorder=True,
+    report=True,  # the run writes report.html at its end
+    writers=(),  # "wandb", "mlflow": services that also get the numbers
+  )
   return config
 
 
@@ -94,6 +100,11 @@ def frozen_run():
 def references(section):
   """Return a section with references to the values of another section. A set value replaces its reference."""
   return {name: section.get_oneway_ref(name) for name in section}
+
+
+def snapshots(**every):
+  """Return the evaluator that records the tokens of the same training images over time, for the report."""
+  return dict(at_start=True, **durations("every", **every))
 
 
 def same_data(data):

@@ -17,4 +17,5 @@ def get_config():
   config.checkpoint.save_steps = 3
   config.log.log_steps = 2
   config.evals.knn.update(max_bank=64, max_queries=32, batch_size=32, k=5, at_start=False)
+  del config.evals.snapshots
   return config

@@ -39,5 +39,6 @@ def get_config():
       at_start=True,
       **durations("every"),
     ),
+    snapshots=common.snapshots(steps=100),
   )
   return config

@@ -75,5 +75,5 @@ def get_config():
     accumulate=1,
   )
   config.probe = dict(lr=placeholder(float))  # learning rate of an online linear probe; default: no probe
-  config.evals = dict()
+  config.evals = dict(snapshots=common.snapshots(epochs=5.0))
   return config

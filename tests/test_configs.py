@@ -33,6 +33,11 @@ def abstract_weights(found, **_):
   return config, {"image": jax.eval_shape(tower.init, jax.random.key(0), image)["params"]}
 
 
+def with_a_data_set(evals):
+  """The evaluators that name a data set. The others use that of the training."""
+  return [section for section in evals.values() if "dataset" in section]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_traces(name, monkeypatch):
   found = lambda path, **_: weight_files.Found(Path(path) / "model.safetensors")
@@ -44,7 +49,7 @@ def test_config_traces(name, monkeypatch):
   if config.task == "frozen_clip":
     config.clip.path = str(ROOT / "assets" / "tiny_clip_cifar10")  # for its tokenizer
   config.lock()
-  for section in config.evals.values():
+  for section in with_a_data_set(config.evals):
     plugins.load("datasets", section.dataset.name)
   for evaluator, section in config.evals.items():
     plugins.load("evaluators", section.get("name", evaluator))
@@ -69,7 +74,7 @@ def test_config_traces(name, monkeypatch):
 def test_evaluation_follows_the_data_set_and_the_image_size(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   config.data.dataset.name, config.data.image_size = "folder", 48
-  for section in config.evals.values():
+  for section in with_a_data_set(config.evals):
     assert section.dataset.name == "folder"
     assert section.image_size == 48
 

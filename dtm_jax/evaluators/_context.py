@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -35,6 +36,7 @@ class Context:
     tokenize: the tokenizer of the task's text tower, or None if the task knows no text.
     training: the data set that the run trains on, with its class names, or None if there is none.
     image_size: side of the run's training images in pixels, or None if there are none.
+    workdir: the folder of the run, for evaluators that record more than numbers; None outside of a run.
   """
 
   predict: Mapping[str, PredictFunction]
@@ -42,6 +44,7 @@ class Context:
   tokenize: Tokenize | None = None
   training: data.Dataset | None = None
   image_size: int | None = None
+  workdir: epath.Path | None = None
 
   @classmethod
   def bind(

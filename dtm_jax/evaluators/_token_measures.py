@@ -42,3 +42,33 @@ def majority_size(predicted_BN: Int[Array, "B N"], group_BN: Int[Array, "B N"]) 
   votes_BN = same_BNN.sum(axis=2)
   owner_BNN = group_BN[:, None, :] == jnp.arange(group_BN.shape[1])[None, :, None]
   return jnp.where(owner_BNN, votes_BN[:, None, :], 0).max(axis=2).sum(axis=1)
+
+
+def effective_rank(feature_BC: Float[np.ndarray, "B C"], epsilon: float = 1e-7) -> float:
+  """Return RankMe of B features: exp of the entropy of their normalised singular values.
+
+      RankMe = exp(-Σ_k p_k log p_k),    p_k = σ_k / Σ_j σ_j + ε
+
+  It is between 1 and min(B, C). Source: arXiv 2210.02885, equation 1. Features that are all zero have rank 0.
+  """
+  singular = np.linalg.svd(feature_BC.astype(np.float64), compute_uv=False)
+  if not singular.sum() > 0:
+    return 0.0
+  share = singular / singular.sum() + epsilon
+  return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def adjusted_rand_index(label_N: Int[np.ndarray, " N"], other_N: Int[np.ndarray, " N"]) -> float:
+  """Return how well two partitions of N tokens agree: 1 if they are equal, 0 on average by chance.
+
+  It is the share of pairs that both partitions treat alike, corrected for chance (Hubert and Arabie, 1985).
+  """
+  pairs = lambda counts: float((counts * (counts - 1) // 2).sum())
+  _, label_N = np.unique(label_N, return_inverse=True)
+  _, other_N = np.unique(other_N, return_inverse=True)
+  table = np.zeros((label_N.max() + 1, other_N.max() + 1), np.int64)
+  np.add.at(table, (label_N, other_N), 1)
+  together, rows, columns = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+  expected = rows * columns / max(len(label_N) * (len(label_N) - 1) / 2, 1.0)
+  most = (rows + columns) / 2
+  return 1.0 if most == expected else (together - expected) / (most - expected)

@@ -49,6 +49,8 @@ def _asked_of_task(section: Section) -> Sequence[str]:
       return ("logits", "rates")
     case "zeroshot":
       return ("image", "text")
+    case "snapshots":
+      return options.get("tokens", ("student_patches", "teacher_tokens"))
     case "consistency":
       return (options.get("tokens", "patches"),)
   return ()

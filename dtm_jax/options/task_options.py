@@ -213,7 +213,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """The sections that each task reads, in addition to those that every run has."""
 
 PREDICTS: dict[str, tuple[str, ...]] = {
-  "pretrain": ("student", "teacher", "student_tokens", "teacher_tokens"),
+  "pretrain": ("student", "teacher", "student_patches", "student_tokens", "teacher_tokens"),
   "finetune": ("logits", "features", "logits_ema"),
   "segment": ("logits",),
   "linear_probe": ("logits", "rates"),

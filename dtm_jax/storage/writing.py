@@ -60,18 +60,18 @@ def create_file(path: epath.Path, text: str) -> bool:
   return True
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-  """Replace the content of a file in one step. A reader or a crash sees the old text or the new one.
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+  """Replace the content of a file in one step. A reader or a crash sees the old content or the new one.
 
-  In a bucket this writes one object. If the write fails, the old text stays.
+  In a bucket this writes one object. If the write fails, the old content stays.
   """
   if is_remote(path):
-    path.write_text(text)
+    path.write_text(content) if isinstance(content, str) else path.write_bytes(content)
     return
   new = f"{os.fspath(path)}.{uuid.uuid4().hex}.new"
   try:
-    with open(new, "w") as file:
-      file.write(text)
+    with open(new, "wb") as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(new, path)

@@ -145,17 +145,22 @@ class Pretraining(Task):
     return {
       "student": self.student_features,
       "teacher": self.teacher_features,
+      "student_patches": self.student_patches,
       "student_tokens": self.student_tokens,
       "teacher_tokens": self.teacher_tokens,
     }
 
   def student_features(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B D"]:
     """Return the mean of the student's final patch tokens. No patch is hidden."""
-    return self._student_output(state, batch)["patches"].mean(axis=1)
+    return self.student_patches(state, frozen, batch).mean(axis=1)
 
   def teacher_features(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B C"]:
     """Return the mean of the teacher's patch tokens."""
     return self.teacher_tokens(state, frozen, batch).mean(axis=1)
+
+  def student_patches(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N D"]:
+    """Return the student's final patch tokens, before the head. No patch is hidden."""
+    return self._student_output(state, batch)["patches"]
 
   def student_tokens(self, state: State, frozen: PyTree, batch: Batch) -> Float[Array, "B N C"]:
     """Return the student's prediction of the teacher's tokens. No patch is hidden."""
