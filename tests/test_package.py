@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   sources = {str(path.relative_to(ROOT)) for path in (ROOT / "dtm_jax").rglob("*.py")}
   assert sources <= names
   data = {str(path.relative_to(ROOT)) for path in (ROOT / "dtm_jax/models/clip/prompt_files").iterdir()}
-  assert {*data, "dtm_jax/py.typed"} <= names
+  assert {*data, "dtm_jax/py.typed", "dtm_jax/report/page.html"} <= names
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_the_wheel_names_its_requirements_and_extras(wheel):
   (name,) = [name for name in wheel.namelist() if name.endswith("dist-info/METADATA")]
   metadata = wheel.read(name).decode()
   extras = set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M))
-  assert extras == {"cuda", "docs", "studies", "test", "tpu"}
+  assert extras == {"cuda", "docs", "mlflow", "studies", "test", "tpu", "wandb"}
   required = set(re.findall(r"^Requires-Dist: ([\w.-]+)[^;\n]*$", metadata, re.M))
   assert {"jax", "clu", "tensorflow-cpu", "tensorflow-datasets"} <= required
   assert "matplotlib" not in required

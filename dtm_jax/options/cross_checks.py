@@ -1,5 +1,6 @@
 """Check how several options of a config fit together, such as `image_size` and `patch_size`."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
@@ -34,6 +35,7 @@ def problems(config: ConfigDict, wrong: set[str]) -> Iterator[Problem]:
     return all(get(config, key) is not None and key not in wrong for key in keys)
 
   yield from _durations(config, right)
+  yield from _writers(config, right)
   yield from _optimizer(config, right)
   yield from _view(config, right)
   yield from _patch_grid(config, right)
@@ -65,6 +67,13 @@ def _durations(config: ConfigDict, right: Right) -> Iterator[Problem]:
   if known and config.optim.accumulate > totals["steps"]:
     text = f"must be at most total_steps={totals['steps']}, or the run makes no update"
     yield Problem("optim.accumulate", config.optim.accumulate, text)
+
+
+def _writers(config: ConfigDict, right: Right) -> Iterator[Problem]:
+  """Yield the services whose package is missing, so that no run finds out after hours."""
+  for name in (get(config, "log.writers") or ()) if right("log.writers") else ():
+    if importlib.util.find_spec(name) is None:
+      yield Problem("log.writers", name, f'needs a package that is missing: pip install "dtm_jax[{name}]"')
 
 
 def _optimizer(config: ConfigDict, right: Right) -> Iterator[Problem]:

@@ -64,6 +64,8 @@ def parse(rule: Rule, text: str | None) -> Any:
   if rule.kind is int or rule.kind is float:
     return rule.kind(text)
   value = parse_literal(text)
+  if rule.kind is tuple and isinstance(value, str) and rule.problem((value,)) and "," in value:
+    return tuple(part.strip() for part in value.split(","))
   if rule.kind is tuple or isinstance(value, list):
     return tuple(value) if isinstance(value, tuple | list) else (value,)
   return value

@@ -44,6 +44,8 @@ _DEFAULTS = {
   "resume": "'check'",
   "replay": "None",
   "log.flight_recorder": "True",
+  "log.report": "True",
+  "log.writers": "()",
   "at_start": "False",
   "data.view.max_pixels": "200000000",
 }

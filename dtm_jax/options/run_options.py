@@ -123,5 +123,11 @@ RUN_OPTIONS: dict[str, Rule] = {
   ),
   **below("log", durations("log", "Distance of two reports of loss and speed.", above=True)),
   "log.flight_recorder": flag(_FLIGHT),
+  "log.report": flag("Whether the run writes report.html into its workdir when it ends."),
+  "log.writers": several(
+    choice("wandb", "mlflow"),
+    "Services that get the numbers beside TensorBoard. Each needs the extra of its name.",
+    empty=True,
+  ),
   "log.profile_step": whole(1, "First of five steps that are profiled. None: no profile.").or_none(),
 }

@@ -1,6 +1,6 @@
 """Write the numbers of a run: to the log, to TensorBoard, and to metrics.jsonl."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -20,6 +20,7 @@ class Metrics:
 
   Attributes:
     path: of metrics.jsonl.
+    wrote: whether this start has written numbers.
   """
 
   def __init__(self, workdir: epath.Path):
@@ -27,13 +28,19 @@ class Metrics:
     self._file = metrics_file.make(self.path)
     self._restart: tuple[int, Line] = (0, {})
     self._writer: ScalarWriter | None = None
+    self._more: Sequence[ScalarWriter] = ()
+    self.wrote = False
 
   @property
   def writer(self) -> ScalarWriter:
-    """CLU's writer, for log lines and TensorBoard alone."""
+    """CLU's writer, for log lines, TensorBoard and other services."""
     if self._writer is None:
-      self._writer = reporting.make_writer(self._workdir, *self._restart)
+      self._writer = reporting.make_writer(self._workdir, *self._restart, self._more)
     return self._writer
+
+  def add_writers(self, more: Sequence[ScalarWriter]) -> None:
+    """Also write to these services, and close them at the end. Call this before the first `write`."""
+    self._more = more
 
   def open(self) -> None:
     """Open CLU's writer, if `write` has not done so yet."""
@@ -65,6 +72,7 @@ class Metrics:
     """Write the numbers of a step. Those of an `evaluator` replace its earlier numbers of this step."""
     if not scalars:
       return
+    self.wrote = True
     if processes.is_first():
       self._file.write(step, scalars, replacing=evaluator and f"{evaluator}/")
       if evaluator:
@@ -84,7 +92,10 @@ class Metrics:
       logging.warning("The last lines of %s could not be written: %s", self.path, error)
     if self._writer is not None:
       self._writer.close()
-      self._writer = None
+    else:
+      for writer in self._more:
+        writer.close()
+    self._writer, self._more = None, ()
 
 
 def _evaluators_of(line: Line) -> set[str]:

@@ -44,18 +44,10 @@ class MetricsFile:
     Older versions wrote several lines for one step; these are joined. A line that a kill has cut in half is
     left out.
     """
-    joined: dict[int, Line] = {}
-    for number, text in enumerate(self._text().splitlines(), start=1):
-      if not text.strip():
-        continue
-      try:
-        line = json.loads(text)
-        step = int(line["step"])
-      except (ValueError, TypeError, KeyError):
-        logging.warning("Line %d of %s is not a JSON object with a step; it is left out.", number, self._path)
-        continue
-      joined[step] = joined.get(step, {}) | line
-    return [joined[step] for step in sorted(joined)]
+    lines, wrong = parse(self._text())
+    for number in wrong:
+      logging.warning("Line %d of %s is not a JSON object with a step; it is left out.", number, self._path)
+    return lines
 
   def at(self, step: int) -> Line:
     """Return the line of a step, or {} if there is none."""
@@ -142,6 +134,26 @@ class BucketMetricsFile(MetricsFile):
     self._content, self._is_written = text, False
     if time.monotonic() >= self._next_write:
       self.flush()
+
+
+def parse(text: str) -> tuple[list[Line], list[int]]:
+  """Return the lines of a text in ascending order of their steps, and the numbers of lines that are wrong.
+
+  Lines of one step are joined. A line is wrong if it is not a JSON object with a step.
+  """
+  joined: dict[int, Line] = {}
+  wrong = []
+  for number, line_text in enumerate(text.splitlines(), start=1):
+    if not line_text.strip():
+      continue
+    try:
+      line = json.loads(line_text)
+      step = int(line["step"])
+    except (ValueError, TypeError, KeyError):
+      wrong.append(number)
+      continue
+    joined[step] = joined.get(step, {}) | line
+  return [joined[step] for step in sorted(joined)], wrong
 
 
 def rounded(value: Any) -> int | float | None:

@@ -7,7 +7,7 @@ function, and `import_writers_meanwhile` runs it beside the compilation of the s
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from etils import epath
@@ -49,21 +49,30 @@ def _metric_writers() -> Any:
 
 
 def make_writer(
-  workdir: epath.Path, first_step: int = 0, scalars: Mapping[str, int | float | None] | None = None
-) -> "ScalarWriter":
-  """Return a writer of log lines, and on process 0 also of TensorBoard events.
+  workdir: epath.Path,
+  first_step: int = 0,
+  scalars: Mapping[str, int | float | None] | None = None,
+  more: Sequence[ScalarWriter] = (),
+) -> ScalarWriter:
+  """Return a writer of log lines, and on process 0 also of TensorBoard events and to `more`.
+
+  Each of `more` gets a thread of its own, so that a slow service does not hold up the training. CLU's
+  AsyncWriter keeps the order. It raises what the writer raised at the next call, so `more` must not raise.
 
   Args:
     workdir: local or in a bucket.
     first_step: TensorBoard forgets the numbers that earlier starts of the run wrote from this step on.
     scalars: the numbers of `first_step` that stay.
+    more: other writers, such as those of `writers.open_writers`.
   """
   metric_writers = _metric_writers()
   if not processes.is_first():
     return metric_writers.create_default_writer(str(workdir), just_logging=True, asynchronous=False)
   mirror = Mirror(workdir)
   _write_restart(str(mirror.folder), first_step, scalars or {})
-  return _MirroredWriter(metric_writers.create_default_writer(mirror.folder, asynchronous=False), mirror)
+  events = metric_writers.create_default_writer(mirror.folder, asynchronous=False)
+  asynchronous = [metric_writers.AsyncWriter(writer) for writer in more]
+  return metric_writers.MultiWriter([_MirroredWriter(events, mirror), *asynchronous])
 
 
 def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5) -> Callable[[int], object]:
