@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dtm_jax import data, plugins, processes, rngs
+from dtm_jax import data, plugins, processes, report, rngs
 from dtm_jax.arrays import Batch, PyTree
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data import settings
@@ -25,7 +25,7 @@ from dtm_jax.errors import concerning
 from dtm_jax.evaluators import Context, Evaluators
 from dtm_jax.options import validation
 from dtm_jax.progress import Progress
-from dtm_jax.records import lock, reporting
+from dtm_jax.records import changes, lock, reporting, writers
 from dtm_jax.records.compilations import CompilationCounter, warn_of_recompilation
 from dtm_jax.records.flight_recorder import FlightRecorder
 from dtm_jax.records.metrics import Metrics
@@ -68,6 +68,8 @@ def run(config: Any, workdir: str) -> tuple[State, bool]:
     with contextlib.ExitStack() as stack:
       setup = prepare(config, folder, mesh, stack)
       complete = not begin(setup) or train_steps(setup, held)
+    if complete and setup.metrics.wrote and config.log.get("report", True) and processes.is_first():
+      report.write_or_warn(folder)
     processes.gather(None)  # no process leaves long before another
   return setup.state, complete
 
@@ -129,7 +131,7 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
   frozen = place_frozen(task, mesh, config.mesh.rules)
   context = Context.bind(
     task.outputs, frozen, mesh,
-    tokenize=task.tokenize, training=dataset, image_size=config.data.image_size,
+    tokenize=task.tokenize, training=dataset, image_size=config.data.image_size, workdir=workdir,
   )  # fmt: skip
   total_steps = course.total_steps(config)
   evaluators = Evaluators(config.evals, context, course.steps, total_steps)
@@ -157,6 +159,8 @@ def begin(setup: Setup) -> bool:
   if finished and not due:
     logging.info("Nothing is left to do: the run has %d steps. Its numbers: %s", start, metrics.path)
     return False
+  names, content = setup.config.log.get("writers") or (), changes.plain(setup.config)
+  metrics.add_writers(writers.open_writers(names, setup.workdir, content, resumed=start > 0))
   records.write(start, setup.course.examples)
   metrics.go_on_from(start if start or finished else -1, again=due, forget_evaluations=records.forced)
   setup.evaluate(due, start)

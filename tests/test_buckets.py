@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import small_runs
 import small_world
 
-from dtm_jax import loop, plugins
+from dtm_jax import loop, plugins, report
 from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import NotThereError, OptionError, UserError
@@ -26,6 +27,7 @@ from dtm_jax.models.files import weight_files
 from dtm_jax.storage import local_copies, paths, writing
 from dtm_jax.storage.mirror import Mirror
 from dtm_jax.training import pretrained, startup
+from scripts.reports import report as report_command
 from scripts.weights import convert_clip, export
 from tests.campaign import runs
 
@@ -311,6 +313,19 @@ def test_files_of_local_writers_are_copied_now_and_then(bucket, monkeypatch):
   mirror.close()
   assert (target / "plugins" / "events").read_text() == "12"
   assert not mirror.folder.exists()
+
+
+def test_a_report_of_a_run_in_a_bucket(bucket, tmp_path):
+  local, folder = small_runs.write(tmp_path / "run"), paths.resolve(bucket)
+  for file in local.rglob("*"):
+    if file.is_file():
+      writing.write_whole(folder / file.relative_to(local).as_posix(), file.read_bytes())
+  (run,) = report.read_runs([bucket])
+  assert (run.evaluated_steps, run.notes, run.workdir) == ([0, 300], [], bucket)
+  report.write_or_warn(bucket)
+  assert "Effective rank" in (folder / "report.html").read_text()
+  report_command.main([bucket, f"--figures={bucket}/figures"])
+  assert (folder / "figures" / "loss.svg").read_text().startswith("<svg")
 
 
 def test_the_mirror_of_a_local_folder_is_that_folder(tmp_path):

@@ -11,7 +11,7 @@ FLOORS = {
   "__init__": 10,
   "main": 9,
   "loop": 8,
-  "tasks": 7,
+  **dict.fromkeys(("tasks", "report"), 7),
   "evaluators": 6,
   **dict.fromkeys(("morphers", "teachers", "datasets", "records", "options"), 5),
   **dict.fromkeys(("training", "pictures"), 4),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_world
 
-from dtm_jax import loop
+from dtm_jax import loop, report
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import Evaluators, knn
@@ -101,9 +101,23 @@ def test_the_number_of_devices_does_not_change_the_losses(world, tmp_path, monke
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
+DEBUG_WITH_SNAPSHOTS = """
+from configs import common, debug
+
+def get_config():
+  config = debug.get_config()
+  config.evals.snapshots = common.snapshots()
+  config.evals.snapshots.update(max_images=30, images=4)
+  return config
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninterrupted):
+  config = tmp_path.with_suffix(".py")
+  config.write_text(DEBUG_WITH_SNAPSHOTS)
   flags = small_world.arguments(world, tmp_path, "--config.total_steps=7")
+  flags[0] = f"--config={config}"
   processes = [
     runs.Process(flags, tmp_path.with_suffix(f".log{index}"), env=env)
     for index, env in enumerate(small_world.cluster(4))
@@ -117,6 +131,12 @@ def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninter
     for folder in (tmp_path, uninterrupted[1])
   ]
   assert last[0]["knn/teacher_accuracy"] == last[1]["knn/teacher_accuracy"]
+  assert last[0]["snapshots/student_patches_rank"] > 1
+  names = ["images.npz", "step_00000000.npz", "step_00000007.npz"]  # process 0 alone writes them
+  assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == names
+  (run,) = report.read_runs([tmp_path])
+  assert (run.evaluated_steps, run.notes) == ([0, 7], [])
+  assert (tmp_path / "report.html").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, tmp_path):

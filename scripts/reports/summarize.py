@@ -11,6 +11,7 @@ from etils import epath
 
 from dtm_jax.errors import NotThereError
 from dtm_jax.options.command_line import run_script, script_parser
+from dtm_jax.records import metrics_file
 from dtm_jax.storage import paths
 
 SHARES = ("accuracy", "top1", "top5", "miou")
@@ -124,15 +125,7 @@ def read(path: epath.Path) -> dict:
 
 def read_lines(path: epath.Path) -> Lines:
   """Return the lines of metrics.jsonl, without lines that a kill has cut off."""
-  lines = []
-  for text in path.read_text().splitlines() if path.exists() else []:
-    try:
-      line = json.loads(text)
-    except ValueError:
-      continue
-    if isinstance(line, dict) and "step" in line:
-      lines.append(line)
-  return lines
+  return metrics_file.parse(path.read_text())[0] if path.exists() else []
 
 
 if __name__ == "__main__":
