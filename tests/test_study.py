@@ -74,3 +74,16 @@ def test_intervals_are_students():
   differences = np.array([0.1, 0.3, 0.2])
   half = 4.302653 * 0.1 / np.sqrt(3)  # t(0.975, 2)
   assert study.interval(differences) == f"+0.2000 [{0.2 - half:+.4f}, {0.2 + half:+.4f}]"
+
+
+def test_variants_of_another_scale_have_a_panel_of_their_own(tmp_path):
+  run = lambda values: [{"step": step, "loss": value} for step, value in enumerate(values)]
+  named = {"a": [run([2.0, 1.0]), run([2.0, 1.2])], "b": [run([1.0, 0.9])], "c": [run([0.5, 0.04])], "d": []}
+  assert study.of_one_scale(named, "loss") == [["a", "b"], ["c"]]
+  assert study.of_one_scale(named, "accuracy") == []
+  lines = {name: dict(enumerate(runs)) or {0: None} for name, runs in named.items()}
+  study.draw(lines, ["loss"], tmp_path)
+  text = (tmp_path / "curves.svg").read_text()
+  assert "loss (a, b)" in text
+  assert "loss (c)" in text
+  assert (tmp_path / "curves.png").stat().st_size > 1000

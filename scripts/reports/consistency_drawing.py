@@ -15,6 +15,7 @@ from dtm_jax import pictures
 from dtm_jax.arrays import Bool, Float, Int, UInt8
 from dtm_jax.evaluators._unit_norm import unit_norm
 from dtm_jax.evaluators.consistency import UNMORPHED, Examples
+from dtm_jax.report.strips import borders
 
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """The drawn numbers of groups, as shares of the number of tokens."""
@@ -46,57 +47,57 @@ class Pictures:
     groups: dict[str, str],
     shown: list[int],
   ):
-    self._examples, self._class_names = examples, class_names
-    self._names, self._groups, self._shown = names, groups, shown
+    self.examples, self.class_names = examples, class_names
+    self.names, self._groups, self.shown = names, groups, shown
     side = math.isqrt(examples.group_BSN.shape[2])
-    self._grid, self._query = (side, side), (side // 2, side // 2)
+    self.grid, self._query = (side, side), (side // 2, side // 2)
     self._cosine_BSN = self._cosines()
     self.lowest = float(self._cosine_BSN.min())
 
   def _cosines(self) -> Float[np.ndarray, "B S N"]:
     """Return the cosine similarity of each token to the query token, unmorphed and by the first morpher."""
-    unit_BSNC = unit_norm(self._examples.token_BSNC[:, self._shown[:2]])
-    place = self._query[0] * self._grid[1] + self._query[1]
+    unit_BSNC = unit_norm(self.examples.token_BSNC[:, self.shown[:2]])
+    place = self._query[0] * self.grid[1] + self._query[1]
     return np.einsum("bsnc,bsc->bsn", unit_BSNC, unit_BSNC[:, :, place])
 
   def definitions(self) -> str:
     """Return every image once. The drawings refer to it."""
-    rows, columns = self._grid
+    rows, columns = self.grid
     return "\n".join(
       f'<image id="photo{i}" width="{columns}" height="{rows}" href="{data_uri(image)}"/>'
-      for i, image in enumerate(self._examples.image_BHW3)
+      for i, image in enumerate(self.examples.image_BHW3)
     )
 
   def right_wrong(self) -> str:
     """Return cards of each image and of its right and wrong tokens in every shown way."""
     cards = []
-    for i, label in enumerate(self._examples.label_B):
+    for i, label in enumerate(self.examples.label_B):
       panels = [self._image(i)]
-      for way in self._shown:
-        right_RQ = (self._examples.zeroshot_BSN[i, way] == label).reshape(self._grid)
+      for way in self.shown:
+        right_RQ = (self.examples.zeroshot_BSN[i, way] == label).reshape(self.grid)
         share = f"{right_RQ.sum()} of {right_RQ.size}"
-        words = f"{share} tokens of the {self._class(i)} are right, {self._way(way)}"
+        words = f"{share} tokens of the {self._class(i)} are right, {self.way(way)}"
         picture = self._svg(i, words, marks(right_RQ), "faded")
         count = f'<data class="count" value="{right_RQ.sum()}">{share}</data>'
-        panels.append(figure(picture, f"{self._way(way)}<br>{count} right"))
+        panels.append(figure(picture, f"{self.way(way)}<br>{count} right"))
       cards.append(card(self._title(i), panels))
     return "\n".join(cards)
 
   def group_maps(self) -> str:
     """Return cards of each image and of several numbers of groups in the mean colours of their pixels."""
-    num_tokens = math.prod(self._grid)
+    num_tokens = math.prod(self.grid)
     counts = sorted({max(1, round(share * num_tokens)) for share in SHARES}, reverse=True)
-    token_BNC = jnp.asarray(self._examples.token_BSNC[:, 0])
+    token_BNC = jnp.asarray(self.examples.token_BSNC[:, 0])
     label_CBN = [
       np.asarray(pictures.group_tokens(token_BNC, count, merges_a_round(num_tokens, count)))
       for count in counts
     ]
     colour_BN3 = reduce(
-      self._examples.image_BHW3.astype(float), "b (r h) (q w) c -> b (r q) c", "mean",
-      r=self._grid[0], q=self._grid[1],
+      self.examples.image_BHW3.astype(float), "b (r h) (q w) c -> b (r q) c", "mean",
+      r=self.grid[0], q=self.grid[1],
     )  # fmt: skip
     cards = []
-    for i in range(len(self._examples.label_B)):
+    for i in range(len(self.examples.label_B)):
       panels = [self._image(i)]
       for count, label_BN in zip(counts, label_CBN, strict=True):
         picture = self._svg(
@@ -112,19 +113,19 @@ class Pictures:
     circle = f'cx="{column + 0.5}" cy="{row + 0.5}" r="0.42"'
     ring = f'<circle class="ring dark" {circle}/><circle class="ring" {circle}/>'
     cards = []
-    for i in range(len(self._examples.label_B)):
+    for i in range(len(self.examples.label_B)):
       panels = [figure(self._svg(i, f"{self._class(i)}, the query patch ringed", ring), "query")]
-      for place, way in enumerate(self._shown[:2]):
-        cosine_RQ = self._cosine_BSN[i, place].reshape(self._grid)
-        words = f"cosine to the query patch, {self._way(way)}: {cosine_RQ.min():.2f} to 1"
+      for place, way in enumerate(self.shown[:2]):
+        cosine_RQ = self._cosine_BSN[i, place].reshape(self.grid)
+        words = f"cosine to the query patch, {self.way(way)}: {cosine_RQ.min():.2f} to 1"
         picture = self._svg(i, words, heat((cosine_RQ - self.lowest) / (1 - self.lowest)) + ring)
-        panels.append(figure(picture, f"{self._way(way)}<br>mean {cosine_RQ.mean():.2f}"))
+        panels.append(figure(picture, f"{self.way(way)}<br>mean {cosine_RQ.mean():.2f}"))
       cards.append(card(self._title(i, said=False), panels))
     return "\n".join(cards)
 
   def query_words(self) -> str:
     """Return the place of the query patch in words."""
-    (row, column), (rows, columns) = self._query, self._grid
+    (row, column), (rows, columns) = self._query, self.grid
     return f"row {row + 1} of {rows}, column {column + 1} of {columns}"
 
   def _painted(self, label_N: Int[np.ndarray, " N"], colour_N3: Float[np.ndarray, "N 3"]) -> str:
@@ -132,36 +133,37 @@ class Pictures:
     for group in np.unique(label_N):
       colour = colour_N3[label_N == group].mean(axis=0)
       parts.append(
-        f'<path fill="{hexadecimal(colour)}" d="{squares((label_N == group).reshape(self._grid))}"/>'
+        f'<path fill="{hexadecimal(colour)}" d="{squares((label_N == group).reshape(self.grid))}"/>'
       )
-    border = borders(label_N.reshape(self._grid))
+    border = borders(label_N.reshape(self.grid))
     return "".join(parts) + f'<path class="halo" d="{border}"/><path class="border" d="{border}"/>'
 
   def _image(self, i: int) -> str:
-    return figure(self._svg(i, f"test image {self._examples.index_B[i]}: {self._class(i)}"), "image")
+    return figure(self._svg(i, f"test image {self.examples.index_B[i]}: {self._class(i)}"), "image")
 
   def _svg(self, i: int, words: str, content: str = "", style: str = "") -> str:
-    rows, columns = self._grid
+    rows, columns = self.grid
     return (
       f'<svg viewBox="0 0 {columns} {rows}" role="img" aria-label="{html.escape(words)}">'
       f'<use href="#photo{i}" class="{style}"/>{content}</svg>'
     )
 
   def _title(self, i: int, said: bool = True) -> str:
-    label, predicted = self._examples.label_B[i], self._examples.predicted_B[i]
-    title = f"{html.escape(self._class(i))} <small>test image {self._examples.index_B[i]}</small>"
+    label, predicted = self.examples.label_B[i], self.examples.predicted_B[i]
+    title = f"{html.escape(self._class(i))} <small>test image {self.examples.index_B[i]}</small>"
     if said:
       sign, style = ("✓", "yes") if label == predicted else ("✗", "no")
       title += (
-        f' <span class="{style}">{sign} image taken for: {html.escape(self._class_names[predicted])}</span>'
+        f' <span class="{style}">{sign} image taken for: {html.escape(self.class_names[predicted])}</span>'
       )
     return title
 
   def _class(self, i: int) -> str:
-    return self._class_names[self._examples.label_B[i]]
+    return self.class_names[self.examples.label_B[i]]
 
-  def _way(self, way: int) -> str:
-    return "unmorphed" if self._names[way] == UNMORPHED else self._names[way]
+  def way(self, way: int) -> str:
+    """Return what a way of morphing is called."""
+    return "unmorphed" if self.names[way] == UNMORPHED else self.names[way]
 
 
 def merges_a_round(num_tokens: int, num_groups: int) -> int:
@@ -201,13 +203,6 @@ def marks(right_RQ: Bool[np.ndarray, "R Q"]) -> str:
 def squares(mask_RQ: Bool[np.ndarray, "R Q"]) -> str:
   """Return the path of all patches where the mask is True."""
   return "".join(f"M{q} {r}h1v1h-1z" for r, q in np.argwhere(mask_RQ))
-
-
-def borders(label_RQ: Int[np.ndarray, "R Q"]) -> str:
-  """Return the path of all sides where two groups meet."""
-  across = np.argwhere(label_RQ[:, 1:] != label_RQ[:, :-1])
-  down = np.argwhere(label_RQ[1:] != label_RQ[:-1])
-  return "".join([f"M{q + 1} {r}v1" for r, q in across] + [f"M{q} {r + 1}h1" for r, q in down])
 
 
 def heat(share_RQ: Float[np.ndarray, "R Q"]) -> str:

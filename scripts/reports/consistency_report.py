@@ -8,6 +8,7 @@ metrics.jsonl. The drawings run the network once more, on the batches of the sho
 self-contained: it loads no other file.
 """
 
+import dataclasses
 import datetime
 import html
 import importlib.metadata
@@ -29,12 +30,21 @@ from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import paths
 
 from . import consistency_drawing as drawing
+from . import consistency_figure
 from .consistency_study import Study
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MEASURES = {"zeroshot": 100, "linear": 100, "cosine": 1}
 """The factor of each measure: 100 for percent."""
 PURITIES = ("zeroshot_purity", "linear_purity")
+LABELS = {
+  "zeroshot": "zero-shot",
+  "linear": "linear probe",
+  "cosine": "neighbours’ cosine",
+  "zeroshot_purity": "purity (zero-shot)",
+  "linear_purity": "purity (linear)",
+}
+"""The titles of the columns, which a narrow screen shows in every row."""
 CONTROL = "random"
 LIBRARIES = ("jax", "flax", "numpy", "opencv-python-headless")
 
@@ -45,12 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--workdir", required=True, help="workdir of a consistency study")
   parser.add_argument("--out", default="consistency.html", help="file to write (default: consistency.html)")
   parser.add_argument("--images", type=int, default=12, help="number of images (default: 12)")
+  parser.add_argument("--figure", metavar="FILE", help="also draw an SVG figure for a text: the first images")
   args = parser.parse_args(argv)
   if args.images < 1:
     raise OptionError(f"--images={args.images} must be at least 1.")
-  page = make_page(args.workdir, args.images)
+  content = Content.of_run(args.workdir, args.images)
+  page = content.page()
   paths.resolve(args.out).write_text(page)
   print(f"{args.out}: {len(page.encode()) / 1e6:.2f} MB")
+  if args.figure:
+    paths.resolve(args.figure).write_text(consistency_figure.make(content.pictures, content.study.numbers))
+    print(args.figure)
 
 
 def make_page(workdir: str, num_images: int) -> str:
@@ -60,32 +75,56 @@ def make_page(workdir: str, num_images: int) -> str:
     FileNotFoundError: there is no such run, or a file of it is missing.
     ValueError: the run is not a consistency study, or it has not ended.
   """
-  study = Study.read(workdir)
-  evaluator, state = study.evaluator()
-  examples = evaluator.examples(state, num_images)
-  num_tokens = examples.group_BSN.shape[2]
-  morphed = evaluator.names[1:]
-  groups = {name: describe(study.options.morphers[name], num_tokens) for name in morphed}
-  shown = [0, 1] + [index for index, name in enumerate(evaluator.names) if name == CONTROL and index > 1]
-  names = said_names(evaluator.test.class_names or (), study.options.prompts)
-  pictures = drawing.Pictures(examples, names, evaluator.names, groups, shown)
-  limit = study.options.get("max_images")
-  num_test = min(evaluator.test.num_examples, limit or evaluator.test.num_examples)
-  return string.Template(TEMPLATE.read_text()).substitute(
-    summary=summary(study.numbers, morphed, groups),
-    table=table(study.numbers, evaluator.names, groups),
-    measured_on=f"{num_test:,} images of {html.escape(evaluator.test.name)} × {num_tokens} tokens",
-    num_images=len(examples.label_B),
-    way=html.escape(f"{morphed[0]}, {groups[morphed[0]]}"),
-    defs=pictures.definitions(),
-    right_wrong=pictures.right_wrong(),
-    group_maps=pictures.group_maps(),
-    query=pictures.query_words(),
-    lowest=f"{pictures.lowest:.2f}".replace("-", "−"),
-    gradient=drawing.gradient(),
-    similarity=pictures.similarity(),
-    made=made(study, evaluator, num_test),
-  )
+  return Content.of_run(workdir, num_images).page()
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """What page and figure show.
+
+  Attributes:
+    groups: how many groups each morpher makes, in words.
+  """
+
+  study: Study
+  evaluator: Evaluator
+  groups: dict[str, str]
+  pictures: drawing.Pictures
+
+  @classmethod
+  def of_run(cls, workdir: str, num_images: int) -> "Content":
+    """Read the run, and run its network on the images to show."""
+    study = Study.read(workdir)
+    evaluator, state = study.evaluator()
+    examples = evaluator.examples(state, num_images)
+    num_tokens = examples.group_BSN.shape[2]
+    groups = {name: describe(study.options.morphers[name], num_tokens) for name in evaluator.names[1:]}
+    shown = [0, 1] + [index for index, name in enumerate(evaluator.names) if name == CONTROL and index > 1]
+    names = said_names(evaluator.test.class_names or (), study.options.prompts)
+    return cls(study, evaluator, groups, drawing.Pictures(examples, names, evaluator.names, groups, shown))
+
+  def page(self) -> str:
+    """Return the HTML page."""
+    study, evaluator, groups, pictures = self.study, self.evaluator, self.groups, self.pictures
+    morphed, num_images = evaluator.names[1:], len(pictures.examples.label_B)
+    limit = study.options.get("max_images")
+    num_test = min(evaluator.test.num_examples, limit or evaluator.test.num_examples)
+    num_tokens = pictures.examples.group_BSN.shape[2]
+    return string.Template(TEMPLATE.read_text()).substitute(
+      summary=summary(study.numbers, morphed, groups),
+      table=table(study.numbers, evaluator.names, groups),
+      measured_on=f"{num_test:,} images of {html.escape(evaluator.test.name)} × {num_tokens} tokens",
+      num_images=num_images,
+      way=html.escape(f"{morphed[0]}, {groups[morphed[0]]}"),
+      defs=pictures.definitions(),
+      right_wrong=pictures.right_wrong(),
+      group_maps=pictures.group_maps(),
+      query=pictures.query_words(),
+      lowest=f"{pictures.lowest:.2f}".replace("-", "−"),
+      gradient=drawing.gradient(),
+      similarity=pictures.similarity(),
+      made=made(study, evaluator, num_test),
+    )
 
 
 def describe(options: Any, num_tokens: int) -> str:
@@ -130,13 +169,9 @@ def summary(numbers: dict[str, float], morphed: Sequence[str], groups: dict[str,
   if CONTROL in morphed[1:]:
     text += f". Averaging in random groups, the control, changes it by {signed(gain(CONTROL), 1)}"
   tiles = []
-  for kind, title in (
-    ("zeroshot", "zero-shot"),
-    ("linear", "linear probe"),
-    ("cosine", "neighbours’ cosine"),
-  ):
+  for kind in MEASURES:
     before, after = (shown(numbers[f"{name}_{kind}"], MEASURES[kind]) for name in (UNMORPHED, way))
-    tiles.append(f"<div><dt>{title}</dt><dd>{before} <span>→</span> <b>{after}</b></dd></div>")
+    tiles.append(f"<div><dt>{LABELS[kind]}</dt><dd>{before} <span>→</span> <b>{after}</b></dd></div>")
   return f"<p>{text}.</p>\n<dl class=tiles>{''.join(tiles)}</dl>"
 
 
@@ -153,10 +188,11 @@ def table(numbers: dict[str, float], names: Sequence[str], groups: dict[str, str
       value, reference = numbers[f"{name}_{kind}"], numbers[f"{UNMORPHED}_{kind}"]
       change = factor * (value - reference)
       small = "" if name == UNMORPHED else signed(change, 1 if factor > 1 else 3)
-      cells.append(f"<td>{cell(name, kind, value, factor)} <small>{small}</small></td>")
+      number = f"{cell(name, kind, value, factor)} <small>{small}</small>"
+      cells.append(f'<td data-label="{LABELS[kind]}">{number}</td>')
     for kind in PURITIES:
       purity = cell(name, kind, numbers[f"{name}_{kind}"], 100) if name != UNMORPHED else "–"
-      cells.append(f"<td>{purity}</td>")
+      cells.append(f'<td data-label="{LABELS[kind]}">{purity}</td>')
     rows.append(f"<tr>{''.join(cells)}</tr>")
   return "\n".join(rows)
 

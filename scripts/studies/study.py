@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from dtm_jax import pictures
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import writing
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   with writing.local_folder_for(options.out) as out:
     (out / "metrics.json").write_text(json.dumps(lines, indent=0) + "\n")
     (out / "table.md").write_text(text)
-    draw(lines, options.curves, out / "curves.png")
+    draw(lines, options.curves, out)
   print(text)
 
 
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
   comma_list = lambda text: text.split(",")
   add = result.add_argument
   add("--config", required=True, help="the config of all variants")
-  add("--out", required=True, help="the folder for table.md, curves.png and metrics.json")
+  add("--out", required=True, help="the folder for table.md, metrics.json, and curves.svg and .png")
   add("--variant", required=True, action="append", help='"name" or "name: overrides"')
   add("--each", default="", help="overrides for all runs")
   add("--then", default=[], action="append", help='"name: flags of dtm_jax.main", with {workdir} of the run')
@@ -168,22 +169,38 @@ def interval(differences: np.ndarray) -> str:
   return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
-def draw(lines: dict[str, dict[str, Lines | None]], curves: list[str], path: Path) -> None:
-  """Draw a panel for each curve, with a colour for each variant and a line for each seed."""
-  import matplotlib.pyplot as plt
+def draw(lines: dict[str, dict[str, Lines | None]], curves: list[str], out: Path) -> None:
+  """Draw curves.svg and curves.png: a colour for each variant, a line for each seed.
 
-  figure, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 3.5), squeeze=False)
-  for axis, metric in zip(axes[0], curves, strict=True):
-    for index, (name, runs) in enumerate(lines.items()):
-      for number, run_lines in enumerate(filter(None, runs.values())):
-        points = [(line["step"], line[metric]) for line in run_lines if metric in line]
-        label = None if number else name
-        axis.plot(*zip(*points, strict=True), color=f"C{index}", alpha=0.7, label=label) if points else None
-    axis.set(xlabel="step", title=metric)
-    axis.grid(alpha=0.3)
-  axes[0][0].legend()
-  figure.tight_layout()
-  figure.savefig(path, dpi=100)
+  A panel shows one metric. Variants whose values are of another scale, such as an image-level loss beside
+  token-wise ones, get a panel of their own.
+  """
+  named = {name: [each for each in runs.values() if each] for name, runs in lines.items()}
+  panels: dict[str, list[str]] = {}
+  for metric in curves:
+    for number, names in enumerate(of_one_scale(named, metric)):
+      title = metric if len(names) == len(named) else f"{metric} ({', '.join(names)})"
+      key = f"{metric}, scale {number}"
+      panels[title if len(title) < 60 else f"{metric}, {len(names)} variants"] = [key]
+      for name in names:
+        named[name] = [
+          [line | {key: line[metric]} if metric in line else line for line in run] for run in named[name]
+        ]
+  figure = pictures.draw_curves(named, panels, columns=2, inches=4.2)
+  (out / "curves.svg").write_text(pictures.to_svg(figure) + "\n")
+  figure.savefig(out / "curves.png", dpi=200)
+
+
+def of_one_scale(named: dict[str, list[Lines]], metric: str, factor: float = 2.0) -> list[list[str]]:
+  """Return the variants in parts. The last values of two parts differ by more than `factor`."""
+  found = {name: np.array([last(run, metric) for run in runs]) for name, runs in named.items()}
+  means = {name: float(x[np.isfinite(x)].mean()) for name, x in found.items() if np.isfinite(x).any()}
+  parts: list[list[str]] = []
+  for name in sorted(means, key=means.__getitem__, reverse=True):
+    if not parts or 0 < means[name] < means[parts[-1][-1]] / factor:
+      parts.append([])
+    parts[-1].append(name)
+  return [[name for name in named if name in part] for part in parts]
 
 
 if __name__ == "__main__":
