@@ -157,7 +157,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
 @pytest.mark.slow
 def test_the_command_that_draws_groups(tmp_path, capsys):
   root = Path(__file__).parents[1]
-  command = importlib.import_module("scripts.report.draw_groups")
+  command = importlib.import_module("scripts.reports.draw_groups")
   command.main([
     f"--teacher={root / 'assets/tiny_clip_cifar10'}", f"--folder={root / 'assets/photos'}", "--images=2",
     "--groups=16,1", f"--out={tmp_path / 'groups.svg'}",
