@@ -6,18 +6,24 @@ The script copies the records shard by shard and decodes no image. It changes on
 `dataset_info.json`. `tfds.builder(name, data_dir=<out>)` opens the result. TensorFlow is needed.
 """
 
+import copy
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
 
 from dtm_jax import progress
 from dtm_jax.errors import OptionError
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import paths
 
+from . import array_records
+
 OLD, NEW = "tfrecord", "array_record"
+OWN_FILES = ("dataset_info.json", array_records.CHECKSUMS)
 
 
 def convert(source: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
@@ -29,40 +35,58 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   Raises:
     OptionError: `source` is not a `tfrecord` data set of TFDS.
   """
-  info_path = source / "dataset_info.json"
-  info = json.loads(info_path.read_text()) if info_path.exists() else {}
-  if info.get("fileFormat") != OLD:
-    raise OptionError(f"{source} is not a folder in which TFDS prepared a data set as {OLD}.")
-  config = [info["configName"]] if source.parent.name == info.get("configName") else []
-  target = out.joinpath(info["name"], *config, source.name)
+  info = read_info(source, (OLD,))
+  target = pathlib.Path(target_of(source, out, info))
   target.mkdir(parents=True, exist_ok=True)
   paths_in_source = sorted(source.iterdir())
   for path in progress.track(paths_in_source, f"Converting {source}", len(paths_in_source), "files"):
     if f".{OLD}-" in path.name:
-      _convert_shard(path, target / path.name.replace(f".{OLD}-", f".{NEW}-"))
-    elif path != info_path:
-      shutil.copyfile(path, target / path.name)
-  info["fileFormat"] = NEW
-  for split in info["splits"]:
-    split["filepathTemplate"] = split["filepathTemplate"].replace(OLD, NEW)
-  # TFDS opens a folder that has this file, so the file comes last, when the data set is complete.
-  (target / info_path.name).write_text(json.dumps(info, indent=2))
+      shard = target / path.name.replace(f".{OLD}-", f".{NEW}-")
+      if not shard.exists():
+        array_records.write_shard(shard, read_shard(path))
+  write_metadata(source, epath.Path(target), info)
   return target
 
 
-def _convert_shard(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copy the records of one shard, unless `target` exists."""
-  import tensorflow as tf
-  from array_record.python.array_record_module import ArrayRecordWriter
+def read_info(source: pathlib.Path, formats: Sequence[str]) -> dict[str, Any]:
+  """Return the content of `dataset_info.json` of a data set in one of the file formats.
 
-  if target.exists():
-    return
-  partial = target.with_name(target.name + ".partial")
-  writer = ArrayRecordWriter(str(partial), "group_size:1")
-  for record in tf.data.TFRecordDataset(str(source)).as_numpy_iterator():
-    writer.write(record)
-  writer.close()
-  os.replace(partial, target)
+  Raises:
+    OptionError: the folder has none, or the data set is in another format.
+  """
+  path = source / "dataset_info.json"
+  info = json.loads(path.read_text()) if path.exists() else {}
+  if info.get("fileFormat") not in formats:
+    raise OptionError(
+      f"{source} is not a folder in which TFDS prepared a data set as {' or '.join(formats)}."
+    )
+  return info
+
+
+def target_of(source: pathlib.Path, out: os.PathLike, info: dict[str, Any]) -> epath.Path:
+  """Return the folder <name>[/<config>]/<version> in `out`."""
+  config = [info["configName"]] if source.parent.name == info.get("configName") else []
+  return epath.Path(out).joinpath(info["name"], *config, source.name)
+
+
+def read_shard(path: pathlib.Path) -> Iterator[bytes]:
+  """Yield the records of a `tfrecord` file."""
+  import tensorflow as tf
+
+  yield from tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+
+
+def write_metadata(source: pathlib.Path, target: epath.Path, info: dict[str, Any]) -> None:
+  """Copy the files that are not shards. `dataset_info.json` gets the new format."""
+  old = info["fileFormat"]
+  for path in sorted(source.iterdir()):
+    if path.is_file() and f".{old}-" not in path.name and path.name not in OWN_FILES:
+      (target / path.name).write_bytes(path.read_bytes())
+  info = copy.deepcopy(info) | {"fileFormat": NEW}
+  for split in info["splits"]:
+    split["filepathTemplate"] = split["filepathTemplate"].replace(OLD, NEW)
+  # TFDS opens a folder that has this file, so the file comes last, when the data set is complete.
+  (target / "dataset_info.json").write_text(json.dumps(info, indent=2))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
