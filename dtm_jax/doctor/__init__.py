@@ -125,7 +125,7 @@ def _findings(examination: Examination, title: str, check: Check) -> Iterator[Fi
   try:
     yield from check(examination)
   except MissingPartError as error:
-    yield Finding(WARNING, title, f"not checked: it needs the {error}", "See above.")
+    yield Finding(WARNING, title, f"not checked: it needs the {error}")
   except UserError as error:
     text = "\n".join([str(error), *getattr(error, "__notes__", [])])
     yield Finding(FAILURE, title, text)
