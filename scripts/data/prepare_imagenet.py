@@ -91,11 +91,14 @@ def prepare_tfds(source: pathlib.Path, out: epath.Path, *, workers: int) -> epat
 
 
 def _examples(images: Sequence[Image], features: Any) -> Iterator[bytes]:
-  """Yield the records of images, as TFDS reads them."""
+  """Yield the records of images, as TFDS reads them. The same images always give the same bytes."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
   for image in images:
-    yield features.serialize_example(
+    record = features.serialize_example(
       {"image": io.BytesIO(image.read()), "label": image.synset, "file_name": image.name}
     )
+    yield tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)  # features in order
 
 
 def _records(path: pathlib.Path) -> Iterator[bytes]:
