@@ -5,6 +5,7 @@ import jax.extend.core
 import numpy as np
 
 from benchmarks import measuring, prefixes, workload
+from dtm_jax import device_options
 
 GIB = 2**30
 
@@ -56,6 +57,7 @@ def plan(path: str, overrides, batch_size: int, dtype: str) -> dict:
   """Return the memory that a step of `batch_size` images needs. The step is compiled but not run."""
   config = workload.config_from(path, overrides, dtype)
   config.batch_size = batch_size
+  config, _ = device_options.resolve(config)
   kept = kept_for_backward(config)
   _, compiled = workload.compiled_step(config, batch_size)
   return {

@@ -36,7 +36,9 @@ def get_config():
     layer_scale_init=0.1,
     drop_path=0.1,
     head_init_scale=0.001,
-    remat="elementwise",
+    remat="auto",
+    unroll="auto",
+    attention="auto",
     dtype="bfloat16",
   )
   config.init_from = common.pretrained()

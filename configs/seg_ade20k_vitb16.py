@@ -48,7 +48,9 @@ def get_config():
     abs_pos_emb=False,
     layer_scale_init=0.1,
     drop_path=0.15,
-    remat="elementwise",
+    remat="auto",
+    unroll="auto",
+    attention="auto",
     dtype="bfloat16",
   )
   config.init_from = common.pretrained()

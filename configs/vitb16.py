@@ -4,6 +4,14 @@
 
 Hardware: meant for 32 TPU v4 chips or 8 H100. Hours: not measured.
 Expect: not measured. For fine-tuning accuracy after 300 epochs see Table 1 of the paper (arXiv 2401.00254).
+
+Options with the value "auto" suit the device; the first lines of the log say what they became. On a CPU or a
+TPU the numerics are those of earlier versions. On an NVIDIA GPU two of them change the rounding only:
+`stream_dtype` becomes bfloat16 (the residual streams of student and teacher), and `attention` becomes cudnn
+(it rounds the position biases to bfloat16). LayerNorm statistics, softmax, matching, loss and parameters stay
+float32. `--config.student.stream_dtype=float32` and `--config.teacher.stream_dtype=float32` undo the first.
+tests/test_device_options.py bounds the difference in the losses of ten steps.
+
 Sources: docs/method.md says which values are the paper's, the released code's and BEiT v2's.
 
 ImageNet is read as a TensorFlow Dataset. `--config.data.dataset.data_dir=FOLDER` names another place, and
@@ -25,7 +33,8 @@ def get_config():
     normalization=placeholder(object),  # default: the teacher's own mean and std
     image_size=placeholder(int),  # default: the size that gives the student's grid of patches
     dtype="bfloat16",
-    attention=placeholder(str),  # default: "xla"
+    attention="auto",
+    stream_dtype="auto",
   )
   config.student = dict(
     variant="B",
@@ -35,9 +44,11 @@ def get_config():
     abs_pos_emb=False,
     layer_scale_init=0.1,
     drop_path=0.1,
-    remat="elementwise",
-    unroll=1,
+    remat="auto",
+    unroll="auto",
     dtype="bfloat16",
+    stream_dtype="auto",
+    attention="auto",
   )
   config.init_from = dict(path=placeholder(str), weights=placeholder(str))  # default: random weights
   config.mask = dict(
@@ -59,7 +70,7 @@ def get_config():
       split="random",
       protect_first=False,
       merged_feature="size_weighted",
-      implementation="plain",
+      implementation="auto",
     ),
   )
   config.loss = dict(schedules=2, distance="smooth_l1", normalize_target=False)

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dtm_jax import data, plugins, processes, report, rngs
+from dtm_jax import data, device_options, plugins, processes, report, rngs
 from dtm_jax.arrays import Batch, PyTree
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data import settings
@@ -115,7 +115,8 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
   `stack` closes the objects that must be closed.
   """
   config, dataset = _open_dataset(config)
-  records = Records(workdir, config, dataset)
+  config, chosen = device_options.resolve(config)
+  records = Records(workdir, config, dataset, auto=chosen)
   records.check()
   course = Course.fresh(config.batch_size, dataset.num_examples)
   task = build_task(config, course, dataset)
@@ -236,6 +237,7 @@ def replay(config: Any) -> Finding | None:
   recording = read_recording(paths.resolve(config.replay))
   mesh = _make_mesh(config)
   config, dataset = _open_dataset(config)
+  config, _ = device_options.resolve(config)
   log_differences(recording, config)
   course = Course.fresh(config.batch_size, dataset.num_examples)
   task = build_task(config, course, dataset)

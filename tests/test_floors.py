@@ -12,7 +12,7 @@ FLOORS = {
   **dict.fromkeys(("main", "doctor"), 9),
   "loop": 8,
   **dict.fromkeys(("tasks", "report"), 7),
-  "evaluators": 6,
+  **dict.fromkeys(("evaluators", "device_options"), 6),
   **dict.fromkeys(("morphers", "teachers", "datasets", "records", "options"), 5),
   **dict.fromkeys(("training", "pictures"), 4),
   **dict.fromkeys(("models", "data", "checkpoints", "morphing", "augment"), 3),

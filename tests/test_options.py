@@ -280,7 +280,8 @@ def test_another_teacher_starts_from_its_own_defaults():
     "--config.teacher.path=x",
   )
   assert config.teacher.to_dict() == {
-    "name": "dinov2", "path": "x", "image_size": 196, "dtype": "bfloat16", "attention": None
+    "name": "dinov2", "path": "x", "image_size": 196, "dtype": "bfloat16", "attention": "auto",
+    "stream_dtype": "auto",
   }  # fmt: skip
   validation.check(config, problems)
   same, _ = read("vitb16_released", "--config.teacher.name=clip")
@@ -465,7 +466,7 @@ def test_right_values_of_the_options_of_every_run(flag):
 def test_names_in_the_rules_are_those_of_the_code():
   from dtm_jax import masking, morphing, normalizations
   from dtm_jax.data import resampling, views
-  from dtm_jax.models import layers, positions
+  from dtm_jax.models import attention, layers, positions
   from dtm_jax.models.clip import prompts
   from dtm_jax.models.vit import classifier as vit_classifier
   from dtm_jax.models.vit import model as vit
@@ -486,14 +487,16 @@ def test_names_in_the_rules_are_those_of_the_code():
     (pretrain["mask.kind"], masking.MASKS), (pretrain["optim.name"], optim.OPTIMIZERS),
     (pretrain["optim.decay"], schedules.DECAYS), (pretrain["optim.lr_scaling"], schedules.LR_SCALINGS),
     (pretrain["loss.distance"], morphing.DISTANCES),
-    (pretrain["student.variant"], vit.VARIANTS), (pretrain["student.remat"], vit.REMATS),
+    (pretrain["student.variant"], vit.VARIANTS), (pretrain["student.remat"], ("auto", *vit.REMATS)),
+    (pretrain["student.attention"], ("auto", *attention.IMPLEMENTATIONS)),
+    (pretrain["student.stream_dtype"], ("auto", *vit.STREAM_DTYPES)),
     (segment["model.head"], segmenter.HEADS),
     (finetune["model.pooling"], vit_classifier.POOLINGS),
     (finetune["init_from.rel_pos"], vit_transfer.REL_POS),
     (finetune["init_from.resize"], positions.BIAS_RESIZES), (morphers["split"], morphing.SPLITS),
     (morphers["merged_feature"], morphing.MERGED_FEATURES), (morphers["schedule"], bipartite.SCHEDULES),
     (morphers["bipartite/drawn_per"], bipartite.DRAWN_PER), (morphers["init"], clustering.INITS),
-    (morphers["implementation"], bipartite.IMPLEMENTATIONS),
+    (morphers["implementation"], ("auto", *bipartite.IMPLEMENTATIONS)),
     (run_options.INTERPOLATION, resampling.CV2_FILTERS),
     (RUN_OPTIONS["data.view.crop"], (*views.CROPS, "joint")),
     (SOCKET_OPTIONS["teachers"]["tokens"], clip.OUTPUTS),

@@ -222,7 +222,7 @@ def test_remat_changes_no_gradient():
 
   plain = gradient("none")
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
-  for remat in ("attention", "elementwise", "block"):
+  for remat in ("attention", "activations", "elementwise", "block"):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient(remat), plain)
 
 
@@ -235,8 +235,20 @@ def test_remat_of_attention_stores_no_probabilities():
 
   heads_and_tokens = lambda shape: shape[-2:] == (65, 65) and 2 in shape[1:-2]  # one for each image
   assert any(map(heads_and_tokens, residuals("none")))
-  for remat in ("attention", "elementwise", "block"):
+  for remat in ("attention", "activations", "elementwise", "block"):
     assert not any(map(heads_and_tokens, residuals(remat)))
+
+
+def test_remat_of_activations_keeps_one_array_of_the_hidden_layer():
+  def hidden(remat):
+    model = vit.VisionTransformer(**TINY, remat=remat)
+    params = random_params(model, image())
+    loss = lambda params: model.apply({"params": params}, image())["prediction"].sum()
+    kept = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params))
+    return sum(leaf.shape[-3:] == (2, 7, 96) for leaf in kept)
+
+  # The input of the GELU, and its output, which is the input of fc2.
+  assert hidden("activations") == 2 < hidden("none")
 
 
 def test_bfloat16_stays_near_float32_and_leaves_float32_parameters():
@@ -256,7 +268,7 @@ def test_bfloat16_stays_near_float32_and_leaves_float32_parameters():
 def test_wrong_options_are_named():
   with pytest.raises(ValueError, match=r"'H'.*Ti, S, B, L"):
     vit.build("H")
-  with pytest.raises(ValueError, match=r"'all'.*none, attention, elementwise, block"):
+  with pytest.raises(ValueError, match=r"'all'.*none, attention, activations, elementwise, block"):
     vit.build("Ti", remat="all")
   with pytest.raises(ValueError, match=r"Width 100 .* 3 heads"):
     vit.build("Ti", width=100)

@@ -1,13 +1,13 @@
 """Layers that the student, CLIP and the other frozen towers share.
 
-Parameters, the residual stream and the outputs of a tower are float32. `dtype` is the type of the matrix
-products. In this file, T is the number of tokens of any kind, and d = D/A is the width of one head.
+Parameters and the outputs of a tower are float32. `dtype` is the type of the matrix products, and
+`stream_dtype` that of the residual stream. In this file, T is the number of tokens of any kind, and d = D/A
+is the width of one head.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,7 @@ from jax.nn.initializers import Initializer
 
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import OptionError, check_choice
-
-Implementation = Literal["xla", "cudnn"]
-"""The values of `implementation` of `jax.nn.dot_product_attention`."""
+from dtm_jax.models.attention import Implementation, attend
 
 FLOAT32_NORM = partial(nn.LayerNorm, use_fast_variance=False, dtype="float32")
 ACTIVATIONS: dict[str, Callable] = {
@@ -113,7 +111,7 @@ class Attention(nn.Module):
 
   Attributes:
     causal: whether a token sees only itself and the tokens before it.
-    implementation: argument of `jax.nn.dot_product_attention`.
+    implementation: see `models.attention`.
   """
 
   tower: Tower
@@ -131,9 +129,7 @@ class Attention(nn.Module):
       split_heads(dense(kernel_init=normal(width**-0.5), name=name)(x), num_heads)
       for name in ("query", "key", "value")
     )
-    mixed = jax.nn.dot_product_attention(
-      query, key, value, is_causal=self.causal, implementation=self.implementation
-    )
+    mixed = attend(query, key, value, causal=self.causal, implementation=self.implementation)
     return dense(kernel_init=normal((2 * depth * width) ** -0.5), name="out")(merge_heads(mixed))
 
 

@@ -28,6 +28,13 @@ PATTERN = regex()
 DTYPE = choice(
   "float32", "bfloat16", "float16", about="Type of the matrix products. Parameters and losses are float32."
 )
+STREAM_DTYPE = choice(
+  "auto", "float32", "bfloat16", about="Type of the residual stream. auto: what suits the device."
+)
+ATTENTION = choice(
+  "auto", "xla", "cudnn", "pallas",
+  about="Implementation of attention. cudnn needs a GPU and half precision. auto: what suits the device.",
+)  # fmt: skip
 INTERPOLATION = choice("bicubic", "bilinear", "area", "lanczos", about="Filter that resizes images.")
 SIZE = whole(1, also=(0,)).or_none(
   "Side of the square image that the model sees, in pixels. 0: the size of the data set's images."

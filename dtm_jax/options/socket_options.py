@@ -6,7 +6,7 @@ This file imports neither JAX nor TensorFlow, so a wrong start is refused at onc
 here with those in the code.
 """
 
-from dtm_jax.options.run_options import DTYPE, NORMALIZATION, SIZE, SPLIT
+from dtm_jax.options.run_options import ATTENTION, DTYPE, NORMALIZATION, SIZE, SPLIT, STREAM_DTYPE
 from dtm_jax.options.task_options import ACTIVATION, PROMPTS, WEIGHTS_IN_FILE
 from dtm_jax.options.value_rules import (
   Rule,
@@ -27,9 +27,8 @@ _TEACHERS = {
   "tokens": choice("projected", "normalized"),
   "normalization": NORMALIZATION.or_none(f"{NORMALIZATION.about} None: as the files beside the weights say."),
   "dtype": DTYPE,
-  "attention": choice(
-    "xla", "cudnn", about="Implementation of attention. cudnn needs a GPU and half precision."
-  ),
+  "attention": ATTENTION,
+  "stream_dtype": STREAM_DTYPE,
   "image_size": whole(1).or_none(
     "Side of the teacher's input in pixels. None: the size that gives the student's grid of patches."
   ),
@@ -72,7 +71,7 @@ _MORPHERS = {
   "split": choice("random", "alternate"),
   "protect_first": flag(),
   "merged_feature": choice("size_weighted", "mean_of_means"),
-  "implementation": choice("plain", "gram", "pallas"),
+  "implementation": choice("auto", "plain", "gram", "pallas"),
 }
 _SCHEDULE = {
   "at_start": flag("Whether the evaluator also runs before the first step."),
@@ -130,7 +129,7 @@ ALWAYS: dict[str, tuple[str, ...]] = {"morphers": ("weight",), "evaluators": SCH
 """Options of every choice of a socket that its `build` does not get."""
 
 KEPT: dict[str, tuple[str, ...]] = {
-  "teachers": ("dtype", "attention"),
+  "teachers": ("dtype", "attention", "stream_dtype"),
   "datasets": (),
   "morphers": ("weight",),
   "evaluators": (*SCHEDULE, "dataset", "image_size", "batch_size", "features"),

@@ -4,15 +4,35 @@ This file imports neither JAX nor TensorFlow, so a wrong start is refused at onc
 here with those in the code.
 """
 
-from dtm_jax.options.run_options import DTYPE, NORMALIZATION, PATTERN, TRAIN_NORMALIZATION
-from dtm_jax.options.value_rules import Rule, below, choice, durations, flag, number, several, text, whole
+from dtm_jax.options.run_options import (
+  ATTENTION,
+  DTYPE,
+  NORMALIZATION,
+  PATTERN,
+  STREAM_DTYPE,
+  TRAIN_NORMALIZATION,
+)
+from dtm_jax.options.value_rules import (
+  Rule,
+  any_of,
+  below,
+  choice,
+  durations,
+  flag,
+  number,
+  several,
+  text,
+  whole,
+)
 
 _LR_SCALING = "How lr grows with the images of an update. sqrt: sqrt(images / 2048). linear: images / 256."
 _LAYER_DECAY = "Factor of the learning rate from one layer to the layer below. 0 or None: none."
 _REMAT = (
-  "What the backward pass computes again to save memory: none; attention (logits and softmax); elementwise "
-  "(all but the products with kernels); or the whole block."
+  "What the backward pass computes again to save memory: none; attention (logits and softmax); activations "
+  "(those and the GELU); elementwise (all but the products with kernels); or the whole block. auto: what "
+  "suits the device."
 )
+_UNROLL = "Number of blocks in one iteration of the scan. More compile longer. auto: what suits the device."
 _REL_POS = "Which relative position biases start the model: each block's own, the shared ones, or their sum."
 _MIN_BLOCK = "Share of the patches in the smallest block. At least one patch."
 _ONLINE_PROBE = (
@@ -64,9 +84,11 @@ _TRUNK = {
   "drop_path": number(
     0, 1, "Rate of stochastic depth in the last block. It grows linearly from 0.", below=True
   ),
-  "remat": choice("none", "attention", "elementwise", "block", about=_REMAT),
-  "unroll": whole(1, "Number of blocks in one iteration of the scan. More compile longer."),
+  "remat": choice("auto", "none", "attention", "activations", "elementwise", "block", about=_REMAT),
+  "unroll": any_of(choice("auto"), whole(1), about=_UNROLL),
   "dtype": DTYPE,
+  "stream_dtype": STREAM_DTYPE,
+  "attention": ATTENTION,
 }
 TRUNK_SIZES: dict[str, tuple[int, int]] = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12), "L": (1024, 16)}
 """Width and number of attention heads of each variant."""

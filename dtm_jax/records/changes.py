@@ -53,6 +53,7 @@ KINDS: tuple[tuple[str, str], ...] = (
   ("*.remat", COURSE),
   ("*.unroll", COURSE),
   ("*.attention", COURSE),
+  ("*.stream_dtype", COURSE),
   ("*.implementation", COURSE),
   # The rest is meaning: task, data set and split, image size, teacher, model, the start (init_from), and the
   # definition of the loss (loss, mask, morphers). The seed is meaning too: another seed shuffles differently,

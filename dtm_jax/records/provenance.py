@@ -19,11 +19,16 @@ def describe() -> dict[str, Any]:
   return {
     "host": platform.node(),
     "processes": jax.process_count(),
-    "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+    "devices": devices(),
     "versions": _versions(),
     "commit": _commit(),
     "command": shlex.join(sys.argv),
   }
+
+
+def devices() -> str:
+  """Return the number and the kind of the devices of the run."""
+  return f"{jax.device_count()} {jax.devices()[0].device_kind}"
 
 
 def checksum_of_code() -> int:

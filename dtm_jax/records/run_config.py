@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from absl import logging
@@ -35,18 +35,19 @@ RESUME = ("check", "force")
 class Records:
   """The records of the run in a workdir, compared with this start.
 
-  Every process makes one. Process 0 reads the file, and all get the same content.
+  Every process makes one. Process 0 reads the file, and all get the same content. `auto` are the options of
+  `config` that were chosen for the device. They may differ on another device.
 
   Attributes:
     changes: the differences from the last start, after `check` and `check_weights`.
   """
 
-  def __init__(self, workdir: epath.Path, config: Any, dataset: Dataset):
+  def __init__(self, workdir: epath.Path, config: Any, dataset: Dataset, auto: Collection[str] = ()):
     self._workdir, self._path = workdir, workdir / FILE
     self._resume = config.get("resume") or RESUME[0]
     if self._resume not in RESUME:
       raise OptionError(f"--config.resume={self._resume!r} is unknown. Available: {', '.join(RESUME)}.")
-    self._config = changes.plain(config)
+    self._config, self._auto = changes.plain(config), sorted(auto)
     self._class_names = None if dataset.class_names is None else list(dataset.class_names)
     found = processes.from_first_process(lambda: {
       "saved": self._read(), "data": fingerprints.of_dataset(dataset), "has_numbers": self._has_numbers(),
@@ -69,6 +70,7 @@ class Records:
     config = {key: value for key, value in self._saved.items() if key not in (CLASS_NAMES, STARTS)}
     found = changes.compare(config, self._config, same_code=last.get("code") == self._code)
     found = [self._judge_data(change) if change.kind == DATA else change for change in found]
+    found = [self._judge_auto(change) for change in found]
     if not any(change.key.startswith("data.") for change in found) and self._other_data():
       found.append(Change("data", self._saved_data(), self._data, MEANING, "other images in the same place"))
     if self._saved.get(CLASS_NAMES) not in (None, self._class_names):
@@ -131,6 +133,7 @@ class Records:
       "code": self._code,
       "weights": self._weights,
       "data": self._data,
+      "auto": self._auto,
       "changes": {change.key: [change.old, change.new] for change in self.changes},
     }
     content = self._config | {CLASS_NAMES: self._class_names, STARTS: [*self._starts(), start]}
@@ -183,6 +186,13 @@ class Records:
     else:
       kind, note = changes.COURSE, "the same images in another place"
     return dataclasses.replace(change, kind=kind, note=note)
+
+  def _judge_auto(self, change: Change) -> Change:
+    """Return the change with a note if the option was and is chosen for the device."""
+    last = self._last_start()
+    if change.key not in self._auto or change.key not in last.get("auto", ()):
+      return change
+    return dataclasses.replace(change, note=f"auto; devices: {last.get('devices')} -> {provenance.devices()}")
 
   def _refuse(self, found: Sequence[Change], also: str = MEANING) -> None:
     """Raise an error if a change alters the meaning. It also names the changes of the kind `also`."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtm_jax import augment
+from dtm_jax import augment, device_options
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.models.vit import classifier
 from dtm_jax.normalizations import mean_and_std
@@ -118,6 +118,7 @@ def build(config: Any, run: Run) -> Finetuning:
   Raises:
     OptionError: the data set has no class names, or the optimiser's options are wrong.
   """
+  config, _ = device_options.resolve(config)
   num_classes, image_size = len(require_class_names(config, run, "classify")), config.data.image_size
   model = classifier.build(**config.model, num_classes=num_classes)
   return Finetuning(

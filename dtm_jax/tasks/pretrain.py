@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from dtm_jax import augment, masking, morphing, partitions, plugins, rngs
+from dtm_jax import augment, device_options, masking, morphing, partitions, plugins, rngs
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.errors import OptionError
 from dtm_jax.models.vit import model as vit
@@ -203,6 +203,7 @@ def build(config: Any, run: Run) -> Pretraining:
   Raises:
     OptionError: student and teacher have different grids of patches, or a probe has no classes to learn.
   """
+  config, _ = device_options.resolve(config)
   image_size = config.data.image_size
   teacher = build_teacher(config, config.student.get("patch_size", vit.Trunk.patch_size))
   student = vit.build(**config.student, out_dim=teacher.width)

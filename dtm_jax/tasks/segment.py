@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dtm_jax import augment
+from dtm_jax import augment, device_options
 from dtm_jax.arrays import Array, Batch, Float, Key, PyTree, RandomKey, UInt8
 from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.errors import OptionError
@@ -97,6 +97,7 @@ def build(config: Any, run: Run) -> Segmentation:
   Raises:
     OptionError: the data set has no class names, or data.view.crop is not "joint".
   """
+  config, _ = device_options.resolve(config)
   num_classes, image_size = len(require_class_names(config, run, "segment")), config.data.image_size
   if config.data.view.get("crop") != "joint":
     raise OptionError(f"data.view.crop={config.data.view.get('crop')!r}, but segmentation needs 'joint'.")

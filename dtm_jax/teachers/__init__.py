@@ -8,7 +8,8 @@ Teachers share these options:
 | revision | branch, tag or commit of the repository |
 | normalization | "imagenet", "clip", "inception", or a pair (mean, std) of three numbers each |
 | dtype | type of the matrix products |
-| attention | "xla", or "cudnn" (GPUs, half precision) |
+| attention | "xla", "cudnn" or "pallas" (see `models.attention`) |
+| stream_dtype | type of the residual stream |
 | image_size | pixels of a side. The positions are resized if it is not the checkpoint's size |
 | heads | number of attention heads, needed only if the files do not give it |
 | weights | the container of the model, if the file holds several models (see `files.checkpoint_contents`) |

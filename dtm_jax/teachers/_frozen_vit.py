@@ -19,6 +19,7 @@ def build_frozen_vit(
   normalization: Normalization | None,
   dtype: str,
   attention: str,
+  stream_dtype: str,
   image_size: int | None,
   weights: str | None,
   heads: int | None = None,
@@ -33,7 +34,7 @@ def build_frozen_vit(
   """
   found = weight_files.find(path, revision=revision, weights=weights)
   config, params = frozen_vit_weights.load(found, model_types, heads=heads)
-  tower = FrozenViT(config, dtype, attention)
+  tower = FrozenViT(config, dtype, attention, stream_dtype)
   mean, std = mean_and_std_of(normalization, found, default_normalization)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:

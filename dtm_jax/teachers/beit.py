@@ -29,6 +29,8 @@ def build(
   revision: str | None = None,
   normalization: Normalization | None = None,
   dtype: str = "float32",
+  attention: str = "xla",
+  stream_dtype: str = "float32",
   image_size: int | None = None,
   heads: int | None = None,
   weights: str | None = None,
@@ -55,9 +57,8 @@ def build(
   if grid is None:
     raise OptionError(f"{path} has no positions, so its grid of patches is unknown.")
   mean, std = mean_and_std_of(normalization, found, "imagenet")
-  return of_student(
-    f"beit {path}", model.clone(dtype=dtype), params, grid=grid, image_size=image_size, mean=mean, std=std
-  )
+  model = model.clone(dtype=dtype, attention=attention, stream_dtype=stream_dtype)
+  return of_student(f"beit {path}", model, params, grid=grid, image_size=image_size, mean=mean, std=std)
 
 
 def _load_transformers(found: Found, content: dict[str, Any]) -> PyTree:

@@ -14,7 +14,13 @@ from dtm_jax.teachers._student import of_student
 
 
 def build(
-  path: str | None, *, step: int | None = None, dtype: str = "float32", image_size: int | None = None
+  path: str | None,
+  *,
+  step: int | None = None,
+  dtype: str = "float32",
+  attention: str = "xla",
+  stream_dtype: str = "float32",
+  image_size: int | None = None,
 ) -> Teacher:
   """Return the student of a pre-training run with its patch tokens after the final LayerNorm.
 
@@ -38,7 +44,8 @@ def build(
   if "mask_token" not in params:
     raise OptionError(f"The run {path} trained no student. Its parameters are {', '.join(sorted(params))}.")
   params = {name: part for name, part in params.items() if name != "head"}
-  model = vit.build(**config["student"] | {"dtype": dtype, "out_dim": None})
+  by_device = {"dtype": dtype, "attention": attention, "stream_dtype": stream_dtype}
+  model = vit.build(**config["student"] | by_device | {"out_dim": None})
   mean, std = mean_and_std(config["augment"]["normalization"])
   own_size = config["data"]["image_size"]
   grid = grid_of((own_size, own_size, 3), model.patch_size)

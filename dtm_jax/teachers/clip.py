@@ -22,6 +22,7 @@ def build(
   normalization: Normalization = "clip",
   dtype: str = "float32",
   attention: str = "xla",
+  stream_dtype: str = "float32",
   image_size: int | None = None,
   heads: int | None = None,
   activation: str | None = None,
@@ -44,7 +45,7 @@ def build(
   clip_shapes.check_known(config, str(found.file), options=clip_shapes.flags("teacher"))
   if tokens == "projected" and config.embed_dim is None:
     raise OptionError(f"tokens='projected', but {path} has no projection. Available: normalized.")
-  tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention)
+  tower = clip.ImageTower(config.image, config.embed_dim, dtype, attention, stream_dtype=stream_dtype)
   mean, std = mean_and_std_of(normalization, found)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:

@@ -17,6 +17,7 @@ def build(
   normalization: Normalization | None = None,
   dtype: str = "float32",
   attention: str = "xla",
+  stream_dtype: str = "float32",
   image_size: int | None = None,
   heads: int | None = None,
   weights: str | None = None,
@@ -29,5 +30,5 @@ def build(
   """
   return build_frozen_vit(
     path, MODEL_TYPES, "imagenet", revision=revision, normalization=normalization, dtype=dtype,
-    attention=attention, image_size=image_size, weights=weights, heads=heads,
+    stream_dtype=stream_dtype, attention=attention, image_size=image_size, weights=weights, heads=heads,
   )  # fmt: skip

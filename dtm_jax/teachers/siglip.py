@@ -17,6 +17,7 @@ def build(
   normalization: Normalization | None = None,
   dtype: str = "float32",
   attention: str = "xla",
+  stream_dtype: str = "float32",
   image_size: int | None = None,
   weights: str | None = None,
 ) -> Teacher:
@@ -28,5 +29,5 @@ def build(
   """
   return build_frozen_vit(
     path, MODEL_TYPES, "inception", revision=revision, normalization=normalization, dtype=dtype,
-    attention=attention, image_size=image_size, weights=weights,
+    stream_dtype=stream_dtype, attention=attention, image_size=image_size, weights=weights,
   )  # fmt: skip

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, Int, RandomKey
+from dtm_jax.models.attention import Implementation
 from dtm_jax.models.layers import (
   ACTIVATIONS,
   FLOAT32_NORM,
   Attention,
-  Implementation,
   Mlp,
   PatchEmbed,
   Tower,
@@ -105,8 +105,9 @@ class Block(nn.Module):
       self.dtype,
       name="mlp",
     )
-    x += Attention(tower, self.causal, self.implementation, self.dtype, name="attn")(norm(name="ln1")(x))
-    x += mlp(norm(name="ln2")(x))
+    attention = Attention(tower, self.causal, self.implementation, self.dtype, name="attn")
+    x += attention(norm(name="ln1")(x)).astype(x.dtype)
+    x += mlp(norm(name="ln2")(x)).astype(x.dtype)
     self.sow("intermediates", "output", x)
     return x, None
 
@@ -128,9 +129,10 @@ class ImageTower(nn.Module):
   Attributes:
     embed_dim: E; None for no projection.
     dtype: type of the matrix products.
-    attention: argument `implementation` of `jax.nn.dot_product_attention`.
+    attention: implementation, see `models.attention`.
     patch_dropout: fraction of the patches that a training step drops (FLIP, arXiv 2212.00794), drawn with the
       key "patch_dropout".
+    stream_dtype: type of the residual stream between the blocks.
   """
 
   config: ImageConfig
@@ -138,6 +140,7 @@ class ImageTower(nn.Module):
   dtype: str = "float32"
   attention: Implementation = "xla"
   patch_dropout: float = 0.0
+  stream_dtype: str = "float32"
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"], train: bool = False) -> dict[str, Array]:
@@ -170,7 +173,7 @@ class ImageTower(nn.Module):
     pre = norm(name="ln_pre")(jnp.concatenate([cls, patches], axis=1))
 
     blocks = _blocks(tower, causal=False, implementation=self.attention, dtype=self.dtype)
-    tokens = norm(name="ln_post")(blocks(pre, None)[0])
+    tokens = norm(name="ln_post")(blocks(pre.astype(self.stream_dtype), None)[0])
     outputs = {"pre": pre, "patch_tokens": tokens[:, 1:]}
     if self.embed_dim is not None:
       projection = nn.Dense(self.embed_dim, False, self.dtype, kernel_init=small, name="projection")

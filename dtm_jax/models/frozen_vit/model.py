@@ -18,14 +18,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
 from dtm_jax.arrays import Array, Float, PyTree
 from dtm_jax.errors import check_choice
+from dtm_jax.models.attention import Implementation
 from dtm_jax.models.layers import (
   ACTIVATIONS,
   FLOAT32_NORM,
   Attention,
-  Implementation,
   Mlp,
   PatchEmbed,
   Tower,
@@ -91,12 +92,14 @@ class FrozenViT(nn.Module):
 
   Attributes:
     dtype: type of the matrix products.
-    attention: argument `implementation` of `jax.nn.dot_product_attention`.
+    attention: implementation, see `models.attention`.
+    stream_dtype: type of the residual stream between the blocks.
   """
 
   config: FrozenViTConfig
   dtype: str = "float32"
   attention: Implementation = "xla"
+  stream_dtype: str = "float32"
 
   @nn.compact
   def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> dict[str, Array]:
@@ -133,7 +136,7 @@ class FrozenViT(nn.Module):
       split_rngs={"params": True},
       length=config.tower.depth,
     )
-    stream, _ = scan(config, self.attention, self.dtype, name="blocks")(pre, None)
+    stream, _ = scan(config, self.attention, self.dtype, name="blocks")(pre.astype(self.stream_dtype), None)
     normed = FLOAT32_NORM(epsilon=config.tower.eps, name="norm")(stream)
     outputs = {"pre": pre, "patch_tokens": normed[:, config.class_token + config.num_registers :]}
     return outputs | ({"cls": normed[:, 0]} if config.class_token else {})
@@ -156,16 +159,16 @@ class Block(nn.Module):
       mlp = SwiGLU(tower.mlp_width, self.dtype, name="mlp")
     else:
       mlp = Mlp(tower.mlp_width, ACTIVATIONS[activation], normal, normal, self.dtype, name="mlp")
-    x += self._scaled("layer_scale1", attention(norm(name="ln1")(x)))
-    x += self._scaled("layer_scale2", mlp(norm(name="ln2")(x)))
+    x += self._scaled("layer_scale1", attention(norm(name="ln1")(x)), x.dtype)
+    x += self._scaled("layer_scale2", mlp(norm(name="ln2")(x)), x.dtype)
     self.sow("intermediates", "output", x)
     return x, None
 
-  def _scaled(self, name: str, branch: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    branch = branch.astype(jnp.float32)
+  def _scaled(self, name: str, branch: Float[Array, "B T D"], dtype: DTypeLike) -> Float[Array, "B T D"]:
+    branch = branch.astype(dtype)
     if not self.config.layer_scale:
       return branch
-    return branch * self.param(name, nn.initializers.ones, branch.shape[-1:])[None, None, :]
+    return branch * self.param(name, nn.initializers.ones, branch.shape[-1:]).astype(dtype)[None, None, :]
 
 
 class SwiGLU(nn.Module):

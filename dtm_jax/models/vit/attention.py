@@ -15,6 +15,7 @@ from einops import rearrange
 from jax.nn.initializers import Initializer
 
 from dtm_jax.arrays import Array, Float, Int
+from dtm_jax.models import attention, attention_kernel
 from dtm_jax.models.layers import merge_heads, split_heads
 
 
@@ -26,7 +27,9 @@ class Attention(nn.Module):
   Attributes:
     bias_grid: (rows, columns) of the patches for the block's own table of relative position biases; None for
       no own table.
-    remat: whether the backward pass computes logits and softmax again.
+    remat: whether the backward pass of "xla" computes logits and softmax again. The other implementations
+      always do.
+    implementation: see `models.attention`. All but "xla" round the bias to `dtype`.
   """
 
   num_heads: int
@@ -34,27 +37,47 @@ class Attention(nn.Module):
   remat: bool
   kernel_init: Initializer
   dtype: str
+  implementation: attention.Implementation = "xla"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], shared_bias: Array | None) -> Float[Array, "B T D"]:
     width = x.shape[-1]
     dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
     fused = dense(3 * width, use_bias=False, name="qkv")(x)
-    query, key, value = jnp.split(fused, 3, axis=-1)
-    query += self.param("q_bias", nn.initializers.zeros_init(), (width,)).astype(query.dtype)[None, None, :]
-    value += self.param("v_bias", nn.initializers.zeros_init(), (width,)).astype(value.dtype)[None, None, :]
-    query *= (width // self.num_heads) ** -0.5
-    query, key, value = (split_heads(each, self.num_heads) for each in (query, key, value))
-
+    zeros = nn.initializers.zeros_init()
+    q_bias, v_bias = (self.param(name, zeros, (width,)).astype(fused.dtype) for name in ("q_bias", "v_bias"))
     bias = shared_bias
     if self.bias_grid is not None:
       own_bias = RelativePositionBias(self.num_heads, self.bias_grid, name="rel_pos_bias")()
       bias = own_bias if bias is None else own_bias + bias
-    attend: Callable[..., Array] = partial(jax.nn.dot_product_attention, scale=1.0, implementation="xla")
-    if self.remat:
-      attend = jax.checkpoint(attend, prevent_cse=False)
-    mixed = merge_heads(attend(query, key, value, bias))
-    return dense(width, name="proj")(mixed)
+    qkv_shape = (*x.shape[:2], 3 * self.num_heads, width // self.num_heads)
+    if self.implementation == "pallas" and attention_kernel.supports(qkv_shape, fused.dtype):
+      mixed = self._attend_unsplit(fused, q_bias, v_bias, bias)
+    else:
+      mixed = self._attend(fused, q_bias, v_bias, bias)
+    return dense(width, name="proj")(merge_heads(mixed))
+
+  def _attend(
+    self, fused: Float[Array, "B T _"], q_bias: Array, v_bias: Array, bias: Array | None
+  ) -> Float[Array, "B T A d"]:
+    query, key, value = jnp.split(fused, 3, axis=-1)
+    query += q_bias[None, None, :]
+    value += v_bias[None, None, :]
+    query *= (query.shape[-1] // self.num_heads) ** -0.5
+    query, key, value = (split_heads(each, self.num_heads) for each in (query, key, value))
+    compute: Callable[..., Array] = partial(attention.attend, scale=1.0, implementation=self.implementation)
+    if self.remat and self.implementation == "xla":
+      compute = jax.checkpoint(compute, prevent_cse=False)
+    return compute(query, key, value, bias)
+
+  def _attend_unsplit(
+    self, fused: Float[Array, "B T _"], q_bias: Array, v_bias: Array, bias: Array | None
+  ) -> Float[Array, "B T A d"]:
+    """Compute the same without splitting `fused`: the scale is a power of two, and the kernel applies it."""
+    fused += jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])[None, None, :]
+    qkv = split_heads(fused, 3 * self.num_heads)
+    bias = None if bias is None else bias.astype(fused.dtype)
+    return attention.fused_attention(qkv, bias, qkv.shape[-1] ** -0.5)
 
 
 class RelativePositionBias(nn.Module):

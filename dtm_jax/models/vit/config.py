@@ -80,8 +80,9 @@ def param_shapes(model: vit.Trunk, grid: Grid | None) -> PyTree:
 
 
 def options(model: vit.Trunk) -> dict[str, Any]:
-  """Return the attributes that build the model."""
-  names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
+  """Return the attributes that build the model. Those that suit one device only are left out."""
+  left_out = ("parent", "name", "attention", "stream_dtype")
+  names = [field.name for field in dataclasses.fields(model) if field.name not in left_out]
   return {name: getattr(model, name) for name in names}
 
 

@@ -8,15 +8,18 @@ The blocks run under `nn.scan`, so their parameters are stacked [L, ...] below p
 T = 1+N tokens are CLS and the patches.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from dtm_jax.arrays import Array, Bool, Float, PyTree, RandomKey
 from dtm_jax.errors import OptionError, check_choice
+from dtm_jax.models.attention import IMPLEMENTATIONS, Implementation
 from dtm_jax.models.layers import (
   FLOAT32_NORM,
   Mlp,
@@ -31,7 +34,8 @@ VARIANTS = {
   "B": {"width": 768, "depth": 12, "num_heads": 12},
   "L": {"width": 1024, "depth": 24, "num_heads": 16},
 }
-REMATS = ("none", "attention", "elementwise", "block")
+REMATS = ("none", "attention", "activations", "elementwise", "block")
+STREAM_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = {"elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
 EPS = 1e-6
 
@@ -52,14 +56,17 @@ class Trunk(nn.Module):
     abs_pos_emb: whether a learned embedding of each position is added before the first block.
     layer_scale_init: initial factor of every residual branch; 0 or None for no factors.
     drop_path: rate of stochastic depth in the last block. It grows linearly from 0 in the first block.
-    remat: what the backward pass computes again: "none", "attention" (logits and softmax), "elementwise"
-      (everything but the products with kernels) or "block" (everything).
+    remat: what the backward pass computes again: "none", "attention" (logits and softmax), "activations"
+      (those and the GELU), "elementwise" (everything but the products with kernels) or "block" (everything).
     unroll: number of blocks in one iteration of the scan. More blocks take longer to compile and save copies
       for the backward pass (a sixth of the quickstart's time on a CPU).
-    dtype: type of the matrix products. Parameters, softmax and residual stream are float32.
+    dtype: type of the matrix products. Parameters, the statistics of LayerNorms, softmax and outputs are
+      float32.
+    stream_dtype: type of the residual stream between the blocks, one of STREAM_DTYPES.
+    attention: implementation of attention, see `models.attention`.
 
   Raises:
-    OptionError: `remat` is unknown, or the heads do not divide the width.
+    OptionError: a choice is unknown, or the heads do not divide the width.
   """
 
   patch_size: int = 16
@@ -75,6 +82,8 @@ class Trunk(nn.Module):
   remat: str = "elementwise"
   unroll: int = 1
   dtype: str = "float32"
+  stream_dtype: str = "float32"
+  attention: Implementation = "xla"
 
   # Initial values of kernels and tokens, and of the kernel and the bias of the patch embedding.
   kernel_init = patch_init = staticmethod(normal)
@@ -82,6 +91,8 @@ class Trunk(nn.Module):
 
   def __post_init__(self):
     check_choice("remat", self.remat, REMATS)
+    check_choice("stream_dtype", self.stream_dtype, STREAM_DTYPES)
+    check_choice("attention", self.attention, IMPLEMENTATIONS)
     if self.width % self.num_heads:
       raise OptionError(f"Width {self.width} is not divisible by {self.num_heads} heads.")
     super().__post_init__()
@@ -95,7 +106,7 @@ class Trunk(nn.Module):
   def encode(
     self, patches: Float[Array, "B N D"], grid: tuple[int, int], train: bool, every_block: bool = False
   ) -> Float[Array, "*L B T D"]:
-    """Return the residual stream [B, T, D] after the last block, CLS first.
+    """Return the residual stream [B, T, D] after the last block, CLS first, as float32.
 
     With `every_block`, returns it after each block [L, B, T, D].
     """
@@ -108,8 +119,9 @@ class Trunk(nn.Module):
       RelativePositionBias(self.num_heads, grid, name="rel_pos_bias")() if self.shared_rel_pos_bias else None
     )
     rates = jnp.linspace(0.0, self.drop_path, self.depth)
-    last, every = self._blocks(grid, train, every_block)(tokens, rates, shared_bias)
-    return every if every_block else last
+    blocks = self._blocks(grid, train, every_block)
+    last, every = blocks(tokens.astype(self.stream_dtype), rates, shared_bias)
+    return (every if every_block else last).astype(jnp.float32)
 
   def _blocks(self, grid: tuple[int, int], train: bool, every_block: bool) -> nn.Module:
     """Return the blocks under `nn.scan`, rematerialised as `remat` says."""
@@ -130,7 +142,9 @@ class Trunk(nn.Module):
       bias_grid=grid if self.rel_pos_bias else None,
       layer_scale_init=self.layer_scale_init,
       drop_path=train and self.drop_path > 0,
-      remat_attention=self.remat == "attention",
+      remat_attention=self.remat in ("attention", "activations"),
+      remat_gelu=self.remat == "activations",
+      implementation=self.attention,
       kernel_init=self.kernel_init,
       dtype=self.dtype,
       tap=every_block,
@@ -181,7 +195,8 @@ class VisionTransformer(Trunk):
 class Block(nn.Module):
   """Compute x += drop(layer_scale1 * attention(ln1(x))), then x += drop(layer_scale2 * mlp(ln2(x))).
 
-  `drop` is stochastic depth. The block also returns x as the second output if `tap` is set.
+  `drop` is stochastic depth. The branches have the type of x. The block also returns x as the second output
+  if `tap` is set.
   """
 
   num_heads: int
@@ -190,28 +205,37 @@ class Block(nn.Module):
   layer_scale_init: float | None
   drop_path: bool
   remat_attention: bool
+  remat_gelu: bool
   kernel_init: Initializer
   dtype: str
+  implementation: Implementation
   tap: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], drop_rate: Float[Array, ""], shared_bias: Array | None):
     norm = partial(nn.LayerNorm, epsilon=EPS, use_fast_variance=False, dtype=self.dtype)
-    init, gelu = self.kernel_init, partial(nn.gelu, approximate=False)
-    attention = Attention(self.num_heads, self.bias_grid, self.remat_attention, init, self.dtype, name="attn")
+    init = self.kernel_init
+    gelu: Callable[..., Array] = partial(nn.gelu, approximate=False)
+    if self.remat_gelu:
+      gelu = jax.checkpoint(gelu)
+    attention = Attention(
+      self.num_heads, self.bias_grid, self.remat_attention, init, self.dtype, self.implementation, name="attn"
+    )
     mlp = Mlp(self.mlp_hidden, gelu, init, init, self.dtype, name="mlp")
-    x += self._branch("layer_scale1", attention(norm(name="ln1")(x), shared_bias), drop_rate)
-    x += self._branch("layer_scale2", mlp(norm(name="ln2")(x)), drop_rate)
+    x += self._branch("layer_scale1", attention(norm(name="ln1")(x), shared_bias), drop_rate, x.dtype)
+    x += self._branch("layer_scale2", mlp(norm(name="ln2")(x)), drop_rate, x.dtype)
     return x, (x if self.tap else None)
 
-  def _branch(self, name: str, branch: Float[Array, "B T D"], drop_rate: Float[Array, ""]):
-    branch = branch.astype(jnp.float32)
+  def _branch(
+    self, name: str, branch: Float[Array, "B T D"], drop_rate: Float[Array, ""], dtype: DTypeLike
+  ) -> Float[Array, "B T D"]:
+    branch = branch.astype(dtype)
     if self.layer_scale_init:
       scale = self.param(name, nn.initializers.constant(self.layer_scale_init), branch.shape[-1:])
-      branch *= scale[None, None, :]
+      branch *= scale.astype(dtype)[None, None, :]
     if self.drop_path:
       survive = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop_rate, (branch.shape[0], 1, 1))
-      branch *= survive / (1 - drop_rate)
+      branch *= (survive / (1 - drop_rate)).astype(dtype)
     return branch
 
 
