@@ -577,6 +577,18 @@ def test_a_complete_cluster_and_no_cluster_are_right():
   assert startup.check_cluster({}) is None
 
 
+def test_a_tensorflow_that_was_used_before_is_left_as_it_is(monkeypatch):
+  class Config:
+    def set_visible_devices(self, devices, kind):
+      raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+  monkeypatch.setitem(sys.modules, "tensorflow", type("TensorFlow", (), {"config": Config()}))
+  said = []
+  monkeypatch.setattr(startup.logging, "warning", said.append)
+  startup.hide_accelerators_from_tensorflow()
+  assert said == ["TensorFlow was used before this run, so it may hold memory of the accelerators."]
+
+
 def test_impossible_workdirs_are_refused(tmp_path):
   (tmp_path / "file").write_text("")
   (tmp_path / "link").symlink_to(tmp_path / "nowhere")

@@ -49,8 +49,11 @@ def hide_accelerators_from_tensorflow() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   import tensorflow as tf
 
-  tf.config.set_visible_devices([], "GPU")
-  tf.config.set_visible_devices([], "TPU")
+  try:
+    for kind in ("GPU", "TPU"):
+      tf.config.set_visible_devices([], kind)
+  except RuntimeError:  # in a notebook, say, whose earlier cells use TensorFlow
+    logging.warning("TensorFlow was used before this run, so it may hold memory of the accelerators.")
 
 
 def check_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
