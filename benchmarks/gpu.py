@@ -34,6 +34,7 @@ OPTIONS_OFF = (
   "student.attention=pallas",
   "student.unroll=1",
   "student.remat=elementwise",
+  "student.remat=activations",
   "student.stream_dtype=float32",
   "teacher.stream_dtype=float32",
   "morphers.dtm.implementation=plain",
@@ -212,6 +213,9 @@ def main(argv=None):
     config = _config("configs/debug.py" if args.smoke else CONFIG)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "cache")}
+    if args.smoke:  # most of its time is compilation
+      flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+      settings |= {"XLA_FLAGS": flags.strip(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     done = []
     for section in choose(every, args.minutes):
