@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-docs.txt
-export NO_MKDOCS_2_WARNING=true PYTHONPATH=scripts${PYTHONPATH:+:$PYTHONPATH}  # scripts/pages has the hooks
+export NO_MKDOCS_2_WARNING=true
 case ${1:-} in
   --serve) shift; exec python -m mkdocs serve --strict "$@" ;;
   *) exec python -m mkdocs build --strict "$@" ;;

@@ -21,7 +21,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 def site(tmp_path_factory):
   """The site, built strictly: a broken link, anchor or reference is an error."""
   folder = tmp_path_factory.mktemp("site")
-  environment = os.environ | {"PYTHONPATH": "scripts", "NO_MKDOCS_2_WARNING": "true"}
+  environment = os.environ | {"NO_MKDOCS_2_WARNING": "true"}
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"]
   done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import doctest
 import importlib
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -135,9 +134,8 @@ print(json.dumps(loaded))
 
 @pytest.mark.slow
 def test_neither_import_nor_use_loads_tensorflow_or_clu():
-  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
   loaded = {name: {*modules} for name, (_, modules) in json.loads(done.stdout.splitlines()[-1]).items()}

@@ -37,7 +37,7 @@ def execute(notebook: nbformat.NotebookNode, world: Path, monkeypatch, **variabl
 
   environment = small_world.environment(
     1, DTM_JAX_NOTEBOOK_SMALL="1", DTM_JAX_CACHE=str(world), HF_HUB_OFFLINE="1", HF_HOME=str(world / "hub"),
-    PYTHONPATH=str(ROOT), JAX_NUMPY_RANK_PROMOTION="allow", **variables,
+    JAX_NUMPY_RANK_PROMOTION="allow", **variables,
   )  # fmt: skip
   for name, value in environment.items():
     monkeypatch.setenv(name, value)

@@ -8,7 +8,7 @@ a check finds out, such as the seconds of a step, is kept in the `Examination` f
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from etils import epath
@@ -50,7 +50,8 @@ class Examination:
   """The run that is examined, and what the checks have found out so far. None means: not known.
 
   Attributes:
-    config, workdir: of the run. The config is replaced by one with the options that the data set fills.
+    config, workdir: of the run. The config is replaced by one with the options that data set and device fill.
+    auto: the options that were left to the device, with the chosen values.
     mesh, dataset, course, task: as the run makes them.
     state_bytes: the size of the state, which a checkpoint holds.
     step_seconds: measured time of one step.
@@ -61,6 +62,7 @@ class Examination:
 
   config: Any
   workdir: epath.Path
+  auto: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   mesh: Mesh | None = None
   dataset: data.Dataset | None = None
   course: Course | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dtm_jax import data, loop, plugins
+from dtm_jax import data, device_options, loop, plugins
 from dtm_jax.arrays import Batch, named_leaves
 from dtm_jax.data import Stream, settings
 from dtm_jax.data.image_decoding import CorruptImageError, decode
@@ -31,7 +31,7 @@ def check_data(examination: Examination) -> Iterator[Finding]:
   options = {f"data__dataset__{name}": value for name, value in config.data.dataset.items()}
   with concerning(**options, data__split=config.data.split):
     dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
-    examination.config = settings.resolve(config, dataset)
+    examination.config, examination.auto = device_options.resolve(settings.resolve(config, dataset))
   yield from _check_sample(dataset, config)
   examination.dataset = dataset
   examination.course = Course.fresh(config.batch_size, dataset.num_examples)

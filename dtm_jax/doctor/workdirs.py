@@ -60,7 +60,7 @@ def check_records(examination: Examination) -> Iterator[Finding]:
   assert examination.dataset is not None
   assert examination.task is not None
   folder = examination.workdir
-  records = Records(folder, examination.config, examination.dataset)
+  records = Records(folder, examination.config, examination.dataset, auto=examination.auto)
   records.check()
   records.check_weights("frozen", examination.task.frozen)
   steps = sorted(int(each.name) for each in _children(folder / "checkpoints") if each.name.isdigit())

@@ -4,6 +4,7 @@ Some pages and pictures are outside docs/, such as results/step.md. The site has
 its root. So a link to `../results/step.md` works on the site, and also if docs/ is read as files.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
-from pages import configuration  # scripts/docs.sh adds scripts/ to Python's path
 
+configuration = importlib.import_module(
+  "scripts.pages.configuration"
+)  # mkdocs runs in the folder of the code
 SEARCH_SCRIPT = "https://unpkg.com/iframe-worker/shim"
 OUTSIDE = ("CHANGELOG.md", "assets/*.png", "results/**/*.md", "results/**/*.png", "results/**/*.html")
 """The files of the repository that the site has in addition to docs/."""
