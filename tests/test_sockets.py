@@ -87,11 +87,16 @@ EVALUATES = {
 """The evaluators that a task has outputs for, with the options to type. A task refuses all others."""
 
 
+def is_without_data_set(section):
+  """Whether an evaluator uses the data set of the training. Another choice would need one of its own."""
+  return section.socket == "evaluators" and "dataset" not in section.options
+
+
 def cases(socket):
   """Yield (config, section, choice) for every choice of a socket that a shipped config does not make."""
   for name in CONFIGS:
     for section in sections(load_config(str(ROOT / "configs" / f"{name}.py"))):
-      if section.socket == socket:
+      if section.socket == socket and not is_without_data_set(section):
         for choice in plugins.available(socket):
           if choice != section.name:
             yield name, section.path, choice
