@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grain  # noqa: F401  (it defines flags, and tests replace absl's flags)
 import pytest
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_dict
 
 from dtm_jax import main, plugins, signatures
+from dtm_jax.data import pools  # noqa: F401  (it sets a flag, and tests replace absl's flags)
 from dtm_jax.errors import NotThereError, OptionError, concerning
 from dtm_jax.options import command_line, help_text, reference, run_options, validation
 from dtm_jax.options.arguments import split_arguments
