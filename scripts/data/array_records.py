@@ -107,10 +107,11 @@ def write_shards(shards: Sequence[Shard], checksums: Checksums, workers: int) ->
     left = [shard for shard in shards if problems.get(shard.name, "missing")]
     if len(left) < len(shards):
       logging.info("%d of %d shards were finished before.", len(shards) - len(left), len(shards))
-    progress = Progress("Writing shards", len(shards), "shards", done=len(shards) - len(left))
+    done = len(shards) - len(left)
     try:
-      for number, _ in enumerate(pool.map(lambda shard: _write(shard, checksums), left), 1):
-        progress(len(shards) - len(left) + number)
+      with Progress("Writing shards", len(shards), "shards", done=done) as progress:
+        for number, _ in enumerate(pool.map(lambda shard: _write(shard, checksums), left), done + 1):
+          progress(number)
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -180,10 +181,10 @@ def _write(shard: Shard, checksums: Checksums) -> None:
 def _checked(
   pool: ThreadPoolExecutor, checksums: Checksums, names: Sequence[str], what: str
 ) -> Iterator[str | None]:
-  progress = Progress(what, len(names), "shards")
-  for number, problem in enumerate(pool.map(checksums.problem, names), 1):
-    progress(number)
-    yield problem
+  with Progress(what, len(names), "shards") as progress:
+    for number, problem in enumerate(pool.map(checksums.problem, names), 1):
+      progress(number)
+      yield problem
 
 
 def _differing_counts(checksums: Checksums) -> Iterator[str]:
