@@ -195,6 +195,9 @@ def parse(argv=None):
   args, more = parser.parse_known_args(argv)
   if unknown := [each for each in more if not each.startswith("--config.")]:
     parser.error(f"unknown arguments: {' '.join(unknown)}")
+  known = dict.fromkeys(each.name.partition(",")[0] for each in sections(args.smoke, None))
+  if unknown := [name for name in (args.only or "").split(",") if args.only and name not in known]:
+    parser.error(f"--only={args.only}: unknown {', '.join(unknown)}; the sections are {', '.join(known)}")
   return args, more
 
 

@@ -60,11 +60,13 @@ def load_teacher(name: str, path: str | None = None, **options: Any) -> "Teacher
     options: further arguments of the `build` function of that module.
 
   Raises:
-    OptionError: there is no such teacher, or an option has a value that is not allowed.
+    OptionError: there is no such teacher or no such option, or an option has a value that is not allowed.
     NotThereError: there are no such weights.
   """
-  from dtm_jax import plugins
+  from dtm_jax import errors, plugins
 
+  for option in options:
+    errors.check_choice(f"option of the teacher {name}:", option, plugins.options_of("teachers", name))
   return plugins.build("teachers", {"name": name, "path": path, **options})
 
 

@@ -5,6 +5,7 @@
 # Each run is configs/comparisons_cifar10.py with kNN and a linear probe, then 80 steps of fine-tuning. All
 # comparisons share the run "DTM". The results are in results/cifar10_<letter>.
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-studies.txt
 # These runs are short: less optimisation saves a third of the compilation and does not slow these steps down.

@@ -3,6 +3,7 @@
 #   bash scripts/test.sh --fast                 in about a minute: ruff, and the quickest tests of every file
 #   bash scripts/test.sh tests/test_loop.py     one file
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-{studies,docs,test,test-no-deps}.txt
 ruff check .

@@ -94,6 +94,10 @@ def test_unknown_arguments_are_refused(capsys):
   with pytest.raises(SystemExit):
     gpu.parse(["--minuts=8"])
   assert "unknown arguments: --minuts=8" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    gpu.parse(["--only=step,nothing"])
+  assert "--only=step,nothing: unknown nothing; the sections are ceiling, step" in capsys.readouterr().err
+  assert gpu.parse(["--only=profile,peer", "--smoke"])[0].only == "profile,peer"
 
 
 class FakeWorker:

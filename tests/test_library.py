@@ -16,6 +16,7 @@ import pytest
 
 import dtm_jax
 from dtm_jax.augment import normalize, resize_to, to_float
+from dtm_jax.errors import OptionError
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "assets/tiny_clip_cifar10")
@@ -92,6 +93,7 @@ def test_tokens_work_inside_a_jitted_function_and_are_compiled_once(teacher):
     (lambda t: (IMAGE.tolist(),), TypeError, r"not list: use np\.asarray"),
     (lambda t: (normalize(to_float(IMAGE), t.mean, t.std),), ValueError, r"values from 0 to 1, but.*-"),
     (lambda t: (IMAGE.astype(np.float32),), ValueError, r"values from 0 to 1"),
+    (lambda t: (IMAGE * np.float32("nan"),), ValueError, r"values from 0 to 1, but theirs are nan"),
     (lambda t: (IMAGE.astype(np.int64),), TypeError, r"uint8, or float .*not int64"),
     (lambda t: (IMAGE[0],), ValueError, r"\[B, H, H, 3\], but their shape is \(32, 32, 3\)"),
     (lambda t: (np.moveaxis(IMAGE, 3, 1),), ValueError, r"shape is \(2, 3, 32, 32\)"),
@@ -104,6 +106,11 @@ def test_what_tokens_refuses(teacher, arguments, error, message):
   if error is TypeError and len(arguments(teacher)) > 1:
     with pytest.raises(error, match=message):
       jax.jit(teacher.tokens)(*arguments(teacher))
+
+
+def test_an_unknown_option_of_a_teacher_is_named_with_the_choices():
+  with pytest.raises(OptionError, match=r"teacher clip: 'imagesize'\. Available: .*image_size"):
+    dtm_jax.load_teacher("clip", "nowhere", imagesize=64)
 
 
 def test_the_code_of_the_documentation_runs(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ import small_runs
 import small_world
 
 from dtm_jax import loop, report
-from dtm_jax.errors import NotThereError
+from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.records import metrics, run_config
 from dtm_jax.report import charts, page, run_files, strips
 from scripts.reports import report as command
@@ -205,6 +205,22 @@ def test_the_command_writes_page_and_figures(tmp_path, capsys):
   command.main([str(workdir), f"--compare={workdir}", f"--out={tmp_path / 'new' / 'both.html'}"])
   check((tmp_path / "new" / "both.html").read_text())
   assert "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("option", "message"),
+  [
+    ("--out={}", "is a folder; name a file"),
+    ("--out={}/file/a.html", "--out="),
+    ("--figures={}/file", "--figures="),
+  ],
+)
+def test_the_command_refuses_places_that_cannot_be_written(tmp_path, option, message):
+  workdir = small_runs.write(tmp_path / "run")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OptionError, match=message):
+    command.main([str(workdir), option.format(tmp_path)])
+  assert not (workdir / "report.html").exists()
 
 
 def test_a_run_ends_with_its_report_and_never_fails_because_of_it(world, tmp_path, monkeypatch, caplog):

@@ -41,6 +41,20 @@ def test_help_shows_the_docstring_and_each_flag(path, capsys):
   assert f"python scripts/{path.name}" in text
 
 
+@pytest.mark.parametrize(
+  "path",
+  [path for path in sorted(SCRIPTS.glob("*.sh")) if "\nsource scripts/environment.sh" in path.read_text()],
+  ids=lambda path: path.name,
+)
+def test_help_of_a_shell_script_installs_nothing(path, tmp_path):
+  alone = tmp_path / path.name  # without environment.sh beside it
+  alone.write_text(path.read_text())
+  done = subprocess.run(["bash", str(alone), "--help"], capture_output=True, text=True, check=True)
+  comment = [line[2:] for line in path.read_text().splitlines()[1:] if line.startswith("# ")]
+  assert done.stdout.splitlines()[0] == comment[0]
+  assert "set -" not in done.stdout
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_an_unknown_flag_is_refused(path, capsys):
   with pytest.raises((SystemExit, UserError)):  # a UserError by a script that takes a config

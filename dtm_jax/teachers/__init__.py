@@ -159,7 +159,7 @@ def _checked_images(images: Any) -> Array:
     raise TypeError(f"Images must be uint8, or float with values from 0 to 1, not {images.dtype}.")
   if images.dtype != np.uint8 and images.size and not isinstance(images, jax.core.Tracer):
     low, high = float(images.min()), float(images.max())
-    if low < -ROUNDING or high > 1 + ROUNDING:
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also if a value is NaN
       raise ValueError(
         f"Float images must have values from 0 to 1, but theirs are {low:.4g} to {high:.4g}. "
         "teacher.tokens normalises by itself; normalised images are for teacher.apply(params, images)."

@@ -11,6 +11,7 @@ itself when it ends.
 from collections.abc import Sequence
 
 from dtm_jax import report
+from dtm_jax.errors import OptionError
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.report import page
 from dtm_jax.storage import paths, writing
@@ -25,10 +26,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--figures", metavar="FOLDER", help="folder for the curves as SVG files")
   args = parser.parse_args(argv)
   runs = report.read_runs([args.workdir] + ([args.compare] if args.compare else []))
-  text = page.make(runs)
   out = paths.resolve(args.out) if args.out else paths.resolve(args.workdir) / report.FILE
   if not paths.is_remote(out):
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+      raise OptionError(f"--out={args.out} is a folder; name a file, such as {out / report.FILE}.")
+    writing.make_writable_folder(out.parent, "the folder of --out")
+  if args.figures:
+    writing.make_writable_folder(args.figures, "--figures")
+  text = page.make(runs)
   writing.write_whole(out, text)
   print(f"{out}: {len(text.encode()) / 1e3:.0f} kB")
   for note in (note for run in runs for note in run.notes):
