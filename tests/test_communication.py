@@ -4,6 +4,7 @@ import jax
 import pytest
 import small_world
 
+from dtm_jax.errors import OptionError
 from scripts.studies import collectives, communication
 
 HLO = """\
@@ -73,6 +74,12 @@ def test_a_text_with_a_known_answer():
   expected = [420 * 2 * 3 / 4, 32 * 3 / 4, 3 * 512 * 7 / 8, 15 * 16, 864, 2 * 7 / 8]
   assert [each.sent_per_step for each in found] == pytest.approx(expected)
   assert collectives.total(found) == pytest.approx(sum(expected))
+
+
+@pytest.mark.parametrize("text", ["nothing", "data=x", "fsdp=2,", "model=2"])
+def test_a_mesh_of_another_form_is_refused(text):
+  with pytest.raises(OptionError, match=f"--mesh={text}: must be data, fsdp"):
+    communication.make_mesh(text, jax.devices())
 
 
 def test_a_text_without_entry_is_refused():

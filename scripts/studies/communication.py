@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import unittest.mock
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 
 from dtm_jax import plugins
 from dtm_jax.arrays import PyTree
+from dtm_jax.errors import OptionError
 from dtm_jax.models.clip import model as clip
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
@@ -78,10 +80,16 @@ def teacher_of_shapes(options: Mapping) -> Iterator[None]:
 
 
 def make_mesh(text: str, devices: Sequence[jax.Device]) -> Mesh:
-  """Return the mesh of `--mesh`, such as "data=2,fsdp=4"."""
+  """Return the mesh of `--mesh`, such as "data=2,fsdp=4".
+
+  Raises:
+    OptionError: the text has another form.
+  """
   known: dict[str, dict[str, int]] = {"data": {}, "fsdp": {"data": 1, "fsdp": -1}}
   sizes = known.get(text)
   if sizes is None:
+    if not re.fullmatch(r"(data|fsdp)=-?\d+(,(data|fsdp)=-?\d+)?", text):
+      raise OptionError(f"--mesh={text}: must be data, fsdp, or sizes such as data=2,fsdp=4.")
     sizes = {name: int(size) for name, _, size in (part.partition("=") for part in text.split(","))}
   return meshes.make_mesh(**sizes, devices=devices)
 
