@@ -41,6 +41,11 @@ def test_each_group_is_drawn_in_the_mean_colour_of_its_pixels():
     np.testing.assert_allclose(drawn, expected.mean(axis=(0, 1)), atol=1.0)
 
 
+def test_float_pixels_outside_of_0_to_1_are_refused():
+  with pytest.raises(ValueError, match="theirs are 0 to 255"):
+    pictures.draw_groups(np.linspace(0.0, 255.0, 8 * 8 * 3).reshape(8, 8, 3), np.zeros(4, int))
+
+
 def test_borders_are_exactly_the_sides_between_two_groups():
   label_RQ = np.random.default_rng(2).integers(0, 3, (5, 4))
   expected = set()

@@ -52,7 +52,7 @@ def main() -> None:
         print(f"{'':8} {'':12} Fix: {finding.fix}", flush=True)
   failures, warnings = found.count(FAILURE), found.count(WARNING)
   if processes.is_first():
-    print(f"{failures} failures, {warnings} warnings, {time.perf_counter() - start:.0f} s.", flush=True)
+    print(f"failures: {failures}, warnings: {warnings}, {time.perf_counter() - start:.0f} s.", flush=True)
   code = int(failures > 0)
   if examination.unfinished:  # a thread still compiles
     sys.stderr.flush()

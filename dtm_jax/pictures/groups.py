@@ -87,10 +87,15 @@ def draw_groups(
   >>> figure.savefig("/dev/null", format="png")  # or figure.savefig("groups.png")
 
   Raises:
-    ValueError: the labels do not fit the images.
+    ValueError: the labels do not fit the images, or float images have values outside of 0 to 1.
     MissingMatplotlibError: matplotlib is not installed.
   """
-  image_BHW3 = np.asarray(image) if image.ndim == 4 else np.asarray(image)[None]
+  image_BHW3 = np.asarray(image)
+  low, high = image_BHW3.min(), image_BHW3.max()
+  if image_BHW3.dtype != np.uint8 and not (low >= -1e-3 and high <= 1 + 1e-3):  # also if a value is NaN
+    raise ValueError(f"Float images must have values from 0 to 1, but theirs are {low:.4g} to {high:.4g}.")
+  if image_BHW3.ndim == 3:
+    image_BHW3 = image_BHW3[None]
   columns = {title: np.asarray(each) for title, each in label.items()} if isinstance(label, Mapping) else {}
   if not isinstance(label, Mapping):
     columns[_count_words(np.asarray(label))] = np.asarray(label)
