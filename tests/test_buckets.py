@@ -425,8 +425,8 @@ def test_two_processes_resume_in_a_bucket(bucket, world):
 
 @pytest.mark.slow
 def test_the_pod_command_of_the_docs(stores, world):
-  """Two hosts run the command of docs/imagenet.md; the options after it only make it small."""
-  command = "python -m dtm_jax.main --config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
+  """Two hosts run what tpu_pod.sh starts by docs/imagenet.md; the options after it only make it small."""
+  command = "--config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
   assert command in (ROOT / "docs/imagenet.md").read_text()
   workdir = f"gs://{emulators.BUCKET}/vitb16"
   small = [

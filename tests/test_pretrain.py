@@ -9,7 +9,7 @@ import pytest
 import small_world
 import xla_flags
 
-from dtm_jax import masking, plugins, rngs
+from dtm_jax import device_options, masking, plugins, rngs
 from dtm_jax.augment import augment, normalize
 from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import NORMALIZATIONS
@@ -61,6 +61,7 @@ def test_a_thousand_steps_are_traced_once(world, batch):
 def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
   """The test calls teacher, mask, student, labels and loss one after the other."""
   task, config = make_task(world, loss__normalize_target=normalize_target)
+  config, _ = device_options.resolve(config)
   key = jax.random.key(config.seed)
   state = jax.jit(task.init)(key)
   _, measurements = jax.jit(task.train_step)(state, task.frozen, batch, key)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_world
 
-from dtm_jax import loop, rngs
+from dtm_jax import device_options, loop, rngs
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data.label_maps import IGNORE
@@ -65,7 +65,7 @@ def cross_entropy(logits, label_map):
 @pytest.mark.parametrize(("head", "flip"), [("linear", 0.0), ("upernet", 1.0)])
 def test_the_step_is_its_parts(batch, head, flip):
   """NumPy computes the losses of the heads. Images and maps are mirrored together."""
-  config = tiny_config(augment=dict(flip=flip), model=dict(dropout=0.0, head=head))
+  config, _ = device_options.resolve(tiny_config(augment=dict(flip=flip), model=dict(dropout=0.0, head=head)))
   task = make_task(config)
   state = jax.jit(task.init)(jax.random.key(0))
   after, measurements = jax.jit(task.train_step)(state, {}, batch, jax.random.key(0))

@@ -15,7 +15,7 @@ import small_world
 from PIL import Image
 from test_teachers import WRITERS
 
-from dtm_jax import evaluators, loop, plugins
+from dtm_jax import device_options, evaluators, loop, plugins
 from dtm_jax.data import settings as dataset_settings
 from dtm_jax.datasets import imagenet
 from dtm_jax.errors import OptionError
@@ -234,7 +234,7 @@ def test_options_of_the_first_choice_that_stay_are_seen(world, monkeypatch, sock
 
 @every("teachers")
 def test_another_teacher(world, name, path, choice):
-  config = choose(world, "teachers", name, path, choice)
+  config, _ = device_options.resolve(choose(world, "teachers", name, path, choice))
   patch_size = config.student.patch_size if config.task == "pretrain" else None
   key = ("teacher", config.teacher.to_dict(), config.data.image_size, patch_size)
   once(key, lambda: trace_teacher(config, patch_size))
