@@ -174,7 +174,7 @@ def wandb_records(content):
 
 @pytest.mark.slow
 def test_wandb_keeps_steps_config_and_one_run(monkeypatch, tmp_path):
-  pytest.importorskip("wandb")
+  wandb = pytest.importorskip("wandb")
   from wandb.proto import wandb_internal_pb2
 
   from dtm_jax.records import wandb_writer
@@ -187,6 +187,7 @@ def test_wandb_keeps_steps_config_and_one_run(monkeypatch, tmp_path):
     for step in steps:
       writer.write_scalars(step, {"loss": 1 / step})
     writer.close()
+  wandb.teardown()  # W&B's own process writes the files; this waits for its end, as the end of a run does
   identity = json.loads((tmp_path / "wandb.json").read_text())
   files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
   assert [file.name for file in files] == [f"run-{identity['id']}.wandb"] * 2
