@@ -16,7 +16,7 @@ import pytest
 FILE = Path(__file__).with_suffix(".json")
 SLOW_FILE = 10.0
 """A file that takes more seconds is slow."""
-FAST_PART = 1.0
+FAST_PART = 0.5
 """The seconds of the tests of one file that `--fast` runs."""
 LEAST = 0.2
 """Tests that take fewer seconds are not written to seconds.json."""

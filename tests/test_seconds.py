@@ -23,6 +23,7 @@ def names(items):
 def known(monkeypatch):
   measured = {"test_a.py": {"slow": 30.0, "middle": 1.0, "more": 0.8}, "test_b.py": {"slow": 40.0}}
   monkeypatch.setattr(seconds, "_known", measured)
+  monkeypatch.setattr(seconds, "FAST_PART", 1.0)
 
 
 def test_the_quickest_tests_of_a_file_keep_their_order():
