@@ -88,7 +88,6 @@ def test_tokens_work_inside_a_jitted_function_and_are_compiled_once(teacher):
 @pytest.mark.parametrize(
   ("arguments", "error", "message"),
   [
-    (lambda t: (t.params, IMAGE), TypeError, r"teacher\.tokens\(images\).*is teacher\.apply"),
     (lambda t: (t.params,), TypeError, r"takes an array of images, not dict.*teacher\.apply"),
     (lambda t: (IMAGE.tolist(),), TypeError, r"not list: use np\.asarray"),
     (lambda t: (normalize(to_float(IMAGE), t.mean, t.std),), ValueError, r"values from 0 to 1, but.*-"),
@@ -103,9 +102,13 @@ def test_tokens_work_inside_a_jitted_function_and_are_compiled_once(teacher):
 def test_what_tokens_refuses(teacher, arguments, error, message):
   with pytest.raises(error, match=message):
     teacher.tokens(*arguments(teacher))
-  if error is TypeError and len(arguments(teacher)) > 1:
-    with pytest.raises(error, match=message):
-      jax.jit(teacher.tokens)(*arguments(teacher))
+
+
+def test_a_call_with_parameters_is_apply_as_in_earlier_versions(teacher):
+  image = normalize(to_float(IMAGE), teacher.mean, teacher.std)
+  with pytest.warns(DeprecationWarning, match=r"is teacher\.apply now"):
+    token_BNC = teacher.tokens(teacher.params, image)
+  np.testing.assert_array_equal(token_BNC, teacher.apply(teacher.params, image))
 
 
 def test_an_unknown_option_of_a_teacher_is_named_with_the_choices():

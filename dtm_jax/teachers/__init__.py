@@ -28,6 +28,7 @@ All functions `build` raise the same errors:
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ class Teacher:
   missing: str | None = None
   resized: Callable[[int], "Teacher"] | None = None
 
-  def tokens(self, images: Any, *wrong: Any) -> Float[Array, "B N C"]:
+  def tokens(self, images: Any, *normalised: Any) -> Float[Array, "B N C"]:
     """Return the tokens of images: one for each patch of `grid`, row by row.
 
     The function normalises the images by `mean` and `std`. It resizes images that are not of `image_size`
@@ -106,18 +107,18 @@ class Teacher:
 
     Args:
       images: square RGB images [B, H, H, 3], uint8, or float from 0 to 1. Not normalised.
-      wrong: no further argument is allowed. The function of (params, normalised images) is `apply`.
+      normalised: a call with (params, normalised images) means `apply`, as in earlier versions.
 
     Raises:
-      TypeError: there are more arguments, or the images have another type.
+      TypeError: the images have another type.
       ValueError: the images have another shape, or values outside of 0 to 1.
       OptionError: the teacher lacks an option (see `missing`).
     """
-    if wrong:
-      raise TypeError(
-        "teacher.tokens takes images only: teacher.tokens(images). "
-        "The function of (params, normalised images) is teacher.apply."
+    if normalised:  # the call of earlier versions
+      warnings.warn(
+        "tokens(params, normalised images) is teacher.apply now", DeprecationWarning, stacklevel=2
       )
+      return self.apply(images, *normalised)
     if self.missing:
       raise OptionError(self.missing)
     return self._jitted(self._params_on_device, _checked_images(images))
