@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dtm_jax.arrays import Array, Float, Int
+from dtm_jax.matching import gram
 from dtm_jax.matching.rounds import HIGHEST, NO_DIRECTION, Rules
 
 LANES = 128
@@ -45,8 +46,7 @@ def match_rounds(
   max_rounds = merges_BK.shape[1]
   padding = -num_tokens % LANES
   padded = num_tokens + padding
-  gram_BNN = jnp.einsum("bnc,bmc->bnm", target_BNC, target_BNC, precision=HIGHEST)
-  gram_BZZ = jnp.pad(gram_BNN, ((0, 0), (0, padding), (0, padding)))
+  gram_BZZ = jnp.pad(gram.gram_matrix(target_BNC), ((0, 0), (0, padding), (0, padding)))
   if order_BKN is None:  # keep the live order
     order_BKN = jnp.broadcast_to(
       jnp.arange(num_tokens, dtype=jnp.float32), (batch_size, max_rounds, num_tokens)

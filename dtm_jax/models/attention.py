@@ -14,7 +14,7 @@ is the number of tokens of any kind, d the width of a head, and H = 3A: the head
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from dtm_jax.arrays import Array, Float
 from dtm_jax.models import attention_kernel
 
 Implementation = Literal["xla", "cudnn", "pallas"]
-IMPLEMENTATIONS = ("xla", "cudnn", "pallas")
+IMPLEMENTATIONS = get_args(Implementation)
 
 MULTIPLE = 8
 """cuDNN has no gradient of a bias for an odd number of tokens. It gets a multiple of this number."""
