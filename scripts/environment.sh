@@ -5,6 +5,10 @@
 # The file installs missing requirements into an environment that it made. It removes nothing, so one environment
 # serves all scripts. It uses your own environment if that has all requirements, and never changes it.
 # It installs the packages of a file *-no-deps.txt without their dependencies.
+if [[ " $* " == *" --help "* ]]; then
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  return 0 2>/dev/null || exit 0  # `return` works in a file that is sourced
+fi
 
 # Prints the requirements that an environment lacks, and fails if there are any: missing_requirements VENV FILES.
 missing_requirements() {

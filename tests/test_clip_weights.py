@@ -1,6 +1,7 @@
 """CLIP's weights: round trips through files, transformers as another reader, and complete error messages."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,7 @@ def test_a_repository_outside_the_cache_is_refused_offline(offline_hub):
     clip_weights.load("owner/other")
   assert str(offline_hub.parents[2]) in str(error.value)
   assert "hf download owner/other" in str(error.value)
+  assert f"There is no folder {Path.cwd() / 'owner/other'}. " in str(error.value)  # the other reading
 
 
 def test_a_file_of_another_model_is_refused(folder):

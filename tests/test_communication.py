@@ -82,6 +82,11 @@ def test_a_mesh_of_another_form_is_refused(text):
     communication.make_mesh(text, jax.devices())
 
 
+def test_a_mesh_that_gives_an_axis_twice_is_refused():
+  with pytest.raises(OptionError, match="--mesh=data=2,data=3 gives data twice: 2 and 3"):
+    communication.make_mesh("data=2,data=3", jax.devices())
+
+
 def test_a_text_without_entry_is_refused():
   with pytest.raises(ValueError, match="No ENTRY"):
     collectives.collectives("HloModule empty")

@@ -205,6 +205,8 @@ def test_the_command_with_a_clip_as_teacher(inputs, outputs, tmp_path, capsys):
   first = {name: x if name.startswith("param/") else x[:1] for name, x in inputs.items() if name != "targets"}
   np.savez(tmp_path / "in.npz", **first)
   files = [str(tmp_path / name) for name in ("in.npz", "out.npz")]
+  with pytest.raises(SystemExit):
+    script.main([*files, "--betas=0.9,0.98,0.99"])
   script.main([*files, f"--clip={folder}", "--betas=0.9,0.98"])
   teacher = script.clip.build(str(folder))
   targets = np.asarray(teacher.apply(teacher.params, jnp.asarray(inputs["images"][0])))[None]

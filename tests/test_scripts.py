@@ -41,6 +41,16 @@ def test_help_shows_the_docstring_and_each_flag(path, capsys):
   assert f"python scripts/{path.name}" in text
 
 
+@pytest.mark.parametrize("name", ["environment.sh", "slurm.sbatch"])
+def test_help_of_what_bash_does_not_start_shows_the_comment(name):
+  done = subprocess.run(["bash", name, "--help"], cwd=SCRIPTS, capture_output=True, text=True, check=True)
+  comment = [line[2:] for line in (SCRIPTS / name).read_text().splitlines()[1:] if line.startswith("# ")]
+  lines = done.stdout.splitlines()
+  assert lines
+  assert lines == comment[: len(lines)]
+  assert done.stderr == ""
+
+
 @pytest.mark.parametrize(
   "path",
   [path for path in sorted(SCRIPTS.glob("*.sh")) if "\nsource scripts/environment.sh" in path.read_text()],
@@ -70,6 +80,22 @@ def test_the_command_of_the_readme_is_a_thin_wrapper(path):
 def test_every_file_of_scripts_is_a_command_or_in_a_folder():
   names = {path.name for path in SCRIPTS.glob("*.py")}
   assert names == {path.name for path in MODULES}
+
+
+def test_a_file_that_imports_its_neighbours_starts_the_command_above(tmp_path):
+  """Otherwise `python scripts/data/prepare_imagenet.py` knows no package in which to find them."""
+  with_neighbours = [path for path in MODULES if "\nfrom ." in path.read_text()]
+  assert with_neighbours
+  for path in with_neighbours:
+    assert "\nif not __package__:\n  start_above(__file__)\n\nfrom ." in path.read_text(), path
+  path = SCRIPTS / "data" / "tfrecord_to_array_record.py"
+  done = subprocess.run(
+    [sys.executable, path.name, "no_such_folder", f"--out={tmp_path}"],
+    cwd=path.parent, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert "no_such_folder" in done.stderr
+  assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", [["scripts/summarize.py"], ["-m", "scripts.reports.summarize"]])

@@ -1,6 +1,7 @@
 """Read the command line of `dtm_jax.main`, or of a script that takes a config, and end with its errors."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -83,6 +84,16 @@ def parse_with_config(
   config, problems = read_config(arguments)
   validation.check(config, problems)
   return config, args
+
+
+def start_above(file: str) -> NoReturn:
+  """Start the command of the same name in the folder above, in place of this process.
+
+  A file of scripts/FOLDER that imports its neighbours calls this if it was started by its own path. Python
+  then knows no package that holds the neighbours. The command above does.
+  """
+  folder, name = os.path.split(os.path.abspath(file))
+  os.execv(sys.executable, [sys.executable, os.path.join(os.path.dirname(folder), name), *sys.argv[1:]])
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -19,9 +19,13 @@ _MEANING = " " * 6
 
 
 def paragraph(text: str, indent: str = _MEANING) -> str:
-  """Return the text in lines of at most `WIDTH` columns. Only a word that is longer makes a longer line."""
+  """Return the text in lines of at most `WIDTH` columns.
+
+  A word that is too long for the indent stands without it. Only a word longer than `WIDTH` makes a longer
+  line.
+  """
   wrapper = textwrap.TextWrapper(WIDTH, indent, indent, break_long_words=False, break_on_hyphens=False)
-  return wrapper.fill(text)
+  return "\n".join(line if len(line) <= WIDTH else line.strip() for line in wrapper.wrap(text))
 
 
 def config_help(config: ConfigDict) -> str:

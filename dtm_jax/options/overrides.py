@@ -80,6 +80,13 @@ def parse_literal(text: str) -> Any:
     return text
 
 
+def _given_twice(text: str) -> list[str]:
+  """Return the keys that stand several times in the dict that the text is, also in the dicts inside it."""
+  dicts = [node for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Dict)]
+  keys = [[ast.unparse(key) for key in each.keys if key] for each in dicts]
+  return [key for each in keys for key in dict.fromkeys(each) if each.count(key) > 1]
+
+
 def _is_choice(config: ConfigDict, key: str) -> bool:
   """Return whether the option decides which other options there are."""
   if key in ("task", "mask.kind"):
@@ -95,6 +102,8 @@ def _set(config: ConfigDict, key: str, text: str | None) -> list[Problem]:
     value = parse_literal(shown)
     if not isinstance(value, dict):
       return [Problem(key, shown, "is a section; type one of its options, or a dict in braces")]
+    if twice := _given_twice(shown):
+      return [Problem(key, shown, f"gives {' and '.join(twice)} twice")]
     value = ConfigDict(value)
   elif rule is None or not isinstance(parent, ConfigDict):
     return [Problem(key, shown, no_such_option(config, key))]

@@ -23,8 +23,11 @@ from absl import logging
 from etils import epath
 
 from dtm_jax.errors import NotThereError, OptionError
-from dtm_jax.options.command_line import run_script, script_parser
+from dtm_jax.options.command_line import run_script, script_parser, start_above
 from dtm_jax.storage import paths, writing
+
+if not __package__:
+  start_above(__file__)
 
 from . import array_records, imagenet_sources, tfrecord_to_array_record
 from .array_records import Checksums, Shard

@@ -17,8 +17,11 @@ from etils import epath
 
 from dtm_jax import progress
 from dtm_jax.errors import OptionError
-from dtm_jax.options.command_line import run_script, script_parser
+from dtm_jax.options.command_line import run_script, script_parser, start_above
 from dtm_jax.storage import paths
+
+if not __package__:
+  start_above(__file__)
 
 from . import array_records
 

@@ -26,8 +26,11 @@ import jax
 from dtm_jax.errors import OptionError
 from dtm_jax.evaluators.consistency import UNMORPHED, Evaluator
 from dtm_jax.models.clip import prompts
-from dtm_jax.options.command_line import run_script, script_parser
+from dtm_jax.options.command_line import run_script, script_parser, start_above
 from dtm_jax.storage import paths
+
+if not __package__:
+  start_above(__file__)
 
 from . import consistency_drawing as drawing
 from . import consistency_figure

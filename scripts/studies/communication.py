@@ -31,11 +31,14 @@ from dtm_jax.errors import OptionError
 from dtm_jax.models.clip import model as clip
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
-from dtm_jax.options.command_line import parse_with_config, run_script, script_parser
+from dtm_jax.options.command_line import parse_with_config, run_script, script_parser, start_above
 from dtm_jax.storage import paths
 from dtm_jax.tasks import Run
 from dtm_jax.training import mesh as meshes
 from dtm_jax.training import sharded_step
+
+if not __package__:
+  start_above(__file__)
 
 from .collectives import BETWEEN_SLICES, Collective, collectives, total
 
@@ -83,14 +86,18 @@ def make_mesh(text: str, devices: Sequence[jax.Device]) -> Mesh:
   """Return the mesh of `--mesh`, such as "data=2,fsdp=4".
 
   Raises:
-    OptionError: the text has another form.
+    OptionError: the text has another form, or gives an axis twice.
   """
   known: dict[str, dict[str, int]] = {"data": {}, "fsdp": {"data": 1, "fsdp": -1}}
   sizes = known.get(text)
   if sizes is None:
     if not re.fullmatch(r"(data|fsdp)=-?\d+(,(data|fsdp)=-?\d+)?", text):
       raise OptionError(f"--mesh={text}: must be data, fsdp, or sizes such as data=2,fsdp=4.")
-    sizes = {name: int(size) for name, _, size in (part.partition("=") for part in text.split(","))}
+    given = [(name, int(size)) for name, _, size in (part.partition("=") for part in text.split(","))]
+    sizes = dict(given)
+    if len(sizes) < len(given):
+      (name, first), (_, second) = given
+      raise OptionError(f"--mesh={text} gives {name} twice: {first} and {second}. Sizes are data=2,fsdp=4.")
   return meshes.make_mesh(**sizes, devices=devices)
 
 

@@ -26,9 +26,12 @@ from ml_collections import ConfigDict
 
 from dtm_jax.arrays import PyTree
 from dtm_jax.errors import OptionError
-from dtm_jax.options.command_line import parse_with_config, run_script, script_parser
+from dtm_jax.options.command_line import parse_with_config, run_script, script_parser, start_above
 from dtm_jax.storage import paths
 from dtm_jax.training import mesh as meshes
+
+if not __package__:
+  start_above(__file__)
 
 from .communication import compile_step
 from .kernel_times import KINDS, Kernel, kernels

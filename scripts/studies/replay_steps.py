@@ -153,15 +153,19 @@ def _images_and_targets(
     return images, np.stack([tokens(jnp.asarray(image)) for image in images])
 
 
+def _two_floats(text: str) -> tuple[float, float]:
+  first, second = map(float, text.split(","))  # argparse reports the ValueError with the flag and the text
+  return first, second
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Run the command line of the module's docstring."""
-  two_floats = lambda text: tuple(map(float, text.split(",")))
   parser = script_parser(__doc__)
   add = parser.add_argument
   add("inputs", help="the file inputs.npz")
   add("outputs", help="the file to write")
   add("--clip", help="folder of a CLIP that gives the targets")
-  add("--betas", type=two_floats, default=(0.9, 0.999), metavar="B1,B2", help="of AdamW")
+  add("--betas", type=_two_floats, default=(0.9, 0.999), metavar="B1,B2", help="of AdamW")
   add("--eps", type=float, default=1e-8, help="of AdamW")
   add("--clip_norm", type=float, help="largest norm of the gradient (default: no clipping)")
   add("--distance", default="smooth_l1", choices=list(morphing.DISTANCES), help="of the loss")

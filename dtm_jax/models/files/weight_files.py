@@ -169,7 +169,10 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         break
   looked = f"{repo!r} (revision {revision or 'main'}) in the hub's cache {constants.HF_HUB_CACHE}"
   hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the download from the hub failed"
-  raise NotThereError(f"No {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}") from reason
+  raise NotThereError(
+    f"{repo!r} can be a folder or a repository of the hub. There is no folder {Path.cwd() / repo}. "
+    f"There is no {missing} of {looked}, and {hub}. {_HOW_TO_GET.format(repo=repo)}"
+  ) from reason
 
 
 def _shards_of(name: str, shards: dict[str, str]) -> list[str]:
