@@ -13,7 +13,7 @@ from dtm_jax import device_options, masking, plugins, rngs
 from dtm_jax.augment import augment, normalize
 from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import NORMALIZATIONS
-from dtm_jax.tasks import Run, pretrain
+from dtm_jax.tasks import Run, StepKeys, pretrain
 
 BATCH = 4
 
@@ -91,6 +91,33 @@ def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
         distance = np.where(error < 2, error**2 / 4, error - 1).mean()
         losses.append(members.sum() / 64 * distance / BATCH / 2)
   np.testing.assert_allclose(measurements["loss"], sum(losses), rtol=1e-5)
+
+
+def test_noise_of_the_teacher(world, batch):
+  """It has the strength that the option names, depends on (seed, step, image), and spares evaluations."""
+  small = dict(student__depth=1, student__width=16, student__num_heads=1)
+  clean, noisy = (make_task(world, teacher__noise=noise, **small)[0] for noise in (0.0, 0.5))
+  images = {"image": np.tile(batch["image"], (16, 1, 1, 1))}
+  outputs = [jax.jit(task.outputs["teacher_tokens"])({}, task.frozen, images) for task in (clean, noisy)]
+  np.testing.assert_array_equal(*outputs)
+  target_BNC = outputs[0]
+  keys = lambda seed, step: StepKeys(jax.random.key(seed), step, len(target_BNC))
+  assert clean.add_noise(target_BNC, keys(0, 0)) is target_BNC
+  add = jax.jit(lambda seed, step: noisy.add_noise(target_BNC, keys(seed, step)))
+  drawn = add(0, 0)
+  relative = np.asarray(drawn - target_BNC) / np.std(target_BNC, axis=1, keepdims=True)
+  assert abs(relative.std() - 0.5) < 0.01
+  assert abs(relative.mean()) < 0.01
+  np.testing.assert_array_equal(drawn, add(0, 0))
+  for other in (add(0, 1), add(1, 0), np.roll(drawn, BATCH, axis=0)):
+    assert np.abs(other - drawn).mean() > 0.1 * np.std(target_BNC)
+
+  key = jax.random.key(0)
+  state = jax.jit(clean.init)(key)
+  losses = [
+    float(jax.jit(task.train_step)(state, task.frozen, batch, key)[1]["loss"]) for task in (clean, noisy)
+  ]
+  assert losses[1] > losses[0]
 
 
 def test_only_the_student_learns(world, batch):

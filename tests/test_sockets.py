@@ -32,7 +32,7 @@ from dtm_jax.training import mesh as meshes
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
 KEPT = {
-  "teachers": {"dtype", "attention", "stream_dtype"},
+  "teachers": {"noise", "dtype", "attention", "stream_dtype"},
   "datasets": set(),
   "morphers": {"weight"},
   "evaluators": {

@@ -195,6 +195,43 @@ def test_teacher_contract(weights):
     tokens(teacher.params, image(36))
 
 
+def silence(params, layer):
+  """Return the parameters with a block that adds nothing to the residual stream."""
+  blocks = jax.tree.map(np.copy, params["blocks"])
+  last = (blocks["attn"].get("out") or blocks["attn"]["proj"], blocks["mlp"]["fc2"])
+  for leaf in jax.tree.leaves(last):
+    leaf[layer - 1] = 0.0
+  return params | {"blocks": blocks}
+
+
+def test_the_tokens_of_an_earlier_block(weights):
+  """They are those of the whole tower if the later block adds nothing."""
+  whole, cut = plugins.build("teachers", weights), plugins.build("teachers", weights, layer=1)
+  expected = jax.jit(whole.apply)(silence(whole.params, 2), image(32))
+  np.testing.assert_allclose(jax.jit(cut.apply)(cut.params, image(32)), expected, atol=1e-5)
+  assert {leaf.shape[0] for leaf in jax.tree.leaves(cut.params["blocks"])} == {1}
+  assert plugins.build("teachers", weights, layer=-2).resized(32).params.keys() == cut.params.keys()
+  for layer in (2, -1):
+    same = plugins.build("teachers", weights, layer=layer)
+    assert jax.tree.all(jax.tree.map(np.array_equal, same.params, whole.params))
+  for layer in (0, 3, -3):
+    with pytest.raises(OptionError, match=rf"no block {layer} .*2 blocks: .*1 to 2, or from -2 to -1"):
+      plugins.build("teachers", weights, layer=layer)
+
+
+def test_an_earlier_block_of_clip_is_the_towers_own_output(folder):
+  teacher = build(str(folder), tokens="normalized", layer=1)
+  tower, params = clip.ImageTower(CONFIG.image, CONFIG.embed_dim), clip_weights.load(folder)[1]["image"]
+  apply = jax.jit(lambda params, x: tower.apply({"params": params}, x, mutable="intermediates"))
+  _, sown = apply(params, image(32))
+  (output,) = sown["intermediates"]["blocks"]["output"]
+  first = np.asarray(output[0], np.float64)[:, 1:]
+  mean, var = first.mean(-1, keepdims=True), first.var(-1, keepdims=True)
+  norm = params["ln_post"]
+  expected = (first - mean) / np.sqrt(var + CONFIG.image.tower.eps) * norm["scale"] + norm["bias"]
+  np.testing.assert_allclose(jax.jit(teacher.apply)(teacher.params, image(32)), expected, atol=1e-5)
+
+
 def test_every_teacher_takes_half_precision(weights):
   exact, rough = (
     jax.jit(teacher.apply)(teacher.params, image(32))

@@ -40,6 +40,7 @@ def problems(config: ConfigDict, wrong: set[str]) -> Iterator[Problem]:
   yield from _view(config, right)
   yield from _patch_grid(config, right)
   yield from _widths_and_heads(config, right)
+  yield from _noise(config, right)
   yield from _morphers(config, right)
   yield from _mask(config, right)
   yield from evaluator_checks.problems(config, right)
@@ -131,6 +132,12 @@ def _widths_and_heads(config: ConfigDict, right: Right) -> Iterator[Problem]:
       key = "width" if "width" in model else "num_heads"
       text = f"{path}: width {width} must be a multiple of num_heads {heads}"
       yield Problem(f"{path}.{key}", model.get(key), text)
+
+
+def _noise(config: ConfigDict, right: Right) -> Iterator[Problem]:
+  if config.task != "pretrain" and right("teacher.noise") and config.teacher.noise:
+    text = "must be 0: only the task 'pretrain' adds noise to the teacher's tokens"
+    yield Problem("teacher.noise", config.teacher.noise, text)
 
 
 def _morphers(config: ConfigDict, right: Right) -> Iterator[Problem]:

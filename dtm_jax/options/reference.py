@@ -47,6 +47,7 @@ _DEFAULTS = {
   "log.report": "True",
   "log.writers": "()",
   "at_start": "False",
+  "noise": "0.0",
   "data.view.max_pixels": "200000000",
 }
 """Other defaults: those with which the code reads an option from the config, and a constant's value."""

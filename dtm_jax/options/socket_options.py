@@ -21,6 +21,14 @@ from dtm_jax.options.value_rules import (
   whole,
 )
 
+_LAYER = (
+  "Block after which the tokens are taken. 1: the first block. -1: the last, -2: the one before it. The "
+  "final LayerNorm still applies. None: the last."
+)
+_NOISE = (
+  "Strength of the Gaussian noise that each step adds to the teacher's tokens, before they are grouped and "
+  "compared. 1: as strong as the channel's own deviation over the tokens of the image. 0: none."
+)
 _TEACHERS = {
   "path": text("File, folder, or repository of the Hugging Face hub with the weights."),
   "revision": text("Branch, tag or commit of the repository. None: the main branch.").or_none(),
@@ -32,6 +40,10 @@ _TEACHERS = {
   "image_size": whole(1).or_none(
     "Side of the teacher's input in pixels. None: the size that gives the student's grid of patches."
   ),
+  "layer": Rule(
+    int, "a block: 1 is the first, and -1 the last", lambda block: block != 0, _LAYER, optional=True
+  ),
+  "noise": number(0, None, _NOISE),
   "step": whole(0).or_none(),
   "heads": whole(1, "Number of attention heads. Needed only if the weights do not give it.").or_none(),
   "activation": ACTIVATION.or_none(),
@@ -125,11 +137,15 @@ SOCKET_OPTIONS: dict[str, dict[str, Rule]] = {
 SCHEDULE = tuple(_SCHEDULE)
 """Options of a section of `config.evals` that say when an evaluator runs. The evaluator does not get them."""
 
-ALWAYS: dict[str, tuple[str, ...]] = {"morphers": ("weight",), "evaluators": SCHEDULE}
+ALWAYS: dict[str, tuple[str, ...]] = {
+  "teachers": ("noise",),
+  "morphers": ("weight",),
+  "evaluators": SCHEDULE,
+}
 """Options of every choice of a socket that its `build` does not get."""
 
 KEPT: dict[str, tuple[str, ...]] = {
-  "teachers": ("dtype", "attention", "stream_dtype"),
+  "teachers": ("noise", "dtype", "attention", "stream_dtype"),
   "datasets": (),
   "morphers": ("weight",),
   "evaluators": (*SCHEDULE, "dataset", "image_size", "batch_size", "features"),

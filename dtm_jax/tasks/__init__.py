@@ -200,7 +200,8 @@ def build_teacher(config: Any, patch_size: int | None = None) -> Teacher:
     OptionError: an option is missing that the teacher's files do not give.
   """
   with concerning(teacher__name=config.teacher.name, teacher__path=config.teacher.get("path")):
-    teacher: Teacher = plugins.build("teachers", config.teacher)
+    options = {name: value for name, value in config.teacher.items() if name != "noise"}
+    teacher: Teacher = plugins.build("teachers", options)
   if teacher.missing:
     raise OptionError(teacher.missing)
   if config.teacher.get("image_size") is not None:

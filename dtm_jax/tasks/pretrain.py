@@ -37,6 +37,7 @@ class Pretraining(Task):
   """The paper's figure: `teach`, `mask`, `group`, `predict`, `compare`. Profiles show these names.
 
   Attributes:
+    noise: strength of the noise that is added to the teacher's tokens while training; see `add_noise`.
     grid: (rows, columns) of patches, which student and teacher share.
     augmentation: the options of `augment.augment`.
     normalization: mean and standard deviation of the student's input.
@@ -49,6 +50,7 @@ class Pretraining(Task):
   """
 
   teacher: Teacher
+  noise: float
   student: vit.VisionTransformer
   image_size: int
   grid: tuple[int, int]
@@ -71,7 +73,7 @@ class Pretraining(Task):
     """Make one update, in the order of the paper's figure."""
     keys = StepKeys(key, state["step"], len(batch["image"]))
     image = self.augment(batch["image"], keys)
-    target_BNC = self.teach(frozen, image)
+    target_BNC = self.add_noise(self.teach(frozen, image), keys)
     mask_BN = self.mask(keys)
     label_SBN = self.group(target_BNC, image, keys)
 
@@ -97,6 +99,18 @@ class Pretraining(Task):
   def teach(self, frozen: PyTree, image: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     """Return the teacher's patch tokens v of images in [0, 1]."""
     return jax.lax.stop_gradient(self.teacher.apply(frozen, self.teacher.prepare(image)))
+
+  @jax.named_scope("add_noise")
+  def add_noise(self, target_BNC: Float[Array, "B N C"], keys: StepKeys) -> Float[Array, "B N C"]:
+    """Return the teacher's tokens with the noise of `teacher.noise`, which is drawn for each image and step.
+
+    The noise of a channel is `noise` times as strong as the channel's deviation over the tokens of the image.
+    """
+    if not self.noise:
+      return target_BNC
+    draw = lambda key: jax.random.normal(key, target_BNC.shape[1:])
+    strength_B1C = self.noise * target_BNC.std(axis=1, keepdims=True)
+    return target_BNC + strength_B1C * jax.vmap(draw)(keys.per_example("noise"))
 
   @jax.named_scope("mask")
   def mask(self, keys: StepKeys) -> Bool[Array, "B N"]:
@@ -212,6 +226,7 @@ def build(config: Any, run: Run) -> Pretraining:
     frozen=teacher.params,
     needs_labels=config.probe.lr is not None,
     teacher=teacher,
+    noise=config.teacher.get("noise") or 0.0,
     student=student,
     image_size=image_size,
     grid=_shared_grid(student.patch_size, image_size, teacher),

@@ -11,6 +11,7 @@ Teachers share these options:
 | attention | "xla", "cudnn" or "pallas" (see `models.attention`) |
 | stream_dtype | type of the residual stream |
 | image_size | pixels of a side. The positions are resized if it is not the checkpoint's size |
+| layer | the block after which the tokens are taken (see `first_blocks`) |
 | heads | number of attention heads, needed only if the files do not give it |
 | weights | the container of the model, if the file holds several models (see `files.checkpoint_contents`) |
 
@@ -197,6 +198,31 @@ def at_any_size(
     )
 
   return resized(image_size)
+
+
+def first_blocks(params: PyTree, depth: int, layer: int | None) -> tuple[PyTree, int]:
+  """Return the parameters and the depth of the tower that ends after block `layer`.
+
+  The later blocks are neither kept nor computed. What follows the blocks, such as the final LayerNorm, stays.
+
+  Args:
+    params: the tower's parameters. Those of its blocks are stacked [L, ...] below "blocks".
+    depth: L, the number of blocks.
+    layer: 1 is the first block and L the last, as in the `hidden_states` of transformers. Negative numbers
+      count from the end: -1 is the last block. None means the last block.
+
+  Raises:
+    OptionError: the tower has no such block.
+  """
+  if layer is None:
+    return params, depth
+  kept = layer + depth + 1 if layer < 0 else layer
+  if not 1 <= kept <= depth:
+    raise OptionError(
+      f"There is no block {layer} in a teacher of {depth} blocks: layer must be from 1 to {depth}, or from "
+      f"{-depth} to -1 (the last)."
+    )
+  return params | {"blocks": jax.tree.map(lambda stacked: stacked[:kept], params["blocks"])}, kept
 
 
 def mean_and_std_of(normalization: Normalization | None, found: Found, default: str) -> tuple[Triple, Triple]:

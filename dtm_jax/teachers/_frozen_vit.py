@@ -1,5 +1,6 @@
 """What the teachers DINOv2, MAE and SigLIP share: build a teacher from any tower of `models.frozen_vit`."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from dtm_jax.arrays import Array, Float, PyTree
@@ -7,7 +8,7 @@ from dtm_jax.models.files import weight_files
 from dtm_jax.models.frozen_vit import weights as frozen_vit_weights
 from dtm_jax.models.frozen_vit.author_files import missing_heads
 from dtm_jax.models.frozen_vit.model import FrozenViT
-from dtm_jax.teachers import Normalization, Teacher, at_any_size, mean_and_std_of
+from dtm_jax.teachers import Normalization, Teacher, at_any_size, first_blocks, mean_and_std_of
 
 
 def build_frozen_vit(
@@ -21,6 +22,7 @@ def build_frozen_vit(
   attention: str,
   stream_dtype: str,
   image_size: int | None,
+  layer: int | None,
   weights: str | None,
   heads: int | None = None,
 ) -> Teacher:
@@ -34,6 +36,8 @@ def build_frozen_vit(
   """
   found = weight_files.find(path, revision=revision, weights=weights)
   config, params = frozen_vit_weights.load(found, model_types, heads=heads)
+  params, depth = first_blocks(params, config.tower.depth, layer)
+  config = dataclasses.replace(config, tower=dataclasses.replace(config.tower, depth=depth))
   tower = FrozenViT(config, dtype, attention, stream_dtype)
   mean, std = mean_and_std_of(normalization, found, default_normalization)
 

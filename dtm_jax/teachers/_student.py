@@ -9,7 +9,7 @@ from dtm_jax.models.layers import grid_of
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import Triple
-from dtm_jax.teachers import Teacher
+from dtm_jax.teachers import Teacher, first_blocks
 
 
 def of_student(
@@ -19,6 +19,7 @@ def of_student(
   *,
   grid: tuple[int, int],
   image_size: int | None,
+  layer: int | None,
   mean: Triple,
   std: Triple,
 ) -> Teacher:
@@ -28,11 +29,14 @@ def of_student(
     grid: (rows, columns) of patches of `params`.
     image_size: pixels of a side; None keeps `grid`. For another size, position embeddings and relative
       position biases are resized by `vit.transfer.resize_positions`.
+    layer: see `teachers.first_blocks`.
     mean, std: normalisation of RGB values in [0, 1].
 
   Raises:
-    OptionError: the image is not a whole number of patches.
+    OptionError: the image is not a whole number of patches, or there is no block `layer`.
   """
+  params, depth = first_blocks(params, model.depth, layer)
+  model = model.clone(depth=depth)
   own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
 
   def resized(size: int) -> Teacher:

@@ -32,6 +32,7 @@ def build(
   attention: str = "xla",
   stream_dtype: str = "float32",
   image_size: int | None = None,
+  layer: int | None = None,
   heads: int | None = None,
   weights: str | None = None,
 ) -> Teacher:
@@ -58,7 +59,9 @@ def build(
     raise OptionError(f"{path} has no positions, so its grid of patches is unknown.")
   mean, std = mean_and_std_of(normalization, found, "imagenet")
   model = model.clone(dtype=dtype, attention=attention, stream_dtype=stream_dtype)
-  return of_student(f"beit {path}", model, params, grid=grid, image_size=image_size, mean=mean, std=std)
+  return of_student(
+    f"beit {path}", model, params, grid=grid, image_size=image_size, layer=layer, mean=mean, std=std
+  )
 
 
 def _load_transformers(found: Found, content: dict[str, Any]) -> PyTree:

@@ -21,6 +21,7 @@ def build(
   attention: str = "xla",
   stream_dtype: str = "float32",
   image_size: int | None = None,
+  layer: int | None = None,
 ) -> Teacher:
   """Return the student of a pre-training run with its patch tokens after the final LayerNorm.
 
@@ -32,7 +33,8 @@ def build(
 
   Raises:
     NotThereError: the run or the step does not exist.
-    OptionError: there is no path, the run trained no student, or the image is not a whole number of patches.
+    OptionError: there is no path or no block `layer`, the run trained no student, or the image is not a
+      whole number of patches.
   """
   if path is None:
     raise OptionError("Teacher 'checkpoint' needs a run: --config.teacher.path=WORKDIR.")
@@ -49,4 +51,6 @@ def build(
   mean, std = mean_and_std(config["augment"]["normalization"])
   own_size = config["data"]["image_size"]
   grid = grid_of((own_size, own_size, 3), model.patch_size)
-  return of_student(f"checkpoint {path}", model, params, grid=grid, image_size=image_size, mean=mean, std=std)
+  return of_student(
+    f"checkpoint {path}", model, params, grid=grid, image_size=image_size, layer=layer, mean=mean, std=std
+  )

@@ -19,6 +19,7 @@ def build(
   attention: str = "xla",
   stream_dtype: str = "float32",
   image_size: int | None = None,
+  layer: int | None = None,
   heads: int | None = None,
   weights: str | None = None,
 ) -> Teacher:
@@ -30,5 +31,6 @@ def build(
   """
   return build_frozen_vit(
     path, MODEL_TYPES, "imagenet", revision=revision, normalization=normalization, dtype=dtype,
-    stream_dtype=stream_dtype, attention=attention, image_size=image_size, weights=weights, heads=heads,
+    stream_dtype=stream_dtype, attention=attention, image_size=image_size, layer=layer, weights=weights,
+    heads=heads,
   )  # fmt: skip

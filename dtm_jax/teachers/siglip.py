@@ -19,6 +19,7 @@ def build(
   attention: str = "xla",
   stream_dtype: str = "float32",
   image_size: int | None = None,
+  layer: int | None = None,
   weights: str | None = None,
 ) -> Teacher:
   """Return the frozen image tower of a SigLIP with its patch tokens after the final LayerNorm.
@@ -29,5 +30,5 @@ def build(
   """
   return build_frozen_vit(
     path, MODEL_TYPES, "inception", revision=revision, normalization=normalization, dtype=dtype,
-    stream_dtype=stream_dtype, attention=attention, image_size=image_size, weights=weights,
+    stream_dtype=stream_dtype, attention=attention, image_size=image_size, layer=layer, weights=weights,
   )  # fmt: skip

@@ -63,7 +63,7 @@ def build_teacher(config: dict, args: argparse.Namespace) -> Teacher:
   Raises:
     OptionError: neither the flags nor the config name a teacher.
   """
-  options = dict(config.get("teacher") or {})
+  options = {name: value for name, value in (config.get("teacher") or {}).items() if name != "noise"}
   if args.teacher:
     options = {"name": args.name, "path": args.teacher}
     if options["name"] == "clip":
