@@ -833,6 +833,7 @@ def test_the_comparisons_of_the_paper_parse():
     flags = [word for word in variant.split() if word.startswith("--config.")]
     count += len(flags)
     assert message("comparisons_cifar10", *flags) == "", variant
+    assert message("claim_cifar10", *flags) == "", variant
   assert count > 20
 
 

@@ -1,7 +1,9 @@
 """A study runs each command once, goes on when one fails, and writes a table."""
 
 import json
-import subprocess
+import math
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ def commands(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   commands = []
 
-  def run(command, **_):
+  def execute(command, log, deadline):
     commands.append(command)
     workdir, seed = (
       next(word.split("=")[1] for word in command if word.startswith(name))
@@ -24,16 +26,16 @@ def commands(tmp_path, monkeypatch):
     )
     line = {"step": 3, "accuracy": 0.5 + int(seed) + 0.1 * any("other" in word for word in command)}
     (Path(workdir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    return subprocess.CompletedProcess(command, int(any("broken" in word for word in command)))
+    return int(any("broken" in word for word in command))
 
-  monkeypatch.setattr(subprocess, "run", run)
+  monkeypatch.setattr(study, "execute", execute)
   return commands
 
 
-def make(out, *variants, jobs=1, seeds="0,1"):
+def make(out, *variants, jobs=1, seeds="0,1", more=()):
   flags = ["--config=configs/x.py", f"--out={out}", f"--seeds={seeds}", f"--jobs={jobs}", "--curves=accuracy"]
   flags += ["--metrics=accuracy,then/accuracy", "--then=then: --config=y.py --init={workdir}"]
-  study.main(flags + [f"--variant={variant}" for variant in variants])
+  study.main([*flags, *more, *(f"--variant={variant}" for variant in variants)])
   return Path(out, "table.md").read_text()
 
 
@@ -56,6 +58,41 @@ def test_the_other_runs_go_on_when_one_fails(commands):
   assert "none" in row["second - first"]
   failed = [command for command in commands if "--broken=1" in command]
   assert len(failed) == 2  # no next command ran
+
+
+def test_the_time_ends_a_study_and_the_same_command_goes_on(commands):
+  text = make("a", "first", "second: --other=1", more=["--minutes=0"])
+  assert not commands
+  assert "| first | 2 (not finished: 0, 1) | none | none |" in text
+  assert "| second - first | paired | none | none |" in text
+  assert "not finished" not in make("a", "first", "second: --other=1", more=["--minutes=60"])
+  assert len(commands) == 8
+
+
+def test_a_run_is_told_to_stop_at_the_deadline(tmp_path):
+  """The process of the run gets a SIGTERM, saves, and tells by its exit code that it is not finished."""
+  saves = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(int("
+  saves += "os.environ['DTM_JAX_STOPPED_CODE']))); print('ready', flush=True); time.sleep(60)"
+  log = tmp_path / "log.txt"
+  for code, expected in ((saves, study.STOPPED_CODE), ("import time; time.sleep(60)", study.STOPPED_CODE)):
+    command = [sys.executable, "-S", "-c", code]
+    assert study.execute(command, log, time.monotonic() + 2) == expected
+  assert study.execute([sys.executable, "-S", "-c", "raise SystemExit(3)"], log, math.inf) == 3
+  assert study.execute([sys.executable, "-S", "-c", "raise SystemExit(0)"], log, math.inf) == 0
+
+
+def test_settings_have_tables_of_their_own_and_are_compared(commands):
+  """In the fixture, --other adds 0.1 in every setting, so the differences do not differ."""
+  more = ["--setting=clean", "--setting=noisy: --noise=1"]
+  text = make("a", "first", "second: --other=1", more=more)
+  assert len(commands) == 16
+  assert sum("--noise=1" in command for command in commands) == 4
+  assert text.index("## clean") < text.index("## noisy") < text.index("## Differences that differ")
+  assert text.count("| second - first | paired | +0.1000 [+0.1000, +0.1000]") == 2
+  assert "| second - first: noisy minus clean | paired | +0.0000 [+0.0000, +0.0000]" in text
+  assert "6 intervals" in text
+  assert {*json.loads(Path("a/metrics.json").read_text())} == {"clean", "noisy"}
+  assert "accuracy, noisy" in Path("a/curves.svg").read_text()
 
 
 def test_the_next_command_starts_from_the_run_before(commands):
