@@ -427,6 +427,7 @@ def test_errors_of_parallel_reads_leave_no_traceback(caplog):
 
   async def read():
     tasks = [asyncio.create_task(fail()) for _ in range(3)]
+    asyncio.gather(fail(), fail())  # the group is forgotten too
     await asyncio.gather(*tasks[:1])
 
   with pytest.raises(OSError, match="Input/output"):

@@ -4,6 +4,7 @@ import errno
 import logging as std_logging
 import os
 import pathlib
+import threading
 import unicodedata
 
 import numpy as np
@@ -261,7 +262,13 @@ class TestReading:
 
   def train(self, dataset, steps=3):
     batches = data.train_batches(dataset, batch_size=8, image_size=8, seed=0, num_threads=2, crop="none")
-    return np.concatenate([next(batches)["index"] for _ in range(steps)])
+    try:
+      return np.concatenate([next(batches)["index"] for _ in range(steps)])
+    finally:  # a thread that still reads would count its errors in the next test
+      batches.close()
+      for thread in threading.enumerate():
+        if thread.name.startswith("grain-prefetch"):
+          thread.join(timeout=60)
 
   def test_a_missing_file_is_named_once_and_counted_each_time(self, photos, caplog):
     dataset, before = folder.build("train", data_dir=str(photos)), data.corrupt_count()

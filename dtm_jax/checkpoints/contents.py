@@ -25,13 +25,13 @@ from dtm_jax.storage import paths, writing
 s3.install()
 
 
-def _is_no_forgotten_task(record: logging.LogRecord) -> bool:
-  return not record.getMessage().startswith("Task exception was never retrieved")
+def _is_no_forgotten_error(record: logging.LogRecord) -> bool:
+  return "exception was never retrieved" not in record.getMessage()
 
 
-# Orbax reads arrays in parallel tasks and raises the first error. `asyncio` would log a traceback for every
-# other error, although our message says the same.
-logging.getLogger("asyncio").addFilter(_is_no_forgotten_task)
+# Orbax reads and writes arrays in parallel and raises the first error. `asyncio` would log a traceback for
+# every other task and every group of tasks that failed, although our message says the same.
+logging.getLogger("asyncio").addFilter(_is_no_forgotten_error)
 
 
 def describe_checkpoint(step: int, state: PyTree, meta: dict[str, Any]) -> dict[str, Any]:
