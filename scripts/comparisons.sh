@@ -6,7 +6,7 @@
 # comparisons share the run "DTM". The results are in results/cifar10_<letter>.
 #   f  the paper's claim: token-wise, morphing and controls, each with a clean and a noisier teacher, five seeds. A run is
 #      configs/claim_cifar10.py (50 epochs, width 192, depth 12), then ten epochs of fine-tuning; meant for a GPU
-#   g  the same with the student of (a) to (e), 320 steps of 32 images, three seeds and 2,000 test images, for a CPU
+#   g  the same with the student of (a) to (e), 240 steps of 32 images, three seeds and 2,000 test images, for a CPU
 # --minutes=60 stops after an hour. The same command goes on from there.
 set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
@@ -63,7 +63,7 @@ case $letter in
   g) finetune+=" $short --config.evals.test.split=test[:2000]"
     knn="--config.evals.knn.bank=train[:2000] --config.evals.knn.queries=test[:2000]"
     linear="--config.evals.linear.fit=train[:2000] --config.evals.linear.held_out=train[2000:2500]"
-    flags+=("--each=--config.batch_size=32 --config.total_steps=320 $knn $linear
+    flags+=("--each=--config.batch_size=32 --config.total_steps=240 $knn $linear
       --config.evals.linear.split=test[:2000] --config.log.report=False") ;;
   *) finetune+=" $short --config.evals.test.split=test[:5000]" ;;
 esac
