@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, rngs
 from dtm_jax.augment import augment, mix, normalize, random_erase
@@ -20,13 +21,6 @@ from dtm_jax.training import optim
 
 NAMES = tuple("abcdefghij")
 TINY = dict(width=24, depth=2, num_heads=2)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder)
-  return folder
 
 
 def tiny_config(world):
@@ -141,11 +135,12 @@ def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, mo
   config = tiny_config(world)
   config.init_from.path = str(student_weights)
   config.mesh.update(data=4, fsdp=2)
-  uninterrupted = loop.train(config, str(tmp_path / "whole"))
+  programs = SharedPrograms()
+  uninterrupted = programs.train(config, str(tmp_path / "whole"))
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
-  assert int(loop.train(config, str(tmp_path / "parts"))["step"]) == 3
+  assert int(programs.train(config, str(tmp_path / "parts"))["step"]) == 3
   monkeypatch.undo()
-  resumed = loop.train(config, str(tmp_path / "parts"))
+  resumed = loop.train(config, str(tmp_path / "parts"))  # it compiles once, as the whole run did
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(uninterrupted))
   sharded = [jax.tree.map(lambda x: str(x.sharding.spec), resumed[name]) for name in ("params", "ema")]
   assert sharded[0] == sharded[1]

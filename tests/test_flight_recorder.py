@@ -9,6 +9,7 @@ import pytest
 import small_world
 from etils import epath
 from ml_collections import ConfigDict
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -133,9 +134,10 @@ def test_the_watch_names_module_and_layer():
 
 
 def test_the_recorder_changes_no_number_and_compiles_nothing_more(world, tmp_path):
+  programs = SharedPrograms()
   for name in ("with", "without"):
     config = small_world.debug_config(world, total_steps=4, evals={}, log__flight_recorder=name == "with")
-    loop.train(config, str(tmp_path / name))
+    programs.train(config, str(tmp_path / name))
   assert small_world.losses(tmp_path / "with") == small_world.losses(tmp_path / "without")
   assert {line["compilations"] for line in small_world.metrics(tmp_path / "with")} == {1}
   assert not (tmp_path / "with" / "flight").exists()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import small_world
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, report
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -21,9 +22,14 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(world, tmp_path_factory):
+def programs():
+  return SharedPrograms()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, programs, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("uninterrupted")
-  return loop.train(small_world.debug_config(world, total_steps=7), str(workdir)), workdir
+  return programs.train(small_world.debug_config(world, total_steps=7), str(workdir)), workdir
 
 
 def assert_same(state, other):
@@ -50,13 +56,13 @@ def test_hooks_at_different_periods(world, tmp_path):
   assert len({line["knn/teacher_accuracy"] for line in lines if "knn/teacher_accuracy" in line}) == 1
 
 
-def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
+def test_stops_when_told_and_resumes_to_the_bit(world, programs, tmp_path, monkeypatch, uninterrupted):
   config = small_world.debug_config(world, total_steps=7)
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 4)
-  state, complete = loop.run(config, str(tmp_path))
+  state, complete = programs.run(config, str(tmp_path))
   assert (int(state["step"]), complete) == (4, False)
   monkeypatch.undo()
-  state, complete = loop.run(config, str(tmp_path))
+  state, complete = programs.run(config, str(tmp_path))
   assert complete
   assert_same(state, uninterrupted[0])
   # 80 examples in batches of 16: step 4 lies within the first epoch, step 7 in the second.
@@ -64,7 +70,7 @@ def test_stops_when_told_and_resumes_to_the_bit(world, tmp_path, monkeypatch, un
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
+def test_killed_and_resumed_to_the_bit(world, programs, tmp_path, uninterrupted):
   """The command is killed (-9) once a checkpoint is there. Then a run resumes it."""
   flags = small_world.arguments(world, tmp_path, "--config.total_steps=7", "--config.checkpoint.save_steps=2")
   process = runs.Process(flags, tmp_path / "log", env=small_world.environment(8))
@@ -72,15 +78,16 @@ def test_killed_and_resumed_to_the_bit(world, tmp_path, uninterrupted):
   process.send(signal.SIGKILL)
   process.wait()
   assert (tmp_path / "checkpoints").exists()
-  state = loop.train(small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2), str(tmp_path))
+  config = small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2)
+  state = programs.train(config, str(tmp_path))
   assert_same(state, uninterrupted[0])
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=["data8", "data4xfsdp2"])
-def test_the_mesh_does_not_change_the_losses(world, tmp_path, uninterrupted, shape):
+def test_the_mesh_does_not_change_the_losses(world, programs, tmp_path, uninterrupted, shape):
   """The fixture runs on data=8."""
   config = small_world.debug_config(world, total_steps=7, mesh__data=shape[0], mesh__fsdp=shape[1])
-  state = loop.train(config, str(tmp_path / "mesh"))
+  state = programs.train(config, str(tmp_path / "mesh"))
   ours, theirs = small_world.losses(tmp_path / "mesh"), small_world.losses(uninterrupted[1])
   assert ours.keys() == theirs.keys()
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
@@ -119,7 +126,7 @@ def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninter
   flags = small_world.arguments(world, tmp_path, "--config.total_steps=7")
   flags[0] = f"--config={config}"
   processes = [
-    runs.Process(flags, tmp_path.with_suffix(f".log{index}"), env=env)
+    runs.Process(flags, tmp_path.with_suffix(f".log{index}"), env=env | {"DTM_JAX_STOPPED_CODE": "75"})
     for index, env in enumerate(small_world.cluster(4))
   ]
   assert [process.wait() for process in processes] == [0, 0], processes[0].text()[-3000:]
@@ -188,10 +195,10 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def evaluated(world, tmp_path_factory):
+def evaluated(world, programs, tmp_path_factory):
   """Return a run of four steps that saves and evaluates every second step and evaluates at the start."""
   workdir = tmp_path_factory.mktemp("evaluated")
-  loop.train(evaluated_config(world), str(workdir))
+  programs.train(evaluated_config(world), str(workdir))
   return workdir
 
 
@@ -216,7 +223,9 @@ def snapshot(workdir):
   ("moment", "step"),
   [("evaluation", 0), ("evaluation", 2), ("evaluation", 4), ("before the save", 2), ("after the save", 4)],
 )
-def test_a_kill_at_any_moment_loses_no_number(world, tmp_path, monkeypatch, evaluated, moment, step):
+def test_a_kill_at_any_moment_loses_no_number(
+  world, programs, tmp_path, monkeypatch, evaluated, moment, step
+):
   owner, name = {
     "evaluation": (knn.Evaluator, "run"),
     "before the save": (Checkpoints, "save"),
@@ -232,17 +241,17 @@ def test_a_kill_at_any_moment_loses_no_number(world, tmp_path, monkeypatch, eval
 
   monkeypatch.setattr(owner, name, killed)
   with pytest.raises(Killed):
-    loop.train(evaluated_config(world), str(tmp_path))
+    programs.train(evaluated_config(world), str(tmp_path))
   monkeypatch.undo()
-  loop.train(evaluated_config(world), str(tmp_path))
+  programs.train(evaluated_config(world), str(tmp_path))
   assert numbers(tmp_path) == numbers(evaluated)
   assert [line["step"] for line in numbers(tmp_path)] == [0, 1, 2, 3, 4]
 
 
-def test_a_finished_or_refused_start_changes_no_file(world, evaluated, caplog):
+def test_a_finished_or_refused_start_changes_no_file(world, programs, evaluated, caplog):
   before = snapshot(evaluated)
   with caplog.at_level("INFO", logger="absl"):
-    state = loop.train(evaluated_config(world), str(evaluated))
+    state = programs.train(evaluated_config(world), str(evaluated))
   assert int(state["step"]) == 4
   assert "Nothing is left to do: the run has 4 steps" in caplog.text
   changed = evaluated_config(world)

@@ -19,13 +19,6 @@ BATCH = 4
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_clip(folder / "clip")
-  return folder
-
-
-@pytest.fixture(scope="module")
 def batch():
   return {"image": np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), np.uint8)}
 
@@ -35,7 +28,7 @@ def make_task(world, **changes):
   return pretrain.build(config, Run(2000, 20.0, BATCH)), config
 
 
-def test_a_thousand_steps_are_traced_once(world, batch):
+def test_hundreds_of_steps_are_traced_once(world, batch):
   """The jitted step draws n̄ and k anew each time and for each seed, through one trace and one compilation."""
   task, _ = make_task(world, student__depth=1, student__width=16, student__num_heads=1)
   traces = []
@@ -47,7 +40,7 @@ def test_a_thousand_steps_are_traced_once(world, batch):
   step = jax.jit(train_step, donate_argnums=0)
   state, frozen = jax.jit(task.init)(jax.random.key(0)), jax.device_put(task.frozen)
   groups = []
-  for seed in range(1000):
+  for seed in range(300):
     state, measurements = step(state, frozen, batch, jax.random.key(seed))
     groups.append(measurements["groups_dtm"])
   assert len(traces) == 1
@@ -165,7 +158,11 @@ def test_a_probe_learns_beside_and_moves_nothing(world):
   labelled = {"image": (60 * label[:, None, None, None] + noise).astype(np.uint8), "label": label}
   states = {}
   for lr in (None, 0.1):
-    config = small_world.debug_config(world, batch_size=16, probe__lr=lr)
+    config = small_world.debug_config(
+      world, batch_size=16, probe__lr=lr, morphers__tokens__weight=1.0, mask__kind="random",
+      mask__min_block=None,
+    )  # fmt: skip
+    del config.morphers.dtm  # the loss needs no matching here, and its program would compile for long
     task = pretrain.build(config, Run(2000, 20.0, 16, ("a", "b", "c", "d")))
     assert task.needs_labels == (lr is not None)
     state = jax.jit(task.init)(jax.random.key(0))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
+from shared_programs import SharedPrograms
 
 from dtm_jax import device_options, loop, rngs
 from dtm_jax.augment import normalize, to_float
@@ -114,11 +115,12 @@ def test_the_linear_decay_is_a_straight_line():
 
 def test_a_run_stops_and_resumes_to_the_bit(tmp_path, monkeypatch):
   config = tiny_config(mesh=dict(data=4, fsdp=2))
-  uninterrupted = loop.train(config, str(tmp_path / "whole"))
+  programs = SharedPrograms()
+  uninterrupted = programs.train(config, str(tmp_path / "whole"))
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
-  assert int(loop.train(config, str(tmp_path / "parts"))["step"]) == 3
+  assert int(programs.train(config, str(tmp_path / "parts"))["step"]) == 3
   monkeypatch.undo()
-  resumed = loop.train(config, str(tmp_path / "parts"))
+  resumed = loop.train(config, str(tmp_path / "parts"))  # it compiles once, as the whole run did
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(uninterrupted))
   whole, parts = (small_world.metrics(tmp_path / name) for name in ("whole", "parts"))
   assert small_world.timeless(whole[-1]) == small_world.timeless(parts[-1])
