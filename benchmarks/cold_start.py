@@ -112,27 +112,21 @@ def watch_the_loop(clock: Clock) -> None:
     return module
 
   plugins.load = load_and_clock
-  batches, jit = loop.device_batches, loop.jit_train_step
+  calls, make_steps = loop.Feed.calls, loop.StepMaker.__call__
 
-  def first_batch(*args, **kwargs):
-    iterator = batches(*args, **kwargs)
+  def first_batch(*args):
+    iterator = calls(*args)
     yield clock.wrap("first batch", next)(iterator)
     yield from iterator
 
   def first_step(*args):
-    step = jit(*args)
+    before = {name: clock.seconds["JAX: " + name] for name in EVENTS.values()}
+    clock.wrap("first step", lambda: jax.block_until_ready(make_steps(*args)))()
+    for name, seconds in before.items():
+      clock.seconds[f"first step: {name}"] = clock.seconds["JAX: " + name] - seconds
+    finish(clock)
 
-    def call(*arguments):
-      before = {name: clock.seconds["JAX: " + name] for name in EVENTS.values()}
-      result = clock.wrap("first step", lambda: jax.block_until_ready(step(*arguments)))()
-      for name, seconds in before.items():
-        clock.seconds[f"first step: {name}"] = clock.seconds["JAX: " + name] - seconds
-      finish(clock)
-      return result
-
-    return call
-
-  loop.device_batches, loop.jit_train_step = first_batch, first_step
+  loop.Feed.calls, loop.StepMaker.__call__ = first_batch, first_step
 
 
 def finish(clock: Clock) -> None:

@@ -21,7 +21,7 @@ from benchmarks.prefixes import PARTS
 from dtm_jax import plugins
 from dtm_jax.tasks.pretrain import Pretraining
 from dtm_jax.training import sharded_step
-from dtm_jax.training.device_batches import device_batches
+from dtm_jax.training.feeds import open_feed
 
 STEP, ALONE, PER_STEP = "whole step", "morphing + loss", "morphing + loss, a schedule a step"
 CEILING = "matrix product"
@@ -115,7 +115,7 @@ def ceiling(size: int, dtype: str):
 def with_real_input(config, step: Step, steps: int) -> dict:
   """Time the step with the input pipeline of training, without the first batches, which were prefetched."""
   dataset = plugins.build("datasets", config.data.dataset, split=config.data.split)
-  batches = device_batches(config, dataset, step.mesh, 0)
+  batches = open_feed(config, dataset, step.mesh).batches(0)
   waits, times = [], []
   for _ in range(config.data.num_threads + 3 + steps):
     start = time.perf_counter()

@@ -18,6 +18,7 @@ def run(task, batch_size, **total):
   config.batch_size = batch_size  # of all devices and hosts together
   config.update(durations("total", **total))
   config.mesh = dict(data=-1, fsdp=1, rules=((".*", "fsdp"),))  # data=-1: all devices that fsdp leaves
+  config.train = dict(steps_per_call=1)
   config.checkpoint = dict(**durations("save", steps=1000), keep=2, **durations("keep"))
   config.log = dict(
     **durations("log", steps=50),
@@ -76,6 +77,7 @@ def cifar10(split="train", **view):
     split=split,
     image_size=32,
     num_threads=2,
+    device_resident=False,  # True: the images lie on the devices, which also crop them
     view=dict(max_pixels=MAX_PIXELS, **view),
   )
 

@@ -21,7 +21,7 @@ group.
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8, UInt32
 
 Batch = dict[str, Any]
 """Arrays with the same leading axis B: "image" (uint8 or float), and "label", "index", "valid"."""
@@ -33,7 +33,7 @@ RandomKey = Key[Array, ""]
 """One typed key of `jax.random`."""
 
 __all__ = [
-  "Array", "Batch", "Bool", "Float", "Int", "Key", "PyTree", "RandomKey", "Shaped", "UInt8",
+  "Array", "Batch", "Bool", "Float", "Int", "Key", "PyTree", "RandomKey", "Shaped", "UInt8", "UInt32",
   "named_leaves", "path_name",
 ]  # fmt: skip
 

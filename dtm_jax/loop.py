@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dtm_jax import data, device_options, plugins, processes, report, rngs
-from dtm_jax.arrays import Batch, PyTree
+from dtm_jax.arrays import PyTree
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.data import settings
 from dtm_jax.errors import concerning
@@ -34,11 +34,13 @@ from dtm_jax.records.replay import Finding, replay_steps
 from dtm_jax.records.run_config import Records
 from dtm_jax.records.step_window import StepWindow, device_memory
 from dtm_jax.storage import faults, paths
-from dtm_jax.tasks import Run, State, Task
+from dtm_jax.tasks import Run, Scalars, State, Task
 from dtm_jax.training import mesh as meshes
+from dtm_jax.training import schedules
 from dtm_jax.training.course import Course
-from dtm_jax.training.device_batches import device_batches
-from dtm_jax.training.sharded_step import abstract_state, init_state, jit_train_step, place_frozen
+from dtm_jax.training.feeds import Call, Feed, open_feed
+from dtm_jax.training.sharded_step import abstract_state, init_state, place_frozen
+from dtm_jax.training.spans import Stops, spans
 
 
 def train(config: Any, workdir: str) -> State:
@@ -90,7 +92,8 @@ class Setup:
   state: State
   evaluators: Evaluators
   metrics: Metrics
-  batches: Iterator[Batch]
+  feed: Feed | None
+  calls: Iterator[Call]
 
   @property
   def total_steps(self) -> int:
@@ -138,14 +141,38 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
   evaluators = Evaluators(config.evals, context, course.steps, total_steps)
   metrics = Metrics(workdir)
   stack.callback(metrics.close)
-  batches: Iterator[Batch] = iter(())
+  feed: Feed | None = None
+  calls: Iterator[Call] = iter(())
   if course.step < total_steps:
-    batches = device_batches(config, dataset, mesh, course.examples, task.needs_labels)
-    batches = itertools.chain([next(batches)], batches)
+    spans_of_steps = plan(config, course, evaluators)
+    feed = open_feed(config, dataset, mesh, task.needs_labels)
+    calls = feed.calls(course.examples, spans_of_steps)
+    calls = itertools.chain([next(calls)], calls)
   return Setup(
     config, workdir, mesh, dataset, records, course, task, frozen, checkpoints, state, evaluators, metrics,
-    batches,
+    feed, calls,
   )  # fmt: skip
+
+
+def plan(config: Any, course: Course, evaluators: Evaluators) -> Iterator[range]:
+  """Return the steps of each call from here on.
+
+  Raises:
+    OptionError: `train.steps_per_call` is larger than the distance of two reports, saves or evaluations.
+  """
+  periods = {
+    f"{section}.{schedules.as_typed(name, config[section])}": course.steps(name, config[section])
+    for section, name in (("log", "log"), ("checkpoint", "save"))
+  }
+  for name, every in evaluators.every.items():
+    if every:
+      periods[f"evals.{name}.{schedules.as_typed('every', config.evals[name])}"] = every
+  profiled = config.log.profile_step
+  ends = () if profiled is None else (profiled, profiled + reporting.PROFILED_STEPS)
+  stops = Stops(course.total_steps(config), periods, ends)
+  steps_per_call = config.get("train", {}).get("steps_per_call", 1)
+  stops.require_room(steps_per_call)
+  return spans(course.step, stops, steps_per_call)
 
 
 def begin(setup: Setup) -> bool:
@@ -174,56 +201,84 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
   Returns:
     Whether the run is complete. If a SIGTERM stopped it, its state is saved.
   """
-  config, course, checkpoints, total_steps = (
-    setup.config, setup.course, setup.checkpoints, setup.total_steps,
-  )  # fmt: skip
+  config, course, checkpoints = setup.config, setup.course, setup.checkpoints
   save_every, log_every = course.steps("save", config.checkpoint), course.steps("log", config.log)
   reporting.import_writers_meanwhile()
-  train_step = jit_train_step(setup.task, setup.state, setup.frozen, setup.mesh)
-  key = jax.random.key(config.seed)
   reporting.log_parameters(setup.state["params"])
   profile = reporting.make_profile(setup.workdir, config.log.profile_step)
   window = StepWindow(config.batch_size)
   recorder = FlightRecorder(setup.workdir, config, may_diverge=setup.task.may_diverge)
   recorder.keep(setup.state, course.meta_at(course.step))
-
-  progress = Progress("Training", total_steps, "steps", done=course.step, every=60.0)
+  progress = Progress("Training", setup.total_steps, "steps", done=course.step, every=60.0)
   with progress, contextlib.closing(CompilationCounter()) as compilations:
-    for step in range(course.step + 1, total_steps + 1):
+    make_steps = StepMaker(setup, window, compilations)
+    for call in window.waiting_for(setup.calls):
       held.require()
-      with window.waiting():
-        batch = next(setup.batches)
-      first = step == course.step + 1
-      with compilations, window.compiling() if first else contextlib.nullcontext():
-        setup.state, measurements = train_step(setup.state, setup.frozen, batch, key)
-        if first:
-          setup.metrics.open()  # CLU was imported beside the compilation; a failure shows here
-      window.add(measurements)
-      recorder.add(step, batch, measurements)
+      measurements = make_steps(call)
+      window.add(measurements, len(call.steps))
+      recorder.add(call.steps, call.rows, measurements)
+      step = call.steps[-1]
       profile(step)
-      if compilations.grew() and not first:
-        warn_of_recompilation(step, compilations.count)
-
-      stop, last = checkpoints.reached_preemption(step), step == total_steps
-      save = stop or last or step % save_every == 0
+      stop = any([checkpoints.reached_preemption(each) for each in call.steps])  # JAX counts every step
+      save = stop or step == setup.total_steps or step % save_every == 0
       if save or step % log_every == 0:
-        scalars = window.summary() | device_memory()
-        counts = {"compilations": compilations.count, "corrupt_images": data.corrupt_count()}
-        setup.metrics.write(step, scalars | {"epoch": course.epoch_at(step)} | counts)
+        report_window(setup, step, window, compilations, progress)
         recorder.close_window(setup.state, course.meta_at(step))  # checks the state before it is saved
         window.reset()
-        progress.note(f"loss {scalars['loss']:.4f}, {scalars['images_per_sec']:.0f} images/s")
       progress(step)
       if save:
         setup.metrics.flush()
         checkpoints.save(step, setup.state, {"seed": config.seed} | course.meta_at(step))
       if stop:
-        logging.warning("Stopped at step %d of %d; the same command goes on from here.", step, total_steps)
+        left = step, setup.total_steps
+        logging.warning("Stopped at step %d of %d; the same command goes on from here.", *left)
         return False
       if due := setup.evaluators.due(step):
         with window.excluded():
           setup.evaluate(due, step)
   return True
+
+
+class StepMaker:
+  """Makes the steps of a call and replaces the state of the `setup`.
+
+  Calls of one step and calls of several have a program each, which is compiled before its first use.
+  """
+
+  def __init__(self, setup: Setup, window: StepWindow, compilations: CompilationCounter):
+    self._setup, self._window, self._compilations = setup, window, compilations
+    self._key = jax.random.key(setup.config.seed)
+    self._programs: dict[bool, jax.stages.Wrapped] = {}
+
+  def __call__(self, call: Call) -> Scalars:
+    """Return the measurements of the step, or of all steps with a leading axis of steps."""
+    setup = self._setup
+    feed = setup.feed
+    assert feed is not None
+    new = call.several not in self._programs
+    if new:
+      program = feed.jit(setup.task, setup.state, setup.frozen, several=call.several)
+      self._programs[call.several] = program
+      with self._compilations, self._window.compiling():
+        program.lower(setup.state, setup.frozen, feed.arrays, call.rows, self._key).compile()
+        setup.metrics.open()  # CLU was imported beside the compilation; a failure shows here
+      self._compilations.grew()
+    with self._compilations:
+      program = self._programs[call.several]
+      setup.state, measurements = program(setup.state, setup.frozen, feed.arrays, call.rows, self._key)
+    if self._compilations.grew():
+      warn_of_recompilation(call.steps[0], self._compilations.count)
+    return measurements
+
+
+def report_window(
+  setup: Setup, step: int, window: StepWindow, compilations: CompilationCounter, progress: Progress
+) -> None:
+  """Write the means of the window and the speed, and show them behind the bar."""
+  scalars = window.summary() | device_memory()
+  counts = {"compilations": compilations.count, "corrupt_images": data.corrupt_count()}
+  setup.metrics.write(step, scalars | {"epoch": setup.course.epoch_at(step)} | counts)
+  progress.note(f"loss {scalars['loss']:.4f}, {scalars['images_per_sec']:.0f} images/s")
 
 
 def replay(config: Any) -> Finding | None:
@@ -249,12 +304,13 @@ def replay(config: Any) -> Finding | None:
   if course.changed:
     task = build_task(config, course, dataset)
   frozen = place_frozen(task, mesh, config.mesh.rules)
-  train_step, key = jit_train_step(task, state, frozen, mesh), jax.random.key(config.seed)
+  feed = open_feed(config, dataset, mesh, task.needs_labels)
+  train_step, key = feed.jit(task, state, frozen), jax.random.key(config.seed)
   return replay_steps(
     recording,
-    lambda state, batch: train_step(state, frozen, batch, key),
+    lambda state, rows: train_step(state, frozen, feed.arrays, rows, key),
     state,
-    device_batches(config, dataset, mesh, course.examples, task.needs_labels),
+    feed.batches(course.examples),
     may_diverge=task.may_diverge,
   )
 

@@ -37,7 +37,7 @@ def toy_run(workdir, values, config=CONFIG, may_diverge=None):
     if isinstance(value, np.ndarray):
       state["w"], value = jnp.asarray(value), 0.5
     state, measured = step_fn(state, {}, jnp.float32(value))
-    recorder.add(step, {"index": jnp.array([step, step + 1])}, measured)
+    recorder.add([step], {"index": jnp.array([step, step + 1])}, measured)
     if step % 2 == 0:
       recorder.close_window(state, META)
   return state

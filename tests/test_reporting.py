@@ -18,8 +18,8 @@ from dtm_jax.records.step_window import StepWindow
 
 def test_a_window_averages_and_forgets():
   window = StepWindow(batch_size=10)
-  with window.waiting():
-    time.sleep(0.02)
+  slow = (time.sleep(0.02) for _ in range(1))
+  assert list(window.waiting_for(slow)) == [None]
   window.add({"loss": jnp.float32(1)})
   window.add({"loss": jnp.float32(3), "extra": jnp.float32(5)})
   summary = window.summary()
@@ -31,6 +31,13 @@ def test_a_window_averages_and_forgets():
   window.add({"loss": jnp.float32(7)})
   assert window.summary()["loss"] == 7
   assert window.summary()["input_wait"] == 0
+
+
+def test_a_window_counts_the_steps_of_calls():
+  window = StepWindow(batch_size=10)
+  window.add({"loss": jnp.arange(3.0)}, 3)
+  window.add({"loss": jnp.float32(9)})
+  assert (len(window), window.summary()["loss"]) == (4, 3)
 
 
 def test_compilations_are_counted_only_inside_the_block():

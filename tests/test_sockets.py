@@ -301,12 +301,12 @@ def first_batch(config, dataset):
   config.update(batch_size=8)
   config.data.update(image_size=32, num_threads=2)
   config = dataset_settings.resolve(config, dataset)
-  batches = loop.device_batches(config, dataset, meshes.make_mesh(-1, 1), 0, needs_labels)
+  batches = lambda: loop.open_feed(config, dataset, meshes.make_mesh(-1, 1), needs_labels).batches(0)
   if config.data.dataset.name not in reads:
     with pytest.raises(OptionError, match=r"[Dd]ata set '"):
-      next(batches)
+      next(batches())
     return
-  batch = next(batches)
+  batch = next(batches())
   assert batch["image"].shape == (8, 32, 32, 3)
   assert ("map" in batch) == (config.task == "segment")
 

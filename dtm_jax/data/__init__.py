@@ -1,7 +1,9 @@
 """Read data sets of images, and make batches that are functions of (seed, step).
 
 dataset.py               Example, Source, Stream, Dataset, and the checks of labels and label maps
+order.py                 which example each row of a training batch shows
 training_batches.py      the endless stream of random crops
+resident.py              the same stream of a data set that is on the devices; device_views.py crops there
 evaluation_batches.py    every example exactly once
 reading.py               what happens to images that are corrupt or cannot be read
 pools.py                 the threads that make rows into batches, and each process's share of the rows

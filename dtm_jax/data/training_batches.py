@@ -1,27 +1,23 @@
 """Training batches as a function of (seed, step) alone.
 
-The training stream is an endless list of places g. Row r of step t has g = start + t·B + r. Here B is the
-global batch size, and `start` counts the examples before the first step. Place g belongs to epoch g // n of a
-data set of n examples. It shows the example that the shuffle of that epoch, keyed by (seed, epoch), puts at
-g % n. Its crop is drawn from a generator that is keyed by (seed, g).
+order.py decides which example the place g of the training stream shows. Its crop is drawn from a generator
+that is keyed by (seed, g).
 
 No state is kept, so any step is reached at once. P processes together make the batches that one process would
 make. An epoch may end inside a batch.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
 
 from dtm_jax.arrays import Batch
 from dtm_jax.data.dataset import Dataset, Example, Stream, require_maps
 from dtm_jax.data.image_decoding import MAX_PIXELS, decode
 from dtm_jax.data.label_maps import Map, decode_pair
+from dtm_jax.data.order import epoch_seed, example_at, generator
 from dtm_jax.data.pools import Rows, batches_by_index, batches_in_sequence
 from dtm_jax.data.reading import read_or_replace
 from dtm_jax.data.resampling import Pixels
@@ -82,7 +78,7 @@ def train_batches(
   source = dataset.source
 
   def load(read: Callable[[int], Example], index: int, count: int, place: int) -> Batch:
-    rng = _generator(seed, place)
+    rng = generator(seed, place)
     decoded, example, index = read_or_replace(dataset, read, decode_example, index, count, rng)
     return view(decoded, rng) | {"label": example["label"], "index": example.get("index", index)}
 
@@ -96,7 +92,7 @@ def train_batches(
 
   def load_indexed(step: int, row: int) -> Batch:
     place, n = rows.place(step, row), dataset.num_examples
-    return load(source.__getitem__, _shuffled(place, n, seed), n, place)
+    return load(source.__getitem__, example_at(place, n, seed), n, place)
 
   return batches_by_index(ENDLESS, load_indexed, rows.local_size, num_threads, prefetch)
 
@@ -123,38 +119,5 @@ def _endless_epochs(stream: Stream, rows: Rows, seed: int) -> Iterator[Example]:
   process = rows.process_index, rows.process_count
   epoch, skip = divmod(rows.start // rows.process_count, stream.num_local(*process))
   while True:
-    yield from stream.read(*process, _epoch_seed(seed, epoch), skip)
+    yield from stream.read(*process, epoch_seed(seed, epoch), skip)
     epoch, skip = epoch + 1, 0
-
-
-def _shuffled(place: int, n: int, seed: int) -> int:
-  """Return the example that the shuffle of the epoch puts at this place.
-
-  Every epoch has its own permutation of 0..n-1. Only the one entry is computed.
-  """
-  epoch, place = divmod(place, n)
-  return grain.experimental.index_shuffle(place, max_index=n - 1, seed=_epoch_seed(seed, epoch), rounds=4)
-
-
-@functools.lru_cache(maxsize=8)
-def _epoch_seed(seed: int, epoch: int) -> int:
-  return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def _generator(*key: int) -> np.random.Generator:
-  """Return the generator that is keyed by these numbers."""
-  seed: Any = _PhiloxKey(*key)  # NumPy's annotations do not mention ISeedSequence
-  return np.random.Generator(np.random.Philox(seed))
-
-
-class _PhiloxKey(ISeedSequence):
-  """A seed that gives the generator `Philox(key=key)`.
-
-  `Philox(key=...)` itself first asks the system for entropy that it does not use, which costs time.
-  """
-
-  def __init__(self, *key: int):
-    self._key = np.array(key, np.uint64)
-
-  def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
-    return self._key

@@ -35,7 +35,7 @@ def check_data(examination: Examination) -> Iterator[Finding]:
   yield from _check_sample(dataset, config)
   examination.dataset = dataset
   examination.course = Course.fresh(config.batch_size, dataset.num_examples)
-  if examination.course.total_steps(examination.config):
+  if examination.course.total_steps(examination.config) and not config.data.get("device_resident", False):
     examination.host_rate = _images_per_second(examination)
     yield Finding(OK, "data", f"this host reads and crops {examination.host_rate:,.0f} images/s")
 

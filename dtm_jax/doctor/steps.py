@@ -14,7 +14,7 @@ from dtm_jax.arrays import PyTree
 from dtm_jax.doctor import FAILURE, OK, WARNING, Examination, Finding, gigabytes
 from dtm_jax.progress import duration
 from dtm_jax.training import sharded_step
-from dtm_jax.training.device_batches import device_batches
+from dtm_jax.training.feeds import Feed, open_feed
 
 MEMORY_SHARE = 0.9
 """Above this share of the memory there is a warning: evaluations and fragments need some too."""
@@ -35,8 +35,11 @@ def check_step(examination: Examination, compile_seconds: int | float) -> Iterat
   if not examination.course.total_steps(config):
     yield Finding(OK, "step", "none: the run only evaluates")
     return
+  dataset = examination.dataset
+  assert dataset is not None
+  feed = examination.together(lambda: open_feed(config, dataset, mesh, task.needs_labels))
   compiled, seconds = examination.together(
-    lambda: _compile(_lower(examination, state, frozen), compile_seconds)
+    lambda: _compile(_lower(examination, feed, state, frozen), compile_seconds)
   )
   examination.unfinished = compiled is None
   planned = None if compiled is None else _planned(compiled)
@@ -50,20 +53,19 @@ def check_step(examination: Examination, compile_seconds: int | float) -> Iterat
   yield _compare(planned, f"compiled in {duration(seconds)}; it plans {gigabytes(planned)} a device")
   if compiled is None or not can_run:
     return
-  examination.step_seconds = _run(examination, compiled)
+  examination.step_seconds = _run(examination, feed, compiled)
   yield from _judge_input(examination)
 
 
-def _lower(examination: Examination, state: PyTree, frozen: PyTree) -> jax.stages.Lowered:
+def _lower(examination: Examination, feed: Feed, state: PyTree, frozen: PyTree) -> jax.stages.Lowered:
   """Trace the step with the shapes of a batch."""
-  config, mesh, task = examination.config, examination.mesh, examination.task
+  config, task = examination.config, examination.task
   assert task is not None
-  assert mesh is not None
-  first = next(device_batches(config, examination.dataset, mesh, 0, task.needs_labels))  # type: ignore[arg-type]
-  batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in first.items()}
-  return sharded_step.jit_train_step(task, state, frozen, mesh).lower(
-    state, frozen, batch, jax.random.key(config.seed)
-  )
+  rows = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    for name, x in next(feed.batches(0)).items()
+  }
+  return feed.jit(task, state, frozen).lower(state, frozen, feed.arrays, rows, jax.random.key(config.seed))
 
 
 def _compile(lowered: jax.stages.Lowered, limit: int | float) -> tuple[jax.stages.Compiled | None, float]:
@@ -130,7 +132,7 @@ def _compare(needed: int | float, text: str) -> Finding:
   return Finding(OK, "step", text)
 
 
-def _run(examination: Examination, compiled: jax.stages.Compiled) -> float:
+def _run(examination: Examination, feed: Feed, compiled: jax.stages.Compiled) -> float:
   """Run the step on real batches and return the seconds of one step. All processes must call this."""
   config, mesh, task = examination.config, examination.mesh, examination.task
   assert task is not None
@@ -138,11 +140,11 @@ def _run(examination: Examination, compiled: jax.stages.Compiled) -> float:
   key = jax.random.key(config.seed)
   state = sharded_step.init_state(task, rngs.stream(key, "init"), mesh, config.mesh.rules)
   frozen = sharded_step.place_frozen(task, mesh, config.mesh.rules)
-  batch = next(device_batches(config, examination.dataset, mesh, 0, task.needs_labels))  # type: ignore[arg-type]
+  rows = next(feed.batches(0))
   times: list[float] = []
   for number in range(1 + RUN_STEPS):
     start = time.perf_counter()
-    state, measurements = compiled(state, frozen, batch, key)
+    state, measurements = compiled(state, frozen, feed.arrays, rows, key)
     jax.block_until_ready(measurements)
     times.append(time.perf_counter() - start)
     if processes.gather(number > 0 and sum(times) > RUN_SECONDS)[0]:

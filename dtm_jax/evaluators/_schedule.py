@@ -23,6 +23,9 @@ class Evaluator(Protocol):
 class Evaluators:
   """The evaluators of `config.evals` by name, and when each of them is due.
 
+  Attributes:
+    every: the steps between two runs of each evaluator; 0 for none in between.
+
   Args:
     sections: `config.evals`. The option "name" of a section, or else its key, is a module of this folder.
     context: what the run gives to each evaluator.
@@ -37,7 +40,7 @@ class Evaluators:
     self._evaluators: dict[str, Evaluator] = {
       name: make(name, section, context) for name, section in sections.items()
     }
-    self._every = {name: steps("every", section, default=0) for name, section in sections.items()}
+    self.every = {name: steps("every", section, default=0) for name, section in sections.items()}
     self._at_start = {name for name, section in sections.items() if section.get("at_start", False)}
     self._total_steps = total_steps
 
@@ -51,7 +54,7 @@ class Evaluators:
       return list(self._evaluators)
     if step == 0:
       return [name for name in self._evaluators if name in self._at_start]
-    return [name for name, every in self._every.items() if every and step % every == 0]
+    return [name for name, every in self.every.items() if every and step % every == 0]
 
   def due_at_start(
     self, step: int, evaluated: Callable[[int], Collection[str]], changed: Callable[[str], bool]

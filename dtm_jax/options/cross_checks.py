@@ -20,6 +20,9 @@ _VIEW_OPTIONS = {
 }
 """The options of `data.view` for each kind of crop, in addition to those of every kind."""
 
+_DEVICE_CROPS = ("random_resized", "pad", "none")
+"""What data.device_resident makes on the device; `data.device_views` does it."""
+
 _PATCH_SIZE_OF_TASK = {
   "pretrain": "student.patch_size",
   "finetune": "model.patch_size",
@@ -38,6 +41,7 @@ def problems(config: ConfigDict, wrong: set[str]) -> Iterator[Problem]:
   yield from _writers(config, right)
   yield from _optimizer(config, right)
   yield from _view(config, right)
+  yield from _device_resident(config, right)
   yield from _patch_grid(config, right)
   yield from _widths_and_heads(config, right)
   yield from _noise(config, right)
@@ -107,6 +111,22 @@ def _view(config: ConfigDict, right: Right) -> Iterator[Problem]:
   if right("data.view.rand_augment", "augment.color_jitter") and config.augment.color_jitter:
     text = "must be 0 beside data.view.rand_augment"
     yield Problem("augment.color_jitter", config.augment.color_jitter, text)
+
+
+def _device_resident(config: ConfigDict, right: Right) -> Iterator[Problem]:
+  """Yield the options of the view that cannot be made on the device."""
+  view = get(config, "data.view")
+  if view is None or not right("data.device_resident") or not config.data.device_resident:
+    return
+  beside = "with data.device_resident=True"
+  crop, policy = view.get("crop", "random_resized"), view.get("rand_augment")
+  if crop not in _DEVICE_CROPS:
+    yield Problem("data.view.crop", crop, f"must be {', '.join(_DEVICE_CROPS[:-1])} or none {beside}")
+  if policy is not None:
+    yield Problem("data.view.rand_augment", policy, f"must be None {beside}")
+  if view.get("interpolation") == "area" and not view.get("antialias", False):
+    text = f"must be bicubic, bilinear or lanczos {beside} and data.view.antialias=False"
+    yield Problem("data.view.interpolation", "area", text)
 
 
 def _patch_grid(config: ConfigDict, right: Right) -> Iterator[Problem]:

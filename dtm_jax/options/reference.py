@@ -48,6 +48,8 @@ _DEFAULTS = {
   "log.writers": "()",
   "at_start": "False",
   "noise": "0.0",
+  "data.device_resident": "False",
+  "train.steps_per_call": "1",
   "data.view.max_pixels": "200000000",
 }
 """Other defaults: those with which the code reads an option from the config, and a constant's value."""

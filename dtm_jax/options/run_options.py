@@ -93,6 +93,14 @@ _FLIGHT = (
   "Whether the last good state is kept in the host's memory. If a step is not finite, its steps are written "
   "to WORKDIR/flight."
 )
+_RESIDENT = (
+  "Whether all images of the training set lie on every device, as uint8. Crops are then made there. For sets "
+  "of small images of one size, such as CIFAR-10."
+)
+_STEPS_PER_CALL = (
+  "Number of steps that the host gives to the devices at once. Reports, checkpoints and evaluations keep "
+  "their steps. A SIGTERM waits for the end of a call."
+)
 RUN_OPTIONS: dict[str, Rule] = {
   "task": text("What is learned: a file of dtm_jax/tasks."),
   "seed": whole(0, "Seed of all random draws.", high=2**32 - 1),
@@ -104,6 +112,7 @@ RUN_OPTIONS: dict[str, Rule] = {
   ).or_none(),
   "data.split": SPLIT,
   "data.image_size": SIZE,
+  "data.device_resident": flag(_RESIDENT),
   "data.num_threads": whole(1, "Number of threads of each host that decode images."),
   **below("data.view", _VIEW),
   "mesh.data": whole(
@@ -120,6 +129,7 @@ RUN_OPTIONS: dict[str, Rule] = {
     ),
     "How parameters are laid out. The first pattern that matches the whole path of a parameter decides.",
   ),
+  "train.steps_per_call": whole(1, _STEPS_PER_CALL),
   **below("checkpoint", durations("save", "Distance of two checkpoints.", above=True)),
   "checkpoint.keep": whole(1, "Number of newest checkpoints that are kept."),
   **below(

@@ -36,6 +36,7 @@ KINDS: tuple[tuple[str, str], ...] = (
   ("ema.*", COURSE),
   ("probe.*", COURSE),
   ("data.view.*", COURSE),
+  ("data.device_resident", COURSE),  # the same examples, with other draws of their crops
   ("loss.label_smoothing", COURSE),
   ("*.drop_path", COURSE),
   ("*.dropout", COURSE),
@@ -48,6 +49,7 @@ KINDS: tuple[tuple[str, str], ...] = (
   ("log.*", COURSE),
   ("evals.*", COURSE),
   ("mesh.*", COURSE),
+  ("train.*", COURSE),
   ("*.num_threads", COURSE),
   ("*.dtype", COURSE),
   ("*.remat", COURSE),

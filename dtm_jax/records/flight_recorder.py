@@ -10,9 +10,10 @@ A recording is the folder WORKDIR/flight/<first bad step>:
     window.json     the steps since then, the seed, the config, and the command that replays them
 """
 
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -32,8 +33,12 @@ from dtm_jax.training import finiteness
 DECISIVE = ("loss", "grad_norm")
 """The measurements that must be finite."""
 
-_Step = tuple[int, Any, Mapping[str, Any]]
-"""A step, the indices of its batch, and its measurements."""
+_Call = tuple[Sequence[int], Any, Mapping[str, Any]]
+"""The steps of a call, the indices of their batches, and their measurements. With several steps, the arrays
+have an axis of steps."""
+
+_Step = tuple[int, Callable[[], list[int]] | None, Mapping[str, Any]]
+"""A step, a function that returns the indices of its batch, and its measurements on the host."""
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -54,7 +59,7 @@ class FlightRecorder:
     self._copy: Any = None
     self._good: PyTree = None
     self._meta: Mapping[str, Any] = {}
-    self._steps: list[_Step] = []
+    self._calls: list[_Call] = []
 
   def keep(self, state: PyTree, meta: Mapping[str, Any]) -> None:
     """Copy a good state, so that the next steps can be run again.
@@ -63,7 +68,7 @@ class FlightRecorder:
       state: the arrays; the caller may donate them afterwards.
       meta: the metadata of a checkpoint at this step.
     """
-    self._steps, self._meta = [], meta
+    self._calls, self._meta = [], meta
     if not self._config.log.get("flight_recorder", True):
       return
     if self._copy is None:
@@ -77,9 +82,14 @@ class FlightRecorder:
     self._good = None  # its memory is free before the next copy is made
     self._good = self._copy(state)
 
-  def add(self, step: int, batch: Batch, measurements: Mapping[str, Array]) -> None:
-    """Note a step. This waits for nothing."""
-    self._steps.append((step, batch.get("index"), measurements))
+  def add(self, steps: Sequence[int], rows: Batch, measurements: Mapping[str, Array]) -> None:
+    """Note the steps of a call. This waits for nothing.
+
+    Args:
+      steps: their numbers.
+      rows, measurements: of the one step, or with a leading axis of steps.
+    """
+    self._calls.append((steps, rows.get("index"), measurements))
 
   def close_window(self, state: PyTree, meta: Mapping[str, Any]) -> None:
     """Check the steps since the last call and the state after them, and keep that state.
@@ -90,7 +100,7 @@ class FlightRecorder:
       NonFiniteError: a measurement in DECISIVE or the state is not finite. The message names the first bad
         step, the recording's folder and the command that replays it.
     """
-    steps = [(step, index, jax.device_get(measured)) for step, index, measured in self._steps]
+    steps = [step for call in self._calls for step in _single_steps(*call)]
     bad = [
       (step, name, float(measured[name]))
       for step, _, measured in steps
@@ -136,7 +146,7 @@ class FlightRecorder:
         {
           "step": step,
           "measurements": {name: _number(value) for name, value in measured.items()},
-          "index": None if index is None else on_host(index).tolist(),
+          "index": None if index is None else index(),
         }
         for step, index, measured in steps
       ],
@@ -165,6 +175,17 @@ def on_host(array: Array) -> np.ndarray:
   return np.asarray(
     array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
   )
+
+
+def _single_steps(steps: Sequence[int], index: Any, measurements: Mapping[str, Array]) -> Iterator[_Step]:
+  measured = {name: np.atleast_1d(value) for name, value in jax.device_get(measurements).items()}
+  for i, step in enumerate(steps):
+    get = None if index is None else functools.partial(_indices, index, i if len(steps) > 1 else ...)
+    yield step, get, {name: value[i] for name, value in measured.items()}
+
+
+def _indices(index: Array, place: Any) -> list[int]:
+  return on_host(index)[place].tolist()
 
 
 def _name(step: int, taken: int) -> str:

@@ -20,6 +20,9 @@ from dtm_jax.training import startup
 if TYPE_CHECKING:
   from clu.metric_writers import MetricWriter
 
+PROFILED_STEPS = 5
+"""How many steps a profile shows."""
+
 
 @runtime_checkable
 class ScalarWriter(Protocol):
@@ -75,7 +78,9 @@ def make_writer(
   return metric_writers.MultiWriter([_MirroredWriter(events, mirror), *asynchronous])
 
 
-def make_profile(workdir: epath.Path, first_step: int | None, num_steps: int = 5) -> Callable[[int], object]:
+def make_profile(
+  workdir: epath.Path, first_step: int | None, num_steps: int = PROFILED_STEPS
+) -> Callable[[int], object]:
   """Return a function to call after each step, which profiles `num_steps` steps from `first_step` on.
 
   With `first_step` None it does nothing.

@@ -4,12 +4,15 @@ import collections
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 
 from dtm_jax.progress import duration
+
+T = TypeVar("T")
 
 
 class StepWindow:
@@ -26,15 +29,20 @@ class StepWindow:
   def reset(self) -> None:
     """Start a new window."""
     self._measurements: list[Mapping[str, jax.Array]] = []
+    self._steps = 0
     self._start = time.perf_counter()
     self._input_wait, self._excluded = 0.0, 0.0
 
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Count the time inside as waiting for the next batch."""
-    start = time.perf_counter()
-    yield
-    self._input_wait += time.perf_counter() - start
+  def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
+    """Yield the items, and count the time that each takes as waiting for input."""
+    end = object()
+    while True:
+      start = time.perf_counter()
+      item: Any = next(items, end)
+      self._input_wait += time.perf_counter() - start
+      if item is end:
+        return
+      yield item
 
   @contextlib.contextmanager
   def excluded(self) -> Iterator[None]:
@@ -52,23 +60,27 @@ class StepWindow:
       yield
     logging.info("The train step was compiled in %s.", duration(time.perf_counter() - start))
 
-  def add(self, measurements: Mapping[str, jax.Array]) -> None:
-    """Keep the scalars of a step. Waits only for the step before, so the host stays one step ahead."""
+  def add(self, measurements: Mapping[str, jax.Array], steps: int = 1) -> None:
+    """Keep the measurements of a call, scalars or arrays [steps].
+
+    This waits only for the call before, so the host stays one call ahead.
+    """
     if self._measurements:
       jax.block_until_ready(self._measurements[-1])
     self._measurements.append(measurements)
+    self._steps += steps
 
   def __len__(self) -> int:
-    return len(self._measurements)
+    return self._steps
 
   def summary(self) -> dict[str, float]:
     """Return means over the window, images/s of all processes, and the share of time spent waiting."""
     values = collections.defaultdict(list)
     for measurements in jax.device_get(self._measurements):
       for name, value in measurements.items():
-        values[name].append(value)
+        values[name].append(np.atleast_1d(value))
     seconds = time.perf_counter() - self._start - self._excluded
-    scalars = {name: float(np.mean(value)) for name, value in values.items()}
+    scalars = {name: float(np.mean(np.concatenate(value))) for name, value in values.items()}
     scalars["images_per_sec"] = len(self) * self._batch_size / seconds
     scalars["input_wait"] = self._input_wait / seconds
     return scalars

@@ -76,15 +76,15 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
   return NamedSharding(mesh, P(*(None,) * axis, AXES))
 
 
-def to_device(batch: Batch, mesh: Mesh) -> Batch:
-  """Return the global batch on the devices. Every process passes its own rows as NumPy arrays.
+def to_device(batch: Batch, mesh: Mesh, axis: int = 0) -> Batch:
+  """Return the global batch on the devices. Every process passes its own rows, on this axis of NumPy arrays.
 
   Raises:
     OptionError: the rows do not divide evenly among the devices of this process.
   """
-  sharding = batch_sharding(mesh)
+  sharding = batch_sharding(mesh, axis)
   devices = len(sharding.addressable_devices)
-  uneven = {name: array.shape for name, array in batch.items() if array.shape[0] % devices}
+  uneven = {name: array.shape for name, array in batch.items() if array.shape[axis] % devices}
   if uneven:
     raise OptionError(f"The rows of a batch must divide evenly among {devices} local devices, got {uneven}.")
   return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

@@ -54,6 +54,12 @@ def duration(
   return default
 
 
+def as_typed(name: str, config: Any) -> str:
+  """Return the option that `duration` reads, with its value: "log_steps=50"."""
+  found = (f"{name}_{unit}" for unit in ("steps", "examples", "epochs"))
+  return next((f"{option}={config[option]}" for option in found if config.get(option) is not None), name)
+
+
 def make_schedule(
   *, peak: float, total_steps: int, warmup_steps: int, final: float, decay: str = "cosine"
 ) -> optax.Schedule:

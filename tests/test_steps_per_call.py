@@ -1,0 +1,121 @@
+"""Several steps in one call: the losses of single steps, hooks at their steps, and a resume to the bit."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import small_world
+import xla_flags
+
+from dtm_jax import loop
+from dtm_jax.checkpoints.manager import Checkpoints
+from dtm_jax.errors import OptionError
+from dtm_jax.training.spans import Stops, spans
+
+
+def lengths(start, stops, size):
+  return [len(steps) for steps in spans(start, stops, size)]
+
+
+def test_calls_end_where_the_host_has_work():
+  stops = Stops(24, {"log.log_steps=10": 10, "checkpoint.save_steps=8": 8})
+  assert [steps[-1] for steps in spans(0, stops, 1)] == list(range(1, 25))
+  found = list(spans(0, stops, 4))
+  assert list(itertools.chain(*found)) == list(range(1, 25))
+  assert {8, 10, 16, 20, 24} <= {steps[-1] for steps in found}
+  assert [len(steps) for steps in found] == [4, 4, 1, 1, 4, 1, 1, 4, 4]
+  for k, steps in enumerate(found):  # a resume at any call makes the calls that are left
+    assert list(spans(steps[0] - 1, stops, 4)) == found[k:]
+  assert lengths(0, Stops(7, {}), 3) == [3, 3, 1]
+  assert lengths(0, Stops(9, {}, others=(2, 4)), 3) == [1, 1, 1, 1, 3, 1, 1]
+  with pytest.raises(OptionError, match=r"call=9 must be at most 8, .*--config.checkpoint.save_steps=8"):
+    stops.require_room(9)
+
+
+# Whole runs ----------------------------------------------------------------------------------------------
+
+CALLS = {"total_steps": 7, "log__log_steps": 3, "checkpoint__save_steps": 6, "evals": {}}
+"""With three steps a call, the calls end after steps 3, 6 and 7."""
+
+
+def config_of(world, resident, size=3, **changes):
+  options = CALLS | {"data__device_resident": resident, "train__steps_per_call": size} | changes
+  return small_world.debug_config(world, **options)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["host", "resident"])
+def uninterrupted(request, world, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("calls")
+  return request.param, loop.train(config_of(world, request.param), str(workdir)), workdir
+
+
+def assert_same(state, other):
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), state, other)
+
+
+def test_a_run_of_calls_is_one_of_steps(world, tmp_path, uninterrupted):
+  """The hooks come at the same steps. The losses differ by the rounding of another program, see below."""
+  resident, state, workdir = uninterrupted
+  loop.train(config_of(world, resident, size=1), str(tmp_path))
+  ours, single = small_world.metrics(workdir), small_world.metrics(tmp_path)
+  assert [line["step"] for line in ours] == [line["step"] for line in single] == [3, 6, 7]
+  assert [line["compilations"] for line in ours] == [1, 1, 2]  # the last step is a call of its own
+  for mine, other in zip(ours, single, strict=True):
+    assert mine["epoch"] == other["epoch"]
+    assert mine["images_per_sec"] > 0
+    assert mine.keys() == other.keys()
+    np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)
+  assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 7]
+  assert int(state["step"]) == 7
+
+
+def test_a_stop_waits_for_the_call_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
+  resident, expected, workdir = uninterrupted
+  monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 2)
+  state, complete = loop.run(config_of(world, resident), str(tmp_path))
+  assert (int(state["step"]), complete) == (3, False)
+  monkeypatch.undo()
+  state, complete = loop.run(config_of(world, resident), str(tmp_path))
+  assert complete
+  assert_same(state, expected)
+  assert small_world.losses(tmp_path) == small_world.losses(workdir)
+
+
+def test_a_recording_of_calls_names_the_step_and_is_replayed(world, tmp_path):
+  config = config_of(world, True, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_steps=0)
+  with pytest.raises(FloatingPointError, match=r"at step \d, within steps \[\d, \d\]") as error:
+    loop.train(config, str(tmp_path))
+  config.replay = str(next((tmp_path / "flight").iterdir()))
+  finding = loop.replay(config)
+  assert f"at step {finding.step}," in str(error.value)
+
+
+def test_calls_that_never_fit_are_refused_before_anything_is_written(world, tmp_path):
+  with pytest.raises(OptionError, match=r"steps_per_call=4 must be at most 3, .*--config.log.log_steps=3"):
+    loop.train(config_of(world, False, size=4), str(tmp_path))
+  assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_the_losses_of_a_call_equal_those_of_its_steps(world):
+  """They are equal to the bit with the code generator of real runs."""
+  config = config_of(world, True)
+  mesh = loop.meshes.make_mesh(devices=jax.devices()[:1])
+  config, dataset = loop._open_dataset(config)
+  config, _ = loop.device_options.resolve(config)
+  task = loop.build_task(config, loop.Course.fresh(config.batch_size, dataset.num_examples), dataset)
+  key, rules = jax.random.key(0), config.mesh.rules
+  feed, frozen = loop.open_feed(config, dataset, mesh), loop.place_frozen(task, mesh, rules)
+  losses = {}
+  for size in (1, 3):
+    state = loop.init_state(task, key, mesh, rules)
+    programs = {}
+    losses[size] = []
+    for call in feed.calls(0, spans(0, Stops(6, {}), size)):
+      arguments = frozen, feed.arrays, call.rows, key
+      if not programs:
+        lowered = feed.jit(task, state, frozen, several=call.several).lower(state, *arguments)
+        programs[size] = lowered.compile(xla_flags.SHIPPED_GENERATOR)
+      state, measurements = programs[size](state, *arguments)
+      losses[size] += np.atleast_1d(measurements["loss"]).tolist()
+  assert losses[1] == losses[3]
