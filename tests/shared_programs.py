@@ -18,6 +18,7 @@ import jax
 
 from dtm_jax import loop
 from dtm_jax.evaluators import Context
+from dtm_jax.training.feeds import Feed
 
 WITHOUT = ("checkpoint", "evals", "log", "mesh", "replay", "resume")
 """Sections of a config on which its task does not depend."""
@@ -28,7 +29,7 @@ class SharedPrograms:
 
   def __init__(self) -> None:
     self._kept: dict[Hashable, Any] = {}
-    names = ("build_task", "abstract_state", "init_state", "jit_train_step")
+    names = ("build_task", "abstract_state", "init_state")
     self._original = {name: getattr(loop, name) for name in names}
 
   def train(self, config: Any, workdir: str) -> loop.State:
@@ -42,9 +43,14 @@ class SharedPrograms:
   @contextlib.contextmanager
   def _shared(self) -> Iterator[None]:
     names = {name: getattr(self, f"_{name}") for name in self._original}
-    bind = Context.bind
+    bind, jit = Context.bind, Feed.jit
     predict = lambda *args, **fields: self._bind(bind, *args, **fields)
-    with mock.patch.multiple(loop, **names), mock.patch.object(Context, "bind", predict):
+    step = lambda feed, *args, several=False: self._jit(jit, feed, *args, several=several)
+    with (
+      mock.patch.multiple(loop, **names),
+      mock.patch.object(Context, "bind", predict),
+      mock.patch.object(Feed, "jit", step),
+    ):
       yield
 
   def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -71,10 +77,10 @@ class SharedPrograms:
     shardings = jax.tree.map(lambda x: x.sharding, self._abstract_state(task, mesh, rules))
     return jax.device_put(host, shardings)
 
-  def _jit_train_step(self, task, state, frozen, mesh):
+  def _jit(self, jit, feed, task, state, frozen, several):
     shardings = tuple(x.sharding for x in jax.tree.leaves((state, frozen)))
-    make = lambda: self._original["jit_train_step"](task, state, frozen, mesh)
-    return self._once(("step", task, mesh, shardings), make)
+    make = lambda: jit(feed, task, state, frozen, several=several)
+    return self._once(("step", task, feed.mesh, shardings, several), make)
 
   def _bind(self, bind, functions, frozen, mesh, **fields):
     task = next(function.__self__ for function in functions.values() if hasattr(function, "__self__"))
