@@ -51,7 +51,7 @@ def torch_step(config):
   import torch
 
   from benchmarks import peer_torch
-  from dtm_jax import device_options
+  from dtm_jax import device_options, devices
   from dtm_jax.models.clip import weights as clip_weights
   from dtm_jax.models.vit import model as vit
 
@@ -59,7 +59,7 @@ def torch_step(config):
   if device == "cuda":
     torch.cuda.set_per_process_memory_fraction(SHARE)
   clip, _ = clip_weights.load(config.teacher.path)
-  config, _ = device_options.resolve(config, device_options.Device("cpu"))  # JAX must not take the GPU here
+  config, _ = device_options.resolve(config, devices.Device("cpu"))  # JAX must not take the GPU here
   return peer_torch.Step(config, vit.build(**config.student), clip, device=device)
 
 

@@ -12,6 +12,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from dtm_jax.devices import resolved
 from dtm_jax.errors import OptionError, check_choice
 from dtm_jax.signatures import Parameter, parameters_in_source, parameters_of
 
@@ -84,8 +85,9 @@ def options_of(socket: str, name: str) -> dict[str, Parameter]:
 def build(socket: str, options: Any, *, function: str = "build", **more: Any) -> Any:
   """Call `build`, or another `function`, of the choice `options["name"]` with the other options and `more`.
 
-  An option of None takes the default of the choice. The text after a slash in the name is the option
-  `variant`: "tfds/cifar100" is the choice "tfds" with variant="cifar100".
+  An option of None takes the default of the choice, and "auto" what suits the device (see `devices`). Text
+  after a slash in the name is the option `variant`: "tfds/cifar100" is the choice "tfds" with
+  variant="cifar100".
   """
   name, _, variant = options["name"].partition("/")
   keywords = {option: value for option, value in options.items() if option != "name" and value is not None}
@@ -94,4 +96,4 @@ def build(socket: str, options: Any, *, function: str = "build", **more: Any) ->
   for option in options_of(socket, name).values() if socket != "tasks" else ():
     if option.required and "None" in option.annotation:  # the choice itself reports what is missing
       keywords.setdefault(option.name, None)
-  return getattr(load(socket, name), function)(**keywords, **more)
+  return getattr(load(socket, name), function)(**resolved(keywords), **more)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from small_world import debug_config, losses
 
-from dtm_jax import device_options, loop
-from dtm_jax.device_options import Device, resolve
+from dtm_jax import device_options, loop, plugins
+from dtm_jax.device_options import resolve
+from dtm_jax.devices import ON_GPU, Device
 from dtm_jax.errors import OptionError
+from dtm_jax.models.vit import classifier, segmenter
 from dtm_jax.models.vit import model as vit
 from dtm_jax.options.sections import get
 from dtm_jax.tasks import Run, pretrain
@@ -35,7 +37,7 @@ ON_H100 = {
   "student.stream_dtype": "bfloat16",
   "student.unroll": 12,
   "student.remat": "none",
-  "morphers.dtm.implementation": device_options.ON_GPU["implementation"],
+  "morphers.dtm.implementation": ON_GPU["implementation"],
 }
 
 
@@ -78,6 +80,23 @@ def test_auto_becomes_what_suits_the_device(device, config, expected):
   assert {key: get(resolved, key) for key in expected} == expected
   assert config.to_dict() == before
   assert resolve(resolved, device) == (resolved, {})
+
+
+@pytest.mark.parametrize("device", [Device("cpu"), H100], ids=str)
+def test_builders_take_a_section_of_a_raw_config(device, monkeypatch):
+  """They choose as for the whole config. Without a batch, the memory is taken to be too small."""
+  monkeypatch.setattr(Device, "present", lambda: device)
+  config = vitb16()
+  expected, _ = resolve(config, device)
+  with expected.student.ignore_type():
+    expected.student.remat = "elementwise"
+  assert vit.build(**config.student) == vit.build(**expected.student)
+  section = {**config.student, "shared_rel_pos_bias": False}
+  assert classifier.build(**section).attention == segmenter.build(**section).attention
+  assert classifier.build(**section).attention == expected.student.attention
+  morpher = {name: value for name, value in config.morphers.dtm.items() if name != "weight"}
+  assert morpher["implementation"] == "auto"
+  plugins.build("morphers", morpher)
 
 
 def test_what_is_given_stays():

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, RandomKey
+from dtm_jax.devices import resolved
 from dtm_jax.errors import check_choice
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of
 from dtm_jax.models.vit import model as vit
@@ -78,9 +79,9 @@ class Classifier(vit.Trunk):
 
 
 def build(variant: str = "B", **overrides) -> Classifier:
-  """Return the classifier of a size in `vit.VARIANTS`; `overrides` are attributes of `Classifier`.
+  """Return the classifier of a size in `vit.VARIANTS`; `overrides` are attributes of `Classifier` or "auto".
 
   Raises:
     OptionError: the variant or the pooling is unknown.
   """
-  return Classifier(**{**vit.sizes(variant), **overrides})
+  return Classifier(**resolved({**vit.sizes(variant), **overrides}))

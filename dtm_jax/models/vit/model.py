@@ -18,6 +18,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from dtm_jax.arrays import Array, Bool, Float, PyTree, RandomKey
+from dtm_jax.devices import resolved
 from dtm_jax.errors import OptionError, check_choice
 from dtm_jax.models.attention import IMPLEMENTATIONS, Implementation
 from dtm_jax.models.layers import (
@@ -242,10 +243,12 @@ class Block(nn.Module):
 def build(variant: str = "B", **overrides) -> VisionTransformer:
   """Return the student of a size in VARIANTS; `overrides` are attributes of `VisionTransformer`.
 
+  An attribute that is "auto" gets the value that suits the device (see `devices`).
+
   Raises:
     OptionError: the variant is unknown.
   """
-  return VisionTransformer(**{**sizes(variant), **overrides})
+  return VisionTransformer(**resolved({**sizes(variant), **overrides}))
 
 
 def sizes(variant: str) -> dict[str, int]:

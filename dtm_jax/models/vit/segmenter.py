@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dtm_jax.arrays import Array, Float, PyTree
+from dtm_jax.devices import resolved
 from dtm_jax.errors import OptionError, check_choice
 from dtm_jax.models.layers import FLOAT32_NORM, grid_of, image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
@@ -109,12 +110,12 @@ def default_taps(depth: int) -> tuple[int, ...]:
 
 
 def build(variant: str = "B", **overrides) -> Segmenter:
-  """Return the segmenter of a size in `vit.VARIANTS`; `overrides` are attributes of `Segmenter`.
+  """Return the segmenter of a size in `vit.VARIANTS`; `overrides` are attributes of `Segmenter` or "auto".
 
   Raises:
     OptionError: the variant or the head is unknown.
   """
-  return Segmenter(**{**vit.sizes(variant), **overrides})
+  return Segmenter(**resolved({**vit.sizes(variant), **overrides}))
 
 
 def fresh_statistics(model: Segmenter, image_size: int) -> PyTree:
