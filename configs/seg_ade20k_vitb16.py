@@ -11,7 +11,7 @@ windows every 341 pixels. There are two differences: our loss is the mean over l
 `color_jitter` replaces mmseg's distortion, which changes the hue too and skips each part half of the time.
 
 A linear head: `--config.model.head=linear`. A linear probe: also
-`--config.optim.frozen="('patch_embed/.*','blocks/.*','cls_token','norm/.*')"`. Another data set:
+`--config.optim.fixed="('patch_embed/.*','blocks/.*','cls_token','norm/.*')"`. Another data set:
 `--config.data.dataset.name=segmentation_folder`, which also gives the evaluation and the classes.
 """
 
@@ -67,7 +67,7 @@ def get_config():
     layer_decay=0.75,
     clip_norm=0.0,  # 0: no clipping
     accumulate=1,
-    frozen=(),
+    fixed=(),
   )
   config.evals = dict(
     val=dict(

@@ -18,7 +18,7 @@ FLOORS = {
   **dict.fromkeys(("models", "data", "checkpoints", "morphing", "augment"), 3),
   **dict.fromkeys(("matching", "masking", "storage"), 2),
   **dict.fromkeys(("rngs", "partitions", "plugins", "normalizations", "processes", "progress"), 1),
-  **dict.fromkeys(("arrays", "devices", "errors", "signatures"), 0),
+  **dict.fromkeys(("arrays", "devices", "errors", "renamed", "signatures"), 0),
 }
 MODULES = sorted((ROOT / "dtm_jax").rglob("*.py"))
 

@@ -265,19 +265,17 @@ def test_accumulation_equals_one_big_batch():
   jax.tree.map(np.testing.assert_array_equal, unmoved, params)
 
 
-def test_frozen_parameters_stay_and_have_no_moments():
+def test_fixed_parameters_stay_and_have_no_moments():
   params = small_params()
   optimizer, _ = optim.make_optimizer(
-    params, total_steps=10, warmup_steps=0, batch_size=8, frozen=("blocks/.*", "cls_token"), layer_decay=0.9
+    params, total_steps=10, warmup_steps=0, batch_size=8, fixed=("blocks/.*", "cls_token"), layer_decay=0.9
   )
   found = run(optimizer, params, [small_params(1)] * 2)
   jax.tree.map(np.testing.assert_array_equal, found["blocks"], params["blocks"])
   assert not np.allclose(found["head"]["bias"], params["head"]["bias"])
   assert not [name for name in flat(optimizer.init(params)) if "blocks" in name]
-  with pytest.raises(
-    ValueError, match=r"frozen pattern\(s\) \['blcks/.*'\]. Parameters: .*blocks/attn/kernel"
-  ):
-    optim.make_optimizer(params, total_steps=10, warmup_steps=0, batch_size=8, frozen=("blcks/.*",))
+  with pytest.raises(ValueError, match=r"optim\.fixed, \['blcks/.*'\]. Parameters: .*blocks/attn/kernel"):
+    optim.make_optimizer(params, total_steps=10, warmup_steps=0, batch_size=8, fixed=("blcks/.*",))
 
 
 def test_unknown_optimizer():

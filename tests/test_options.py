@@ -226,7 +226,7 @@ def test_all_problems_come_in_one_message():
   ("flag", "value"),
   [("optim.lr=0", 0.0), ("ema.decay=0", 0.0), ("evals.test.outputs=logits", ("logits",)),
    ("init_from.path=", ""),
-   ("data.image_size=0", 0), ("augment.normalization=dataset", "dataset"), ("optim.frozen=()", ()),
+   ("data.image_size=0", 0), ("augment.normalization=dataset", "dataset"), ("optim.fixed=()", ()),
    ("augment.normalization=((0.5,0.5,0.5),(1,1,1))", ((0.5, 0.5, 0.5), (1, 1, 1)))],
 )  # fmt: skip
 def test_values_of_any_type_are_accepted(flag, value):
@@ -712,6 +712,12 @@ def test_help_lists_the_options_of_a_config(capsys):
   assert "cosine, linear. Default: 'cosine'." in words
   assert "One of beit, checkpoint, clip" in words
   assert "--workdir=DIR" in text
+
+
+def test_the_old_name_of_an_option_is_refused_with_the_new_one():
+  text = message("seg_debug", "--config.optim.frozen=blocks/.*")
+  assert "--config.optim.frozen" in text
+  assert "this option is now --config.optim.fixed" in text
 
 
 def test_a_dict_that_gives_a_key_twice_is_refused():

@@ -159,6 +159,14 @@ def test_a_key_that_only_another_version_of_the_code_has_is_no_change_of_meaning
   assert changes.compare({}, {"a": None, "init_from": {"path": ""}}, same_code=True) == []
 
 
+def test_a_renamed_option_counts_as_the_new_one():
+  """A run that was started as optim.frozen goes on as optim.fixed, and no other value passes."""
+  old = {"optim": {"frozen": ["blocks/.*"]}}
+  assert changes.compare(old, {"optim": {"fixed": ["blocks/.*"]}}, same_code=False) == []
+  (change,) = changes.compare(old, {"optim": {"fixed": ["norm/.*"]}}, same_code=False)
+  assert (change.key, change.kind) == ("optim.fixed", changes.MEANING)
+
+
 def test_a_run_from_before_this_version_still_resumes(tmp_path):
   (tmp_path / "config.json").write_text(config().to_json_best_effort(indent=2))
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -159,7 +159,7 @@ class TestStart:
 
   def test_frozen_parameters_do_not_move(self, batch):
     config = tiny_config()
-    config.optim.frozen = ("patch_embed/.*", "blocks/.*", "cls_token", "norm/.*")
+    config.optim.fixed = ("patch_embed/.*", "blocks/.*", "cls_token", "norm/.*")
     task = make_task(config)
     state = jax.jit(task.init)(jax.random.key(0))
     after, _ = jax.jit(task.train_step)(state, {}, batch, jax.random.key(0))

@@ -11,6 +11,7 @@ from dtm_jax.options.sections import NOUNS, Section, dotted_keys, section_of, se
 from dtm_jax.options.socket_options import ALWAYS, SOCKET_OPTIONS
 from dtm_jax.options.task_options import TASK_OPTIONS
 from dtm_jax.options.value_rules import Rule, anything, of_annotation, text
+from dtm_jax.renamed import RENAMED
 from dtm_jax.signatures import Parameter
 
 
@@ -46,7 +47,9 @@ def known_keys(config: ConfigDict) -> list[str]:
 
 
 def no_such_option(config: ConfigDict, key: str) -> str:
-  """Return the message that there is no such option; it names the nearest ones."""
+  """Return the message that there is no such option; it names the nearest ones, or the new name."""
+  if key in RENAMED:
+    return f"this option is now --config.{RENAMED[key]}"
   section = section_of(config, key)
   if section is None or not section.exists:
     own = [known for known in known_keys(config) if rule_of(config, known)]

@@ -63,7 +63,7 @@ _OPTIM = below(
     "clip_norm": number(0, None, "Largest global norm of the gradients. 0 or None: no clipping.").or_none(),
     "accumulate": whole(1, "Number of steps that make one update from the mean of their gradients."),
     "layer_decay": number(0, 1, _LAYER_DECAY).or_none(),
-    "frozen": several(PATTERN, "Patterns of the paths of parameters that are not trained.", empty=True),
+    "fixed": several(PATTERN, "Patterns of the paths of parameters that are not trained.", empty=True),
   },
 )
 _TRUNK = {

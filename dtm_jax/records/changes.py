@@ -5,6 +5,8 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dtm_jax.renamed import RENAMED
+
 MEANING, COURSE, WEIGHTS, DATA = "meaning", "course", "weights", "data"
 """Kinds of changes.
 
@@ -24,7 +26,7 @@ KINDS: tuple[tuple[str, str], ...] = (
   # The rates identify the heads of the probe. The optimizer's name decides what its moments mean.
   ("probe.rates", MEANING),
   ("optim.name", MEANING),
-  ("optim.frozen", MEANING),
+  ("optim.fixed", MEANING),
   # The scale of the pixels that the network has learned.
   ("augment.normalization", MEANING),
   # How long and how fast the run learns, and how strongly images are augmented.
@@ -101,7 +103,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, same_code: bool) 
     same_code: whether both come from the same version of the code. If not, a key that only one config has is
       no change of meaning, because the code and not the user added it. The name of a module always counts.
   """
-  old_values, new_values = dict(flatten(old)), dict(flatten(new))
+  new_values = dict(flatten(new))
+  old_values = {RENAMED.get(key, key): value for key, value in flatten(old)}
   found = []
   for key in dict.fromkeys([*new_values, *old_values]):
     before, after = old_values.get(key), new_values.get(key)

@@ -92,7 +92,7 @@ def build(config: Any, run: Run) -> Segmentation:
 
   `init_from.path` names a run's workdir or weights, of a student, a classifier or a segmenter. The state has
   "batch_stats", the running statistics of the heads' BatchNorms. For a linear probe of the linear head set
-  `optim.frozen` = (patch_embed/.*, blocks/.*, cls_token, norm/.*).
+  `optim.fixed` = (patch_embed/.*, blocks/.*, cls_token, norm/.*).
 
   Raises:
     OptionError: the data set has no class names, or data.view.crop is not "joint".

@@ -58,7 +58,7 @@ def make_optimizer(
   clip_norm: float | None = None,
   accumulate: int = 1,
   layer_decay: float | None = None,
-  frozen: Sequence[str] = (),
+  fixed: Sequence[str] = (),
   scale: float = 1.0,
   shift: float = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -77,15 +77,15 @@ def make_optimizer(
     accumulate: the steps that make one update from the mean of their gradients.
     layer_decay: multiplies the rate by ld^(L+1-i): i = 0 for patch embedding, tokens and positions, b+1 for
       block b of L, and L+1 for the rest.
-    frozen: patterns of the paths of parameters that do not move and have no moments.
+    fixed: patterns of the paths of parameters that are not trained and have no moments.
     scale, shift: step t evaluates the schedule at scale · t + shift. So a run that goes on with another batch
       size stays at the same place of its schedule.
 
   Raises:
-    OptionError: `name`, `lr_scaling` or `decay` is unknown, or a pattern of `frozen` matches no parameter.
+    OptionError: `name`, `lr_scaling` or `decay` is unknown, or a pattern of `fixed` matches no parameter.
   """
   check_choice("optimizer", name, OPTIMIZERS)
-  _check_frozen(shapes, frozen)
+  _check_fixed(shapes, fixed)
   course = make_schedule(
     peak=scale_by_batch(lr, batch_size * accumulate, lr_scaling),
     total_steps=total_steps // accumulate,
@@ -99,8 +99,8 @@ def make_optimizer(
     shapes, schedule, name=name, betas=betas, eps=eps, weight_decay=weight_decay, no_decay=no_decay,
     clip_norm=clip_norm, layer_decay=layer_decay,
   )  # fmt: skip
-  if frozen:
-    label = _by_name(lambda n, x: "frozen" if _matches(n, frozen) else "trained")
+  if fixed:  # the labels are names in the tree of the state
+    label = _by_name(lambda n, x: "frozen" if _matches(n, fixed) else "trained")
     optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, label)
   if accumulate > 1:
     optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
@@ -166,17 +166,17 @@ def _direction(name: str, betas: Sequence[float], eps: float) -> optax.GradientT
 
 def _scale_by_layer(shapes: PyTree, layer_decay: float) -> optax.GradientTransformation:
   depth = _depth(shapes)
-  # Matches the names of the updates. Frozen parameters have no updates, so no rule needs to cover them.
+  # Matches the names of the updates. Fixed parameters have no updates, so no rule needs to cover them.
   scale = _by_name(lambda n, u: layer_scales(n, u.ndim, depth, layer_decay) * u)
   return optax.stateless(lambda updates, _: scale(updates))
 
 
-def _check_frozen(shapes: PyTree, frozen: Sequence[str]) -> None:
+def _check_fixed(shapes: PyTree, fixed: Sequence[str]) -> None:
   names = list(named_leaves(shapes))
-  unmatched = [pattern for pattern in frozen if not any(re.fullmatch(pattern, n) for n in names)]
+  unmatched = [pattern for pattern in fixed if not any(re.fullmatch(pattern, n) for n in names)]
   if unmatched:
     raise OptionError(
-      f"No parameter matches the frozen pattern(s) {unmatched}. Parameters: {', '.join(names)}."
+      f"No parameter matches these patterns of optim.fixed, {unmatched}. Parameters: {', '.join(names)}."
     )
 
 
