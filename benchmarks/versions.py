@@ -1,11 +1,12 @@
-"""Compare the train step and matching of this checkout with those of another commit, in turns.
+"""Compare the train step, matching and k-means of this checkout with those of another commit, in turns.
 
     python -m benchmarks.versions --old=COMMIT --config=configs/quickstart.py --batch=32 --repeats=15
 
 Each side is a process in its own checkout; that of the other commit is a temporary `git worktree`. One side
 works while the other waits. In each round each side makes every call twice, and the second call is timed. The
 order of the sides changes from round to round, and each ratio compares two times of the same round. Both
-sides make the same steps on the same batch, so equal code has equal losses, to the bit.
+sides make the same steps on the same batch, so equal code has equal losses, to the bit. Processor time is
+that of all threads of a side. Other work on the machine disturbs it less than the seconds.
 """
 
 import contextlib
@@ -21,32 +22,39 @@ from benchmarks import measuring
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("old", "new")
-STEP, MATCHING = "train step", "matching and loss"
+STEP, MATCHING, KMEANS = "train step", "matching and loss", "k-means"
 WORKER = """
 import sys, time
 import jax, jax.numpy as jnp
 from benchmarks import morphers, morphing, workload
 from benchmarks.step import Step
+from dtm_jax import plugins
 
 path, batch, images, *overrides = sys.argv[1:]
 config = workload.config_from(path, overrides)
 config.batch_size = int(batch)
 step = Step(config)
-matching = morphing.loss_and_gradient(jnp.asarray(morphers.tokens(int(images), 196, 512, 1.5)), "image")
-calls = {"train step": lambda i: step(), "matching and loss": matching}
-for i, call in enumerate(calls.values()):
+tokens = jnp.asarray(morphers.tokens(int(images), 196, 512, 1.5))
+assign, image, N = plugins.build("morphers", {"name": "kmeans"}), jnp.zeros((int(images), 224, 224, 3)), 196
+labels = jax.jit(lambda *arrays: (jnp.sum(assign(*arrays) * jnp.arange(N)),))
+calls = {
+  "train step": lambda i: step(),
+  "matching and loss": morphing.loss_and_gradient(tokens, "image"),
+  "k-means": lambda i: labels(jax.random.key(i), tokens, image),
+}
+for call in calls.values():
   jax.block_until_ready(call(0))
 print("ready", flush=True)
 count = 0
 for line in sys.stdin:
   call = calls[line.strip()]
   for _ in range(2):
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     result = jax.block_until_ready(call(count))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
   count += 1
   value = result["loss"] if isinstance(result, dict) else result[0]
-  print(seconds, float(value).hex(), flush=True)
+  print(seconds, cpu, float(value).hex(), flush=True)
 """
 """The program of a side. It uses only what old commits have too."""
 
@@ -67,12 +75,12 @@ class Side:
       raise RuntimeError(f"{self.process.args[0]}: the process said {line!r} and ended.")
     return line
 
-  def call(self, name: str) -> tuple[float, str]:
-    """Make a call twice, and return the seconds and the loss of the second."""
+  def call(self, name: str) -> tuple[float, float, str]:
+    """Make a call twice, and return the seconds, the processor's seconds and the loss of the second."""
     self.process.stdin.write(f"{name}\n")
     self.process.stdin.flush()
-    seconds, loss = self._answer().split()
-    return float(seconds), loss
+    seconds, cpu, loss = self._answer().split()
+    return float(seconds), float(cpu), loss
 
   def close(self):
     self.process.stdin.close()
@@ -95,7 +103,7 @@ def checkout(commit: str):
 
 def compare(args, overrides) -> dict:
   """Return seconds and losses by call and side."""
-  found = {name: {side: [] for side in SIDES} for name in (STEP, MATCHING)}
+  found = {name: {side: [] for side in SIDES} for name in (STEP, MATCHING, KMEANS)}
   arguments = [args.config, str(args.batch), str(args.images), *overrides]
   with checkout(args.old) as old, contextlib.ExitStack() as stack:
     sides = {}
@@ -115,15 +123,17 @@ def summarize(found, per_call: dict[str, int]) -> tuple[list[list[str]], dict]:
   rows, record = [], {}
   for name, each in found.items():
     seconds = {side: np.array([x[0] for x in each[side]]) for side in SIDES}
-    losses = {side: [x[1] for x in each[side]] for side in SIDES}
+    cpu = {side: np.array([x[1] for x in each[side]]) for side in SIDES}
+    losses = {side: [x[2] for x in each[side]] for side in SIDES}
     ms = {side: measuring.quartiles(1e3 * seconds[side] / per_call[name]) for side in SIDES}
-    ratio = measuring.quartiles(seconds["new"] / seconds["old"])
+    ratio, cpu_ratio = (measuring.quartiles(x["new"] / x["old"]) for x in (seconds, cpu))
     equal = sum(x == y for x, y in zip(losses["old"], losses["new"], strict=True))
     rows.append(
       [name, *(measuring.spread(ms[side], ".2f") for side in SIDES), measuring.spread(ratio),
-       f"{equal} of {len(losses['old'])}"]
+       measuring.spread(cpu_ratio), f"{equal} of {len(losses['old'])}"]
     )  # fmt: skip
-    record[name] = {"ms_per_image": ms, "new_to_old": ratio, "equal_losses": equal, "losses": losses}
+    ratios = {"new_to_old": ratio, "cpu_new_to_old": cpu_ratio}
+    record[name] = {"ms_per_image": ms, **ratios, "equal_losses": equal, "losses": losses}
   return rows, record
 
 
@@ -140,11 +150,16 @@ def main(argv=None):
   args, overrides = parse(argv)
   name = subprocess.run(["git", "rev-parse", "--short", args.old], cwd=ROOT, capture_output=True, text=True)
   old = name.stdout.strip() or args.old
-  rows, record = summarize(compare(args, overrides), {STEP: args.batch, MATCHING: args.images})
+  rows, record = summarize(
+    compare(args, overrides), {STEP: args.batch, MATCHING: args.images, KMEANS: args.images}
+  )
   body = (
-    f"`{args.config}` at batch {args.batch}, and matching with loss and gradient for {args.images} images "
-    f"of 196 tokens; median and quartiles of {args.repeats} rounds.\n\n"
-    + measuring.table(["call", f"{old}, ms an image", "new, ms an image", "new to old", "equal losses"], rows)
+    f"`{args.config}` at batch {args.batch}, matching with loss and gradient, and k-means, for "
+    f"{args.images} images of 196 tokens; median and quartiles of {args.repeats} rounds.\n\n"
+    + measuring.table(
+      ["call", f"{old}, ms an image", "new, ms an image", "new to old", "in processor time", "equal results"],
+      rows,
+    )
   )
   print(measuring.report(
     args.out, args.name, title=f"Beside commit {old}", module="benchmarks.versions", note=args.note,

@@ -6,8 +6,7 @@ Hardware: two CPU cores. Time: not measured. Expect: not measured at this length
 has numbers for shorter runs.
 
 It starts from runs/quickstart. An empty `--config.init_from.path=` starts from random weights. Another set of
-small
-images: `--config.data.dataset.name=tfds/cifar100`, see finetune_vitb16_in1k.
+small images: `--config.data.dataset.name=tfds/cifar100`, see finetune_vitb16_in1k.
 """
 
 from configs import common, finetune_vitb16_in1k

@@ -153,7 +153,7 @@ def bipartite_match(
     target_BNC: the teacher's tokens.
     merges_BK: r_p, the number of tokens to merge in round p: [B, K], or [K] for all images alike.
     split: "alternate" splits by even and odd place in the live order, as the released code does. "random"
-      permutes the live tokens first, anew for each image and round, as Algorithm 1 of the paper does.
+      permutes the live tokens first, independently for each image and round, as Algorithm 1 does.
     protect_first: keep the first token in a group by itself. It stays in the first set and does not merge.
       The released code does this to the top left patch, because its class token flag is on without a class
       token.

@@ -15,8 +15,8 @@ from jax._src import distributed  # the client of the key-value store has no pub
 from dtm_jax.errors import UserError
 
 TIME_LIMITS = {
-  "heartbeat_timeout_seconds": 40,  # a process without a sign of life for so long is dead; the others stop
-  "shutdown_timeout_seconds": 15,  # when one process leaves, it stops the others after so many seconds
+  "heartbeat_timeout_seconds": 40,  # a process that is silent for longer counts as dead, and the others stop
+  "shutdown_timeout_seconds": 15,  # a process that leaves stops the others after this time
 }
 """Arguments of `jax.distributed.initialize`. If one process ends, all end within a minute."""
 
@@ -33,7 +33,7 @@ def gather(value: Any, *, timeout_seconds: float = 1800.0) -> list[Any]:
 
   Args:
     value: anything that JSON can hold. A tuple becomes a list.
-    timeout_seconds: how long to wait for the slowest process. JAX notices earlier that a process died.
+    timeout_seconds: how long to wait for the slowest process. If a process dies, JAX notices sooner.
 
   Raises:
     UserError: a process did not answer in time.

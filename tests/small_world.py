@@ -76,7 +76,7 @@ def arguments(world: Path, workdir: Path | str, *more: str) -> list[str]:
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-  """Return the environment of a process with so many CPU devices, which shares our compiled programs.
+  """Return the environment of a process with this number of CPU devices, which shares our compiled programs.
 
   The other XLA flags stay the same, because JAX looks a program up by its XLA flags too.
   """
@@ -85,7 +85,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
 
 
 def cluster(devices: int, processes: int = 2) -> list[dict[str, str]]:
-  """Return the environments of the processes of one run on this machine, with so many CPU devices each."""
+  """Return the environments of the processes of one run here, each with this number of CPU devices."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -179,13 +179,21 @@ def test_the_peer_draws_the_papers_schedule():
 
 def test_two_versions_are_compared_round_by_round():
   found = {versions.STEP: {
-    "old": [(1.0, "0x1.0p+0"), (2.0, "0x1.1p+0")], "new": [(0.5, "0x1.0p+0"), (1.0, "0x1.2p+0")],
+    "old": [(1.0, 1.5, "0x1.0p+0"), (2.0, 3.0, "0x1.1p+0")],
+    "new": [(0.5, 1.5, "0x1.0p+0"), (1.0, 3.0, "0x1.2p+0")],
   }}  # fmt: skip
   rows, record = versions.summarize(found, {versions.STEP: 10})
   assert record[versions.STEP]["new_to_old"]["median"] == 0.5
   assert record[versions.STEP]["ms_per_image"]["old"]["median"] == pytest.approx(150)
   assert rows == [
-    ["train step", "150.00 (125.00-175.00)", "75.00 (62.50-87.50)", "0.500 (0.500-0.500)", "1 of 2"]
+    [
+      "train step",
+      "150.00 (125.00-175.00)",
+      "75.00 (62.50-87.50)",
+      "0.500 (0.500-0.500)",
+      "1.000 (1.000-1.000)",
+      "1 of 2",
+    ]
   ]
 
 

@@ -225,7 +225,7 @@ def test_damaged_step_falls_back(tmp_path, mesh, damage, caplog):
 def test_a_run_that_had_checkpoints_never_starts_over_by_itself(tmp_path, mesh):
   for step in (1, 2):
     (tmp_path / str(step)).mkdir(parents=True)
-  for _ in range(2):  # the second time only corrupt/ has any
+  for _ in range(2):  # the second time, only corrupt/ has checkpoints
     with pytest.raises(
       UserError, match=rf"No checkpoint of .* another --workdir or remove the folder {tmp_path}\."
     ):
@@ -290,7 +290,7 @@ def test_checksum_is_the_same_on_every_mesh_and_in_numpy(mesh):
   assert checksums([key])[0] == checksums([jax.random.key_data(key)])[0]
 
 
-# Death.
+# Processes that are killed.
 
 CHILD = """
 import sys, jax, jax.numpy as jnp

@@ -186,7 +186,7 @@ def test_layer_decay_of_every_parameter_of_a_base_model(model):
 
 
 def adamw_twin(params, grads, rates, decays, *, clip, betas, eps=1e-8):
-  """Make a step of torch's AdamW on float64 arrays after clip_grad_norm_. Each has a rate and a decay."""
+  """Make a step of torch's AdamW on float64 arrays, each with a rate and a decay, after clip_grad_norm_."""
   params = {k: np.array(p, np.float64) for k, p in params.items()}
   m = {k: np.zeros_like(p) for k, p in params.items()}
   v = {k: np.zeros_like(p) for k, p in params.items()}
@@ -211,7 +211,7 @@ def flat(tree):
 @pytest.mark.parametrize("layer_decay", [None, 0.65])
 def test_adamw_equals_the_twin(layer_decay):
   params = small_params()
-  sizes = (1.0, 0.01, 3.0, 0.1, 1.0)  # clipped and not
+  sizes = (1.0, 0.01, 3.0, 0.1, 1.0)  # one gradient is clipped and one is not
   grads = [optax.tree.scale(size, small_params(i)) for i, size in enumerate(sizes, 1)]
   optimizer, rate = optim.make_optimizer(
     params, lr=0.02, final_lr=1e-3, total_steps=5, warmup_steps=2, batch_size=512, betas=(0.9, 0.98),

@@ -1,6 +1,6 @@
 """timm imports torchvision for its data loaders and graph features, which its models do not need.
 
-`import_timm()` gives it an empty one for the time of the import.
+During the import, `import_timm()` replaces torchvision by an empty module.
 """
 
 import importlib.abc

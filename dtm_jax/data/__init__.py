@@ -10,7 +10,7 @@ pools.py                 the threads that make rows into batches, and each proce
 views.py                 crops for training and evaluation
 label_maps.py            maps of one class id for each pixel, and joint crops of an image and its map
 image_decoding.py        from encoded bytes to 8-bit RGB; pixel_depth.py and orientation.py help
-resampling.py, rand_augment.py
+resampling.py            resizes images; rand_augment.py changes them at random on the host
 settings.py              image size and normalisation that a config leaves to the data set
 """
 

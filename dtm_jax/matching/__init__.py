@@ -1,7 +1,7 @@
 """Compute the rounds of bipartite matching, with one module for each way to compute them.
 
 `rounds.py` is plain JAX and compares features. `gram.py` is plain JAX and compares sums of one Gram matrix.
-`tpu_kernel.py` and `gpu_kernel.py` are Pallas kernels. A way is a function
+`tpu_kernel.py` and `gpu_kernel.py` are Pallas kernels, which share `kernels.py`. A way is a function
 
     match_rounds(target_BNC, merges_BK, order_BKN, rules) -> slot_BN
 

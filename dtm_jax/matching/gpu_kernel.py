@@ -15,7 +15,6 @@ that lanes index freely live in memory and have 2Z entries: lanes without work w
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +23,15 @@ from jax.experimental.pallas import triton as plgpu
 
 from dtm_jax.arrays import Array, Float, Int
 from dtm_jax.matching import gram
+from dtm_jax.matching.kernels import FAR, TINY, Ref
 from dtm_jax.matching.rounds import NO_DIRECTION, Rules, places
 
 TILE = 16
 """Rows of the Gram matrix that a program compares at a time."""
-FAR = 1e9
-"""-FAR is a similarity below all others."""
-TINY = 1e-38
 LONGEST = 1024
 """The largest Z: one number of a row for each lane of a program. `gram.py` computes longer rows."""
 WHOLE_NUMBERS = ("at", "second", "source", "target", "into", "best")
 NUMBERS = ("scale", "value", "weight")
-
-Ref = Any
-"""A reference to memory of the device, as Pallas passes it to a kernel."""
 
 
 def match_rounds(

@@ -13,7 +13,6 @@ Mosaic reduces best. x_Z1 is a column and x_1Z a row of the same numbers.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +21,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dtm_jax.arrays import Array, Float, Int
 from dtm_jax.matching import gram
+from dtm_jax.matching.kernels import FAR, TINY, Ref
 from dtm_jax.matching.rounds import HIGHEST, NO_DIRECTION, Rules
 
 LANES = 128
-FAR = 1e9
-"""A place, or an order, behind all others. -FAR is a similarity below all others."""
-TINY = 1e-38
-
-Ref = Any
-"""A reference to memory of the chip, as Pallas passes it to a kernel."""
 
 
 def match_rounds(

@@ -1,5 +1,7 @@
 """Group the tokens as Dynamic Token Morphing does: a random schedule, then rounds of bipartite matching."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -39,8 +41,9 @@ def build(
     max_groups: the largest number of groups, by default N. If it equals `min_groups`, the number is fixed.
     max_merged: the largest number of tokens that the released schedule merges, by default N.
     max_rounds: K, the largest number of rounds.
-    split: how a round splits the live tokens into two sets. "random" permutes them first, anew for each image
-      and round. "alternate" splits by even and odd place, as the released code does.
+    split: how a round splits the live tokens into two sets. "random" permutes them first, with another
+      permutation for each image and round. "alternate" splits by even and odd place, as the released code
+      does.
     protect_first: whether the first patch stays in a group by itself, as in the released code.
     merged_feature: the feature of a group in the next round. "size_weighted" is the mean of all its tokens.
       "mean_of_means" is the mean of the features that merged in the round, as in Algorithm 1.
@@ -56,11 +59,16 @@ def build(
   check_choice("split", split, morphing.SPLITS)
   check_choice("merged_feature", merged_feature, morphing.MERGED_FEATURES)
   check_choice("implementation", implementation, IMPLEMENTATIONS)
-
-  def draw(key: Array, num_tokens: int) -> Array:
-    if schedule == "paper":
-      return morphing.paper_schedule(key, num_tokens, min_groups, max_rounds, max_groups)
-    return morphing.released_schedule(key, num_tokens, max_merged, max_rounds)
+  if schedule == "paper":
+    draw = functools.partial(
+      morphing.paper_schedule, min_groups=min_groups, max_rounds=max_rounds, max_groups=max_groups
+    )
+  else:
+    draw = functools.partial(morphing.released_schedule, max_merged=max_merged, max_rounds=max_rounds)
+  match = functools.partial(
+    morphing.bipartite_match, split=split, protect_first=protect_first, merged_feature=merged_feature,
+    rounds=IMPLEMENTATIONS[implementation],
+  )  # fmt: skip
 
   def assign(
     key: RandomKey, tokens_BNC: Float[Array, "B N C"], images_BHW3: Float[Array, "B H W 3"]
@@ -72,14 +80,6 @@ def build(
     schedule_key, split_key = jax.random.split(key)
     draw_keys = rngs.per_example(schedule_key, num_draws)
     merges = jax.vmap(lambda key: draw(key, num_tokens))(draw_keys)
-    return morphing.bipartite_match(
-      tokens_BNC,
-      jnp.repeat(merges, batch_size // num_draws, axis=0),
-      split=split,
-      protect_first=protect_first,
-      merged_feature=merged_feature,
-      key=split_key,
-      rounds=IMPLEMENTATIONS[implementation],
-    )
+    return match(tokens_BNC, jnp.repeat(merges, batch_size // num_draws, axis=0), key=split_key)
 
   return assign

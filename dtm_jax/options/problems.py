@@ -21,7 +21,7 @@ class Problem:
 
 
 def refuse(problems: Iterable[Problem]) -> None:
-  """Raise an OptionError that lists the problems, the first of each key. Without problems do nothing."""
+  """Raise an OptionError that lists the problems, the first of each key. Do nothing without problems."""
   first: dict[str, Problem] = {}
   for problem in problems:
     first.setdefault(problem.key, problem)

@@ -9,7 +9,7 @@ from dtm_jax.pictures.sheet import COLOURS, TEXT_POINTS, Axes, Figure, new_figur
 
 DASHES = ("-", "--", ":", "-.")
 MARKED = 40
-"""Curves with at most so many points show them."""
+"""Curves with at most this number of points show them."""
 Lines = Iterable[Mapping[str, Any]]
 """The lines of the metrics.jsonl of a run: dicts with "step" and numbers by name."""
 

@@ -31,7 +31,7 @@ def draw_similarity(
   grid: tuple[int, int] | None = None,
   inches: float = 1.3,
 ) -> Figure:
-  """Draw an image and the cosine similarity of one of its tokens to all, on one scale of colours.
+  """Draw an image and the cosine similarity of one of its tokens to all tokens, on one colour scale.
 
   Args:
     tokens: the tokens of the image. A mapping from titles to tokens gives a panel for each, such as the

@@ -28,7 +28,7 @@ FILE = "lock.json"
 BEAT = 15.0
 """Seconds between heartbeats."""
 WATCH = 2.5
-"""A lock is watched for so many beats before it counts as stale."""
+"""Number of beats for which a lock is watched before it counts as stale."""
 SETTLE = 1.0
 """Seconds between taking over a stale lock and reading it back."""
 

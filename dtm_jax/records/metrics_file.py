@@ -19,9 +19,9 @@ from etils import epath
 from dtm_jax.storage import paths, writing
 
 SMALL = 2**16
-"""An object of at most so many bytes is written to a bucket with each line."""
+"""Bytes of the largest object that is written to a bucket with each line."""
 BYTES_PER_SECOND = 100_000
-"""A larger object waits one second for so many bytes before it is written again."""
+"""A larger object waits one second for each such number of bytes before it is written again."""
 
 Line = dict[str, Any]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 WIDTH, HEIGHT = 380.0, 216.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 10.0, 36.0
 DOTS = 24
-"""A curve with at most so many points also has a dot at each."""
+"""A curve with at most this number of points also has a dot at each."""
 MOST_POINTS = 600
 
 STYLE = """

@@ -29,8 +29,8 @@ def images_section(runs: Sequence[RunFiles]) -> str:
     return "<p>This run has recorded no groups. The evaluator <code>snapshots</code> records them.</p>"
   words = (
     "<p>Similar patch tokens form a group, and each group has its mean colour. In the middle are the groups "
-    "of the student’s tokens after so many steps. On the right are those of the teacher, which stay the same."
-    "</p>"
+    "of the student’s tokens after the number of steps above them. On the right are those of the teacher, "
+    "which stay the same.</p>"
   )
   return f'{words}<div class="cards">{"".join(found)}</div>'
 

@@ -1,6 +1,6 @@
 """Copy the files of a local folder into a bucket from time to time, for writers that know only local files.
 
-TensorFlow's writers of events and profiles support neither `s3://` nor another endpoint than Google's. They
+TensorFlow's writers of events and profiles support neither `s3://` nor an endpoint other than Google's. They
 write into the folder of a `Mirror`, and `push` copies what has changed. If the target is local, the folder is
 the target itself and nothing is copied.
 """
@@ -20,7 +20,7 @@ from dtm_jax.storage.paths import is_remote
 SECONDS = 30.0
 """Shortest time between two copies."""
 BYTES_PER_SECOND = 200_000
-"""Large copies wait longer, because an object is written anew each time, however little was added."""
+"""Large copies wait longer, because a bucket can only replace a whole object."""
 
 
 class Mirror:
@@ -47,7 +47,7 @@ class Mirror:
   def push(self, *, force: bool = False) -> None:
     """Copy the changed files if a copy is due; `force` copies at once.
 
-    A failure is only logged, because these files are no part of the run's state. The next push tries again.
+    A failure is only logged, because these files are not part of the run's state. The next push tries again.
     """
     if not (self.due or (force and self._temporary)):
       return

@@ -13,7 +13,7 @@ from dtm_jax.models.files import weight_files
 from dtm_jax.normalizations import Triple
 from dtm_jax.tasks import Output, Run, State
 from dtm_jax.tasks._untrained import Untrained, require_no_steps
-from dtm_jax.teachers.clip import mean_and_std_of
+from dtm_jax.teachers.clip import clip_mean_and_std
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,5 +66,5 @@ def build(config: Any, run: Run) -> FrozenCLIP:
     frozen=params,
     tokenize=load_tokenizer(found.folder, clip_config),
     model=clip.CLIP(clip_config, dtype=options.dtype),
-    normalization=mean_and_std_of(options.normalization, found),
+    normalization=clip_mean_and_std(options.normalization, found),
   )

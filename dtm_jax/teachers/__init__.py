@@ -230,12 +230,12 @@ def mean_and_std_of(normalization: Normalization | None, found: Found, default: 
 
   Args:
     normalization: a name, a pair (mean, std), or None for what the files beside the weights say.
-    default: name of the normalisation that fills what no file says (see `preprocessors.mean_and_std`).
+    default: name of the normalisation for what no file says (see `preprocessors.mean_and_std_in_files`).
 
   Raises:
     UnreadableFileError: a file beside the weights is damaged.
     OptionError: the name is unknown, or the pair does not have three numbers each.
   """
   if normalization is None:
-    return preprocessors.mean_and_std(found, default)
+    return preprocessors.mean_and_std_in_files(found, default)
   return mean_and_std(normalization)

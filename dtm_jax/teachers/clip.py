@@ -53,7 +53,7 @@ def build(
   sizes = dataclasses.replace(config.image.tower, depth=depth)
   image = dataclasses.replace(config.image, tower=sizes)
   tower = clip.ImageTower(image, config.embed_dim, dtype, attention, stream_dtype=stream_dtype)
-  mean, std = mean_and_std_of(normalization, found)
+  mean, std = clip_mean_and_std(normalization, found)
 
   def patch_tokens(params: PyTree, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
     return tower.apply({"params": params}, image_BHW3)[OUTPUTS[tokens]]
@@ -74,6 +74,6 @@ def build(
   )
 
 
-def mean_and_std_of(normalization: Normalization, found: Found) -> tuple[Triple, Triple]:
+def clip_mean_and_std(normalization: Normalization, found: Found) -> tuple[Triple, Triple]:
   """Return the mean and the standard deviation that `normalization` (see `build`) means for these weights."""
   return teachers.mean_and_std_of(None if normalization == "clip" else normalization, found, "clip")

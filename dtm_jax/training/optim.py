@@ -87,12 +87,9 @@ def make_optimizer(
   check_choice("optimizer", name, OPTIMIZERS)
   _check_fixed(shapes, fixed)
   course = make_schedule(
-    peak=scale_by_batch(lr, batch_size * accumulate, lr_scaling),
-    total_steps=total_steps // accumulate,
-    warmup_steps=warmup_steps // accumulate,
-    final=final_lr,
-    decay=decay,
-  )
+    peak=scale_by_batch(lr, batch_size * accumulate, lr_scaling), final=final_lr, decay=decay,
+    total_steps=total_steps // accumulate, warmup_steps=warmup_steps // accumulate,
+  )  # fmt: skip
   moved = (scale, shift) != (1.0, 0.0)
   schedule = (lambda count: course(scale * count + shift / accumulate)) if moved else course
   optimizer = make_update(

@@ -182,7 +182,7 @@ def _device_lines(profile: ProfileData) -> list[Any]:
 
 
 def _event(event: Any) -> _Event | None:
-  """Return what the table needs of an event, or None if it is no kernel of the device."""
+  """Return what the table needs of an event, or None if the event is not a kernel of the device."""
   stats = dict(event.stats)
   if "hlo_op" not in stats and "correlation_id" not in stats:  # a copy on a GPU may have the latter only
     return None

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def profile(config: ConfigDict, steps: int, folder: str | None = None) -> dict:
-  """Profile so many steps of the config.
+  """Profile `steps` training steps of the config.
 
   Args:
     folder: where the profile stays; None deletes it.

@@ -23,7 +23,8 @@ outputs.npz:
     param/NAME        the weights after the last step
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,11 @@ import numpy as np
 import optax
 
 from dtm_jax import morphing
-from dtm_jax.arrays import Array, Float, Int, PyTree
+from dtm_jax.arrays import Array, PyTree
 from dtm_jax.errors import OptionError
 from dtm_jax.models.vit import config as vit_config
 from dtm_jax.models.vit import weights as vit_weights
+from dtm_jax.models.vit.model import VisionTransformer
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.teachers import clip
 from dtm_jax.training import optim
@@ -80,29 +82,11 @@ def replay(
     params, lambda step: lr[step], betas=betas, eps=eps, clip_norm=clip_norm,
     weight_decay=lambda step: weight_decay[step],
   )  # fmt: skip
-
-  def label_maps(target_BNC: Float[Array, "B N C"], merges_SK: Int[Array, "S K"]) -> Int[Array, "S B N"]:
-    match = lambda merges_K: morphing.bipartite_match(
-      target_BNC, merges_K, split=split, protect_first=protect_first, merged_feature=merged_feature
-    )
-    return jnp.stack([match(merges_K) for merges_K in merges_SK])
-
-  def loss_fn(params: PyTree, image: Array, mask_BN: Array, target_BNC: Array, label_SBN: Array) -> Array:
-    student_BNC = student.apply({"params": params}, image, mask_BN)["prediction"]
-    return morphing.dtm_loss(
-      student_BNC, target_BNC, label_SBN, distance=distance, normalize_target=normalize_target
-    )
-
-  @jax.jit
-  def step(
-    params: PyTree, opt_state: PyTree, image: Array, mask_BN: Array, target_BNC: Array, merges_SK: Array
-  ) -> tuple[PyTree, PyTree, dict[str, Array]]:
-    label_SBN = label_maps(target_BNC, merges_SK)
-    loss, grads = jax.value_and_grad(loss_fn)(params, image, mask_BN, target_BNC, label_SBN)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    measurements = {"loss": loss, "grad_norm": optax.tree.norm(grads), "labels": label_SBN}
-    return optax.apply_updates(params, updates), opt_state, measurements
-
+  match = functools.partial(
+    morphing.bipartite_match, split=split, protect_first=protect_first, merged_feature=merged_feature
+  )
+  loss = functools.partial(morphing.dtm_loss, distance=distance, normalize_target=normalize_target)
+  step = jax.jit(_make_step(student, optimizer, match, loss))
   opt_state, history = optimizer.init(params), []
   masks, merges = inputs["masks"].astype(bool), merges_of(inputs, num_tokens=targets.shape[2])
   with jax.default_matmul_precision("highest"):
@@ -112,6 +96,30 @@ def replay(
   outputs = {name: np.stack([at_step[name] for at_step in history]) for name in history[0]}
   final = vit_weights.to_authors(jax.device_get(params))
   return outputs | {PARAM + name: np.ascontiguousarray(tensor) for name, tensor in final.items()}
+
+
+def _make_step(
+  student: VisionTransformer,
+  optimizer: optax.GradientTransformation,
+  match: Callable[..., Array],
+  loss_of: Callable[..., Array],
+) -> Callable[..., tuple[PyTree, PyTree, dict[str, Array]]]:
+  """Return a function of one step: parameters, optimiser state and inputs -> both, updated, and outputs."""
+
+  def loss_fn(params: PyTree, image: Array, mask_BN: Array, target_BNC: Array, label_SBN: Array) -> Array:
+    student_BNC = student.apply({"params": params}, image, mask_BN)["prediction"]
+    return loss_of(student_BNC, target_BNC, label_SBN)
+
+  def step(
+    params: PyTree, opt_state: PyTree, image: Array, mask_BN: Array, target_BNC: Array, merges_SK: Array
+  ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    label_SBN = jnp.stack([match(target_BNC, merges_K) for merges_K in merges_SK])
+    loss, grads = jax.value_and_grad(loss_fn)(params, image, mask_BN, target_BNC, label_SBN)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    measurements = {"loss": loss, "grad_norm": optax.tree.norm(grads), "labels": label_SBN}
+    return optax.apply_updates(params, updates), opt_state, measurements
+
+  return step
 
 
 def merges_of(inputs: dict[str, np.ndarray], num_tokens: int) -> np.ndarray:

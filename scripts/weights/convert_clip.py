@@ -18,7 +18,7 @@ from dtm_jax.models.files import weight_files
 from dtm_jax.models.layers import ACTIVATIONS
 from dtm_jax.options.command_line import run_script, script_parser
 from dtm_jax.storage import writing
-from dtm_jax.teachers.clip import mean_and_std_of
+from dtm_jax.teachers.clip import clip_mean_and_std
 
 OPTIONS = {"heads": "--heads IMAGE TEXT", "activation": "--activation NAME"}
 
@@ -48,7 +48,7 @@ def convert(
   found = weight_files.find(source)
   config, params = clip_weights.load(found, heads=heads, activation=activation)
   clip_shapes.check_known(config, str(found.file), text=True, options=OPTIONS)
-  mean, std = mean_and_std_of("clip", found)
+  mean, std = clip_mean_and_std("clip", found)
   with writing.local_folder_for(folder) as local:
     clip_weights.save(local, config, params, dtype=dtype, mean=mean, std=std)
     if tokenizer := found.beside(weight_files.TOKENIZER):

@@ -28,7 +28,7 @@ def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterat
 
 
 def _short(name: str) -> str:
-  """Return the name without most of its hash, which names of data files are."""
+  """Return the name with a short hash. The names of data files are hashes."""
   path = Path(name)
   return str(path.parent / path.name[:6]) if len(path.name) == 32 else name
 

@@ -21,7 +21,7 @@ class Moment:
   Attributes:
     name: in words.
     has_come: returns whether the moment has come.
-    spread: the signal is sent up to so many seconds later.
+    spread: the largest delay of the signal, in seconds.
     cold: whether the run starts in a new Python.
   """
 

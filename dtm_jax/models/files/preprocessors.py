@@ -34,7 +34,7 @@ _SOURCES = (
 _PIXELS = 255
 
 
-def mean_and_std(found: Found, default: str) -> tuple[Triple, Triple]:
+def mean_and_std_in_files(found: Found, default: str) -> tuple[Triple, Triple]:
   """Return the mean and the standard deviation of RGB values in [0, 1] from the files beside the weights.
 
   Args:
