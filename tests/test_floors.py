@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
   "__init__": 10,
-  **dict.fromkeys(("main", "doctor"), 9),
+  **dict.fromkeys(("main", "doctor", "seeds"), 9),
   "loop": 8,
   **dict.fromkeys(("tasks", "report"), 7),
   **dict.fromkeys(("evaluators", "device_options"), 6),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.studies import study
+from scripts.studies import paired_tables, study
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def commands(tmp_path, monkeypatch):
 
   def execute(command, log, deadline):
     commands.append(command)
-    workdir, seed = (
-      next(word.split("=")[1] for word in command if word.startswith(name))
-      for name in ("--workdir", "--config.seed")
-    )
-    line = {"step": 3, "accuracy": 0.5 + int(seed) + 0.1 * any("other" in word for word in command)}
-    (Path(workdir) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    value = lambda *names: next((word.split("=", 1)[1] for word in command if word.startswith(names)), "")
+    for seed in value("--config.seed", "--seeds").split(","):
+      workdir = Path(value("--workdir").replace("{seed}", seed))
+      workdir.mkdir(parents=True, exist_ok=True)
+      line = {"step": 3, "accuracy": 0.5 + int(seed) + 0.1 * any("other" in word for word in command)}
+      (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     return int(any("broken" in word for word in command))
 
   monkeypatch.setattr(study, "execute", execute)
@@ -81,6 +81,21 @@ def test_a_run_is_told_to_stop_at_the_deadline(tmp_path):
   assert study.execute([sys.executable, "-S", "-c", "raise SystemExit(0)"], log, math.inf) == 0
 
 
+def test_all_seeds_of_a_variant_train_at_once(commands):
+  """Only the next commands run seed by seed. After a failure the seeds run one by one, too."""
+  text = make("a", "first", "second: --other=1", more=["--vmap_seeds"])
+  together = [command for command in commands if "scripts.studies.train_seeds" in command]
+  assert len(commands) == 2 + 4
+  assert commands[:2] == together
+  assert all("--seeds=0,1" in command for command in together)
+  assert make("a", "first", "second: --other=1") == text.replace(" --vmap_seeds", "")
+  assert len(commands) == 6  # separate runs would be the same
+  make("b", "first", "third: --broken=1", more=["--vmap_seeds"])
+  assert ["scripts.studies.train_seeds" in command for command in commands[6:]] == [True, False, False]
+  make("c", "first", "second: --other=1", seeds="0,1,2", more=["--vmap_seeds"])
+  assert not any("scripts.studies.train_seeds" in command for command in commands[9:])  # one seed is left
+
+
 def test_settings_have_tables_of_their_own_and_are_compared(commands):
   """In the fixture, --other adds 0.1 in every setting, so the differences do not differ."""
   more = ["--setting=clean", "--setting=noisy: --noise=1"]
@@ -110,16 +125,16 @@ def test_one_seed_has_values_and_differences_but_no_interval(commands):
 def test_intervals_are_students():
   differences = np.array([0.1, 0.3, 0.2])
   half = 4.302653 * 0.1 / np.sqrt(3)  # t(0.975, 2)
-  assert study.interval(differences) == f"+0.2000 [{0.2 - half:+.4f}, {0.2 + half:+.4f}]"
+  assert paired_tables.interval(differences) == f"+0.2000 [{0.2 - half:+.4f}, {0.2 + half:+.4f}]"
 
 
 def test_variants_of_another_scale_have_a_panel_of_their_own(tmp_path):
   run = lambda values: [{"step": step, "loss": value} for step, value in enumerate(values)]
   named = {"a": [run([2.0, 1.0]), run([2.0, 1.2])], "b": [run([1.0, 0.9])], "c": [run([0.5, 0.04])], "d": []}
-  assert study.of_one_scale(named, "loss") == [["a", "b"], ["c"]]
-  assert study.of_one_scale(named, "accuracy") == []
+  assert paired_tables.of_one_scale(named, "loss") == [["a", "b"], ["c"]]
+  assert paired_tables.of_one_scale(named, "accuracy") == []
   lines = {name: dict(enumerate(runs)) or {0: None} for name, runs in named.items()}
-  study.draw(lines, ["loss"], tmp_path)
+  paired_tables.draw(lines, ["loss"], tmp_path)
   text = (tmp_path / "curves.svg").read_text()
   assert "loss (a, b)" in text
   assert "loss (c)" in text

@@ -1,0 +1,134 @@
+"""Seeds that train at once equal separate runs, have their workdirs, and stop and resume together."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import small_world
+
+from dtm_jax import loop, seeds
+from dtm_jax.checkpoints.contents import load_params
+from dtm_jax.errors import OptionError, UserError
+from scripts.studies import train_seeds
+
+STEPS = 5
+SEEDS = (0, 3)
+
+
+def config_of(world, **changes):
+  small = dict(
+    batch_size=8, total_steps=STEPS, student__depth=1, log__log_steps=2, checkpoint__save_steps=2,
+    mesh__data=1, log__report=False, teacher__noise=0.5, evals__knn__at_start=False,
+    data__device_resident=True, train__steps_per_call=2,
+  )  # fmt: skip
+  return small_world.debug_config(world, **(small | changes))
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """Runs of this file use one device, as `seeds` does."""
+  from dtm_jax.training import mesh as meshes
+
+  with pytest.MonkeyPatch.context() as patch:
+    one = meshes.make_mesh(1, 1, devices=jax.devices()[:1])
+    patch.setattr(loop, "_make_mesh", lambda config: one)
+    yield
+
+
+@pytest.fixture(scope="module")
+def separate(world, one_device, tmp_path_factory):
+  """Return the workdirs of separate runs by seed."""
+  folder = tmp_path_factory.mktemp("separate")
+  for seed in SEEDS:
+    loop.train(config_of(world, seed=seed), str(folder / str(seed)))
+  return {seed: folder / str(seed) for seed in SEEDS}
+
+
+def folders(tmp_path):
+  return {seed: tmp_path / f"at_once-{seed}" for seed in SEEDS}
+
+
+def run(config, workdirs):
+  return seeds.run(config, {seed: str(folder) for seed, folder in workdirs.items()})
+
+
+def assert_equal_runs(one, other, rtol=1e-5):
+  """Compare parameters, metrics and the files of two workdirs."""
+  theirs, ours = (load_params(str(folder / "checkpoints")) for folder in (one, other))
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * largest), theirs, ours)
+  for a, b in zip(small_world.metrics(one), small_world.metrics(other), strict=True):
+    a, b = small_world.timeless(a), small_world.timeless(b)
+    assert a.keys() == b.keys()
+    loss = lambda line: {name: x for name, x in line.items() if "/" not in name and name != "compilations"}
+    assert loss(a) == pytest.approx(loss(b), rel=1e-4)  # the file has six digits
+  names = lambda folder: sorted(path.name for path in folder.iterdir() if not path.name.startswith("events"))
+  assert names(one) == names(other)
+
+
+@pytest.mark.slow
+def test_seeds_at_once_equal_separate_runs(world, separate, tmp_path):
+  workdirs = folders(tmp_path)
+  assert run(config_of(world), workdirs)
+  for seed in SEEDS:
+    assert_equal_runs(separate[seed], workdirs[seed])
+  assert small_world.losses(workdirs[0]) != small_world.losses(workdirs[3])
+  written = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
+  assert run(config_of(world), workdirs)  # nothing is left to do
+  loop.train(config_of(world, seed=3), str(workdirs[3]))  # a separate run agrees
+  assert written == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
+
+
+@pytest.mark.slow
+def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(world, separate, tmp_path, monkeypatch):
+  workdirs, open_feed = folders(tmp_path), loop.open_feed
+
+  def stopping(*args, **options):
+    """The signal comes before the call of steps 3 and 4."""
+    feed = open_feed(*args, **options)
+    calls = feed.calls
+
+    def signalled(*args):
+      for call in calls(*args):
+        if call.steps[0] == 3:
+          os.kill(os.getpid(), signal.SIGTERM)
+        yield call
+
+    object.__setattr__(feed, "calls", signalled)
+    return feed
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "open_feed", stopping)
+    patch.setattr(os, "kill", lambda *args, kill=os.kill, sent=[]: sent or (sent.append(1), kill(*args)))
+    assert not run(config_of(world), workdirs)
+  assert {small_world.metrics(folder)[-1]["step"] for folder in workdirs.values()} == {4}
+  loop.train(config_of(world, seed=3), str(workdirs[3]))  # one goes on alone, so the others are a group
+  assert run(config_of(world), workdirs)
+  for seed in SEEDS:
+    assert_equal_runs(separate[seed], workdirs[seed])
+
+
+def test_what_is_not_supported_is_refused(world, tmp_path, monkeypatch):
+  with pytest.raises(OptionError, match=r"--config\.log\.profile_step=2 must be None"):
+    run(config_of(world, log__profile_step=2), folders(tmp_path))
+  with pytest.raises(OptionError, match=r"--config\.replay=x must be None"):
+    run(config_of(world, replay="x"), folders(tmp_path))
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(OptionError, match="one process only, not in 2"):
+    run(config_of(world), folders(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("flags", "hint"),
+  [
+    (("--seeds=0,0", "--workdir=x-{seed}"), "--seeds=0,0 must be different whole numbers"),
+    (("--seeds=a", "--workdir=x-{seed}"), "--seeds=a must be"),
+    (("--seeds=0,1", "--workdir=x"), r"--workdir=x needs \{seed\}"),
+    (("--seeds=0", "--workdir=x-{seed}", "--config.batch_size=0"), "batch_size=0: must be"),
+  ],
+)
+def test_wrong_flags_are_named(flags, hint):
+  with pytest.raises(UserError, match=hint):
+    train_seeds.main(["--config=configs/debug.py", *flags])
