@@ -1,6 +1,6 @@
 """Pre-train one run of the study of the paper's claim: does morphing help more with a noisier teacher?
 
-    bash scripts/comparisons.sh f --jobs=1                     # all runs, on a GPU
+    bash scripts/comparisons.sh f                              # all runs, on a GPU
     bash scripts/comparisons.sh g --minutes=60                 # a smaller version for two CPU cores
     python -m dtm_jax.main --config=configs/claim_cifar10.py   # a single run
 
@@ -15,6 +15,8 @@ from configs.common import durations
 def get_config():
   config = quickstart.get_config()
   config.batch_size = 256
+  config.data.device_resident = True
+  config.train.steps_per_call = 50
   config.total_steps = None
   config.total_epochs = 50.0
   config.student.update(width=192, depth=12, num_heads=3, drop_path=0.1)

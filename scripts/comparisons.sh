@@ -12,12 +12,13 @@ set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-studies.txt
-# These runs are short: less optimisation saves a third of the compilation and does not slow these steps down.
-# Two runs at a time with one thread each are faster than one run with two threads.
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"
 export TF_CPP_MIN_LOG_LEVEL=3
 letter=${1:?a, b, c, d, e, f or g}
 shift
+# The runs for a CPU are short: less optimisation saves a third of the compilation and does not slow these steps
+# down. Two runs at a time with one thread each are faster than one run with two threads.
+[[ $letter == f ]] || \
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"
 # The quickstart's section morphers.tokens has weight 0. These overrides move the loss from "dtm" to "tokens".
 instead="--config.morphers.dtm.weight=0 --config.morphers.tokens.weight=1"
 dtm="--config.morphers.dtm"
@@ -59,7 +60,8 @@ case $letter in
   f) config=configs/claim_cifar10.py
     finetune+=" --config.batch_size=256 --config.total_epochs=10 --config.optim.warmup_epochs=1 \
       --config.model.width=192 --config.model.depth=12 --config.evals.test.outputs=\"('logits',)\""
-    flags+=(--seeds=0,1,2,3,4) ;;
+    finetune+=" --config.data.device_resident=True --config.train.steps_per_call=50"
+    flags+=(--seeds=0,1,2,3,4 --jobs=1 --vmap_seeds) ;;
   g) finetune+=" $short --config.evals.test.split=test[:2000]"
     knn="--config.evals.knn.bank=train[:2000] --config.evals.knn.queries=test[:2000]"
     linear="--config.evals.linear.fit=train[:2000] --config.evals.linear.held_out=train[2000:2500]"
