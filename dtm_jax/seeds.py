@@ -73,8 +73,7 @@ def run(config: Any, workdirs: Mapping[int, str]) -> bool:
       if not _train(together, held):
         return False
     for setup in setups:
-      if setup.metrics.wrote and config.log.get("report", True):
-        report.write_or_warn(setup.workdir)
+      _write_report(setup)
   return True
 
 
@@ -116,6 +115,11 @@ def _with_seed(config: Any, seed: int) -> Any:
   config = copy.deepcopy(config)  # keeps references between options
   config.seed = seed
   return config
+
+
+def _write_report(setup: loop.Setup) -> None:
+  if setup.metrics.wrote and setup.config.log.get("report", True):
+    report.write_or_warn(setup.workdir)
 
 
 def _train(setups: list[loop.Setup], held: list[lock.Lock]) -> bool:

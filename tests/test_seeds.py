@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,14 +14,14 @@ from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.errors import OptionError, UserError
 from scripts.studies import train_seeds
 
-STEPS = 5
+STEPS = 4
 SEEDS = (0, 3)
 
 
 def config_of(world, **changes):
   small = dict(
     batch_size=8, total_steps=STEPS, student__depth=1, log__log_steps=2, checkpoint__save_steps=2,
-    mesh__data=1, log__report=False, teacher__noise=0.5, evals__knn__at_start=False,
+    mesh__data=1, log__report=False, teacher__noise=0.5, evals__knn__features=("student",),
     data__device_resident=True, train__steps_per_call=2,
   )  # fmt: skip
   return small_world.debug_config(world, **(small | changes))
@@ -86,13 +87,13 @@ def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(world, separate, tm
   workdirs, open_feed = folders(tmp_path), loop.open_feed
 
   def stopping(*args, **options):
-    """The signal comes before the call of steps 3 and 4."""
+    """The signal comes while the first call runs."""
     feed = open_feed(*args, **options)
     calls = feed.calls
 
     def signalled(*args):
       for call in calls(*args):
-        if call.steps[0] == 3:
+        if call.steps[0] == 1:
           os.kill(os.getpid(), signal.SIGTERM)
         yield call
 
@@ -103,11 +104,29 @@ def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(world, separate, tm
     patch.setattr(loop, "open_feed", stopping)
     patch.setattr(os, "kill", lambda *args, kill=os.kill, sent=[]: sent or (sent.append(1), kill(*args)))
     assert not run(config_of(world), workdirs)
-  assert {small_world.metrics(folder)[-1]["step"] for folder in workdirs.values()} == {4}
-  loop.train(config_of(world, seed=3), str(workdirs[3]))  # one goes on alone, so the others are a group
+  assert {small_world.metrics(folder)[-1]["step"] for folder in workdirs.values()} == {2}
   assert run(config_of(world), workdirs)
   for seed in SEEDS:
     assert_equal_runs(separate[seed], workdirs[seed])
+
+
+def test_seeds_at_different_steps_train_in_groups(world, tmp_path, monkeypatch):
+  """A kill between two saves leaves them so."""
+  steps, groups = {0: 2, 1: 0, 2: 2, 3: STEPS}, []
+
+  def prepare(config, *_):
+    return SimpleNamespace(config=config, course=SimpleNamespace(step=steps[config.seed]))
+
+  def train(setups, held):
+    groups.append([setup.config.seed for setup in setups])
+    return True
+
+  monkeypatch.setattr(loop, "prepare", prepare)
+  monkeypatch.setattr(loop, "begin", lambda setup: setup.course.step < STEPS)
+  monkeypatch.setattr(seeds, "_train", train)
+  monkeypatch.setattr(seeds, "_write_report", lambda setup: None)
+  assert run(config_of(world), {seed: tmp_path / str(seed) for seed in steps})
+  assert groups == [[1], [0, 2]]
 
 
 def test_what_is_not_supported_is_refused(world, tmp_path, monkeypatch):
