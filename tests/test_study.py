@@ -69,6 +69,15 @@ def test_the_time_ends_a_study_and_the_same_command_goes_on(commands):
   assert len(commands) == 8
 
 
+def test_what_has_finished_counts_if_the_next_command_has_not(commands, monkeypatch):
+  execute = study.execute
+  stopped = lambda command, *more: study.STOPPED_CODE if "y.py" in command[-3] else execute(command, *more)
+  monkeypatch.setattr(study, "execute", stopped)
+  text = make("a", "first", "second: --other=1")
+  assert "| first | 2 (not finished: 0, 1) | 1.0000 ± 0.7071 | none |" in text
+  assert "| second - first | paired | +0.1000 [+0.1000, +0.1000] | none |" in text
+
+
 def test_a_run_is_told_to_stop_at_the_deadline(tmp_path):
   """The process of the run gets a SIGTERM, saves, and tells by its exit code that it is not finished."""
   saves = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(int("

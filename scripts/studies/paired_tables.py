@@ -1,6 +1,8 @@
 """Write the tables and the curves of a study: paired differences over seeds, with their intervals."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +13,35 @@ from dtm_jax import pictures
 Lines = list[dict]
 """The lines of the metrics.jsonl of a run."""
 
-Results = dict[str, dict[str, "Lines | str"]]
-"""Variant -> seed -> the lines of a run, or why there are none: FAILED or UNFINISHED."""
-
 FAILED, UNFINISHED = "failed", "not finished"
 
 
-def last(lines: Lines | str | None, metric: str) -> float:
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a run and the commands after it have given.
+
+  Attributes:
+    lines: those of the commands that have finished.
+    state: FAILED or UNFINISHED if one of the commands has not finished, or else "".
+  """
+
+  lines: Lines
+  state: str = ""
+
+
+Results = dict[str, dict[str, Result]]
+"""Variant -> seed -> result."""
+
+
+def last(lines: Lines | None, metric: str) -> float:
   """Return the last value of a metric, or NaN if there is none."""
-  values = [line[metric] for line in lines or () if isinstance(line, dict) and metric in line]
+  values = [line[metric] for line in lines or () if metric in line]
   return values[-1] if values else math.nan
 
 
-def values_of(runs: dict[str, Lines | str], metric: str) -> np.ndarray:
+def values_of(runs: Mapping[str, Result], metric: str) -> np.ndarray:
   """Return the last value of a metric in the run of each seed, NaN if there is none."""
-  return np.array([last(run, metric) for run in runs.values()])
+  return np.array([last(result.lines, metric) for result in runs.values()])
 
 
 def tables(results: dict[str, Results], metrics: list[str]) -> list[str]:
@@ -49,7 +65,7 @@ def tables(results: dict[str, Results], metrics: list[str]) -> list[str]:
       text.append(f"| {name} - {first}: {setting} minus {base} | paired | {' | '.join(cells)} |")
   count = sum(line.count("[") for line in text)
   caveat = f"These tables have {count} intervals. About one in twenty does not contain the true value."
-  return [*text, "", caveat]
+  return [*text, "", caveat] if count else text
 
 
 def table(lines: Results, metrics: list[str]) -> list[str]:
@@ -73,9 +89,11 @@ def table(lines: Results, metrics: list[str]) -> list[str]:
   return header + rows
 
 
-def _seeds(runs: dict[str, Lines | str]) -> str:
-  """Return the number of seeds, and those without a result: "5 (failed: 2; not finished: 3, 4)"."""
-  without = {state: [seed for seed, run in runs.items() if run == state] for state in (FAILED, UNFINISHED)}
+def _seeds(runs: Mapping[str, Result]) -> str:
+  """Return the number of seeds, and those that are not complete: "5 (failed: 2; not finished: 3, 4)"."""
+  without = {
+    state: [seed for seed, result in runs.items() if result.state == state] for state in (FAILED, UNFINISHED)
+  }
   parts = [f"{state}: {', '.join(seeds)}" for state, seeds in without.items() if seeds]
   return f"{len(runs)}" + (f" ({'; '.join(parts)})" if parts else "")
 

@@ -48,7 +48,7 @@ if not __package__:
   start_above(__file__)
 
 from . import paired_tables
-from .paired_tables import FAILED, UNFINISHED, Lines, Results
+from .paired_tables import FAILED, UNFINISHED, Lines, Result, Results
 
 DONE = "done.txt"
 """The file in a workdir with the command that has finished there."""
@@ -95,7 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
       results[place][name][seed] = result.result()
   command = shlex.join(["python", "scripts/study.py", *argv])
   text = "\n".join([*paired_tables.tables(results, options.metrics), "", "Made by", "", f"    {command}", ""])
-  found = {setting: {name: _found(runs) for name, runs in part.items()} for setting, part in results.items()}
+  found = {
+    setting: {
+      name: {seed: result.lines or None for seed, result in runs.items()} for name, runs in part.items()
+    }
+    for setting, part in results.items()
+  }
   with writing.local_folder_for(options.out) as out:
     content = found if options.setting else found[""]
     (out / "metrics.json").write_text(json.dumps(content, indent=0) + "\n")
@@ -174,19 +179,20 @@ def is_done(workdir: Path, command: list[str]) -> bool:
   return done.exists() and done.read_text() == shlex.join(command[1:])
 
 
-def run_all(variant: Variant, seed: str, options: argparse.Namespace) -> Lines | str:
-  """Run a variant and the commands of --then. Return their metrics, or FAILED or UNFINISHED."""
-  each, workdir = flags_of(variant, options), workdir_of(variant, seed, options)
-  lines = run(each, seed, workdir, options.deadline)
+def run_all(variant: Variant, seed: str, options: argparse.Namespace) -> Result:
+  """Run a variant and the commands of --then, until one of them fails or the time is over."""
+  workdir = workdir_of(variant, seed, options)
+  found = run(flags_of(variant, options), seed, workdir, options.deadline)
+  if isinstance(found, str):
+    return Result([], found)
+  lines = found
   for text in options.then:
     name, _, flags = text.partition(":")
-    if isinstance(lines, str):
-      return lines
     then = run(shlex.split(flags.format(workdir=workdir)), seed, Path(f"{workdir}-{name}"), options.deadline)
     if isinstance(then, str):
-      return then
+      return Result(lines, then)
     lines += [{k if k == "step" else f"{name}/{k}": v for k, v in line.items()} for line in then]
-  return lines
+  return Result(lines)
 
 
 def run(options: list[str], seed: str, workdir: Path, deadline: float = math.inf) -> Lines | str:
@@ -218,11 +224,6 @@ def execute(command: list[str], log: Path, deadline: float) -> int:
       process.terminate()  # the run saves its state
       code = process.wait()
       return STOPPED_CODE if code == -signal.SIGTERM else code  # it was not yet able to save
-
-
-def _found(runs: dict[str, Lines | str]) -> dict[str, Lines | None]:
-  """Return the lines of each run, or None where there are none."""
-  return {seed: None if isinstance(run, str) else run for seed, run in runs.items()}
 
 
 if __name__ == "__main__":
