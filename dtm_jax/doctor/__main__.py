@@ -10,9 +10,11 @@ in the workdir. It is meant to take under two minutes; `--compile_seconds` limit
 import os
 import sys
 import time
+from collections.abc import Iterable
 
 from absl import logging
 
+from dtm_jax.doctor import FAILURE, WARNING, Examination, Finding, examine
 from dtm_jax.options.command_line import parse_with_config, run_script, script_parser
 from dtm_jax.training import startup
 
@@ -33,7 +35,6 @@ def main() -> None:
   startup.start_distributed()
   startup.keep_compiled_programs()
   from dtm_jax import processes
-  from dtm_jax.doctor import FAILURE, WARNING, Examination, examine
   from dtm_jax.doctor.checks import make_checks
   from dtm_jax.options.arguments import split_arguments
   from dtm_jax.storage import paths
@@ -42,15 +43,7 @@ def main() -> None:
   name = os.path.splitext(os.path.basename(path))[0]
   workdir = os.path.join("runs", name) if args.workdir is None else args.workdir
   examination = Examination(config, paths.resolve(workdir))
-  found = []
-  for finding in examine(examination, make_checks(args.compile_seconds)):
-    found.append(finding.status)
-    if processes.is_first():
-      text = finding.text.replace("\n", f"\n{'':22}")
-      print(f"{finding.status:8} {finding.title:12} {text}", flush=True)
-      if finding.fix:
-        print(f"{'':8} {'':12} Fix: {finding.fix}", flush=True)
-  failures, warnings = found.count(FAILURE), found.count(WARNING)
+  failures, warnings = _print_findings(examine(examination, make_checks(args.compile_seconds)))
   if processes.is_first():
     print(f"failures: {failures}, warnings: {warnings}, {time.perf_counter() - start:.0f} s.", flush=True)
   code = int(failures > 0)
@@ -59,6 +52,21 @@ def main() -> None:
     os._exit(code)
   startup.leave_distributed()
   sys.exit(code)
+
+
+def _print_findings(findings: Iterable[Finding]) -> tuple[int, int]:
+  """Print each finding as it comes, on process 0, and return the numbers of failures and warnings."""
+  from dtm_jax import processes
+
+  statuses = []
+  for finding in findings:
+    statuses.append(finding.status)
+    if processes.is_first():
+      text = finding.text.replace("\n", f"\n{'':22}")
+      print(f"{finding.status:8} {finding.title:12} {text}", flush=True)
+      if finding.fix:
+        print(f"{'':8} {'':12} Fix: {finding.fix}", flush=True)
+  return statuses.count(FAILURE), statuses.count(WARNING)
 
 
 if __name__ == "__main__":
