@@ -93,9 +93,7 @@ def test_a_text_without_entry_is_refused():
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-  world = tmp_path_factory.mktemp("world")
-  small_world.write_clip(world / "clip")
+def config(world):
   return small_world.debug_config(world)
 
 

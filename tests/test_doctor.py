@@ -1,9 +1,10 @@
 """The doctor on a good set-up, and on one for each kind of failure that it finds."""
 
+import contextlib
 import errno
 import io
 import os
-import subprocess
+import runpy
 import sys
 import threading
 import types
@@ -21,6 +22,7 @@ from dtm_jax.doctor import FAILURE, OK, WARNING, Examination, examine, steps, wo
 from dtm_jax.doctor.checks import make_checks
 from dtm_jax.storage import paths
 from dtm_jax.training.course import Course
+from tests.campaign import runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,25 +215,33 @@ def test_an_unexpected_error_of_a_check_does_not_stop_the_others(world, tmp_path
   assert "ZeroDivisionError: division by zero" in findings[0].text
 
 
+def run_doctor(arguments: list[str]) -> None:
+  """Do what `python -m dtm_jax.doctor` does. The first argument is the file that receives its output."""
+  sys.argv = ["dtm_jax.doctor", *arguments[1:]]
+  with open(arguments[0], "w") as file, contextlib.redirect_stdout(file):
+    runpy.run_module("dtm_jax.doctor", run_name="__main__", alter_sys=True)
+
+
 @pytest.mark.slow
 def test_two_processes_with_different_configs_are_told_so(world, tmp_path):
-  """The command ends with code 1 on both, and process 0 prints the report."""
+  """The command ends with code 1 on both, and process 0 prints the report.
+
+  Both are forked from a process that has the imports.
+  """
+  output = [tmp_path / f"{place}.txt" for place in range(2)]
   processes = [
-    subprocess.Popen(
-      [
-        sys.executable, "-m", "dtm_jax.doctor", *small_world.arguments(world, tmp_path / "run"),
-        f"--config.seed={place}",
-      ],
-      cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    runs.Process(
+      [str(output[place]), *small_world.arguments(world, tmp_path / "new" / "run"), f"--config.seed={place}"],
+      tmp_path / f"{place}.log", env=env, run=run_doctor,
     )
     for place, env in enumerate(small_world.cluster(1))
   ]  # fmt: skip
-  outputs = [process.communicate(timeout=280) for process in processes]
-  assert [process.returncode for process in processes] == [1, 1], outputs
-  report = outputs[0][0]
+  codes = [process.wait(timeout=280) for process in processes]
+  assert codes == [1, 1], "\n".join(process.text() for process in processes)
+  report = output[0].read_text()
   assert "failure  hosts        the processes differ in config: " in report
   assert "on processes 1" in report
   assert "ok       workdir" in report
   assert "not checked: it needs the agreement of the processes" in report
-  assert outputs[1][0] == ""
-  assert not list(tmp_path.iterdir())
+  assert output[1].read_text() == ""
+  assert not (tmp_path / "new").exists()

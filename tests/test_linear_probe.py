@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_world
 from safetensors.numpy import load_file, save_file
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -179,12 +180,12 @@ def test_the_test_set_has_no_part_in_the_choice(world):
 
 
 def test_a_run_stops_and_resumes_to_the_bit(world, tmp_path, monkeypatch):
-  config = probe_config(world)
-  whole = loop.train(config, str(tmp_path / "whole"))
+  config, programs = probe_config(world), SharedPrograms()
+  whole = programs.train(config, str(tmp_path / "whole"))
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
-  loop.train(config, str(tmp_path / "stopped"))
+  programs.train(config, str(tmp_path / "stopped"))
   monkeypatch.undo()
-  resumed = loop.train(config, str(tmp_path / "stopped"))
+  resumed = programs.train(config, str(tmp_path / "stopped"))
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(resumed))
   line = small_world.metrics(tmp_path / "stopped")[-1]
   assert {"test/learning_rate", "test/held_out_accuracy", "test/accuracy"} <= line.keys()

@@ -1,7 +1,6 @@
 """The jitted, sharded step runs without the loop, CLU and TensorFlow."""
 
 import pytest
-import small_world
 import without_clu
 
 STEPS = """
@@ -30,7 +29,6 @@ print("steps:", state["step"])
 
 
 @pytest.mark.slow
-def test_a_sharded_step_runs_without_clu_and_tensorflow(tmp_path):
+def test_a_sharded_step_runs_without_clu_and_tensorflow(world):
   """It takes two steps of the debug config on a mesh of 4 x 2 devices, with two seeds and one program."""
-  small_world.write_clip(tmp_path / "clip")
-  assert without_clu.run(STEPS, str(tmp_path / "clip")) == "steps: 2\n"
+  assert without_clu.run(STEPS, str(world / "clip")) == "steps: 2\n"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import small_world
 from etils import epath
+from shared_programs import SharedPrograms
 
 from configs import common
 from dtm_jax import loop
@@ -20,9 +21,14 @@ def config_with_snapshots(world, **changes):
 
 
 @pytest.fixture(scope="module")
-def run(world, tmp_path_factory):
+def programs():
+  return SharedPrograms()
+
+
+@pytest.fixture(scope="module")
+def run(world, programs, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  loop.train(config_with_snapshots(world), str(workdir))
+  programs.train(config_with_snapshots(world), str(workdir))
   return workdir
 
 
@@ -70,12 +76,12 @@ def test_a_run_records_the_same_images_at_every_time(run):
 
 
 @pytest.mark.slow
-def test_snapshots_change_no_loss_and_a_resumed_run_continues_them(world, run, tmp_path):
+def test_snapshots_change_no_loss_and_a_resumed_run_continues_them(world, programs, run, tmp_path):
   config = config_with_snapshots(world)
   config.total_steps = 2
   loop.train(config, str(tmp_path))
   config.total_steps = 4
-  loop.train(config, str(tmp_path))
+  programs.train(config, str(tmp_path))
   assert small_world.losses(tmp_path) == small_world.losses(run)
   resumed, whole = (snapshots.read(epath.Path(folder)) for folder in (tmp_path, run))
   assert sorted(resumed.groups) == [0, 2, 4]
@@ -83,7 +89,7 @@ def test_snapshots_change_no_loss_and_a_resumed_run_continues_them(world, run, t
     for name, label_BN in groups.items():
       np.testing.assert_array_equal(resumed.groups[step][name], label_BN)
   config = small_world.debug_config(world, total_steps=4, evals={})
-  loop.train(config, str(tmp_path / "without"))
+  programs.train(config, str(tmp_path / "without"))
   assert small_world.losses(tmp_path / "without") == small_world.losses(run)
 
 

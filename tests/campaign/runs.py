@@ -75,7 +75,8 @@ class Process:
     log.parent.mkdir(parents=True, exist_ok=True)
     if warm:
       started = (run or run_command, list(arguments), str(log), environment)
-      self._process = _forkserver().Process(target=_run_forked, args=started)
+      # Python kills a daemon at its own end. It would wait for another process, also for one that hangs.
+      self._process = _forkserver().Process(target=_run_forked, args=started, daemon=True)
       self._process.start()
       self.pid = self._process.pid
     else:
