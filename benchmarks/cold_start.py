@@ -119,9 +119,9 @@ def watch_the_loop(clock: Clock) -> None:
     yield clock.wrap("first batch", next)(iterator)
     yield from iterator
 
-  def first_step(*args):
+  def first_step(*args, **options):
     before = {name: clock.seconds["JAX: " + name] for name in EVENTS.values()}
-    clock.wrap("first step", lambda: jax.block_until_ready(make_steps(*args)))()
+    clock.wrap("first step", lambda: jax.block_until_ready(make_steps(*args, **options)))()
     for name, seconds in before.items():
       clock.seconds[f"first step: {name}"] = clock.seconds["JAX: " + name] - seconds
     finish(clock)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CONFIG, LARGE = "configs/vitb16.py", "configs/vitl16.py"
+CONFIG, LARGE, QUICKSTART = "configs/vitb16.py", "configs/vitl16.py", "configs/quickstart.py"
 OPTIONS_OFF = (
   "teacher.attention=xla",
   "student.attention=xla",
@@ -42,6 +42,9 @@ OPTIONS_OFF = (
   "morphers.dtm.implementation=pallas",
 )
 """Each is one variant of the step, beside the defaults."""
+
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""Flags for toys, which spend most of their time in compilation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,8 @@ def sections(smoke: bool, teacher: str | None) -> list[Section]:
   toy = ("--tokens=16", "--width=16", "--max_rounds=2", "--repeats=1") if smoke else ()
   layer = ("--tokens=9", "--heads=2", "--repeats=1") if smoke else ()
   turns = ("--repeats=1",) if smoke else ()
+  small = "configs/debug.py" if smoke else QUICKSTART
+  calls = ("--rounds=1", "--steps=2", "--calls=2", "--images=32", "--batch=8") if smoke else ()
   variants = OPTIONS_OFF[-1:] if smoke else OPTIONS_OFF
   profile = (f"--config={config}", f"--config.batch_size={8 if smoke else 256}", *own)
   return [
@@ -100,9 +105,7 @@ def sections(smoke: bool, teacher: str | None) -> list[Section]:
     Section("peer", ("benchmarks.peer", f"--config={config}", batch(256), *turns, *own), 150, 5),
     step("ViT-L", 7, path=config if smoke else LARGE, seconds=150),
     *(step(f"batch {n}", 8, images=n) for n in ((8,) if smoke else (128, 512))),
-    Section(
-      "quickstart", ("benchmarks.resident",), 60, 9, needs=("data.device_resident", "benchmarks.resident")
-    ),
+    Section("quickstart", ("benchmarks.resident", f"--config={small}", *own, *calls), 90, 9),
   ]  # fmt: skip
 
 
@@ -217,7 +220,7 @@ def main(argv=None):
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "cache")}
     if args.smoke:  # most of its time is compilation
-      flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+      flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION}"
       settings |= {"XLA_FLAGS": flags.strip(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     done = []

@@ -26,21 +26,21 @@ from dtm_jax.evaluators import Context, Evaluators
 from dtm_jax.options import validation
 from dtm_jax.progress import Progress
 from dtm_jax.records import changes, lock, reporting, writers
-from dtm_jax.records.compilations import CompilationCounter, warn_of_recompilation
+from dtm_jax.records.compilations import CompilationCounter
 from dtm_jax.records.flight_recorder import FlightRecorder
 from dtm_jax.records.metrics import Metrics
 from dtm_jax.records.recording import log_differences, read_recording
 from dtm_jax.records.replay import Finding, replay_steps
 from dtm_jax.records.run_config import Records
+from dtm_jax.records.step_maker import StepMaker
 from dtm_jax.records.step_window import StepWindow, device_memory
 from dtm_jax.storage import faults, paths
-from dtm_jax.tasks import Run, Scalars, State, Task
+from dtm_jax.tasks import Run, State, Task
 from dtm_jax.training import mesh as meshes
-from dtm_jax.training import schedules
 from dtm_jax.training.course import Course
 from dtm_jax.training.feeds import Call, Feed, open_feed
 from dtm_jax.training.sharded_step import abstract_state, init_state, place_frozen
-from dtm_jax.training.spans import Stops, spans
+from dtm_jax.training.spans import plan_stops, spans, steps_per_call
 
 
 def train(config: Any, workdir: str) -> State:
@@ -144,35 +144,14 @@ def prepare(config: Any, workdir: epath.Path, mesh: Mesh, stack: contextlib.Exit
   feed: Feed | None = None
   calls: Iterator[Call] = iter(())
   if course.step < total_steps:
-    spans_of_steps = plan(config, course, evaluators)
+    stops = plan_stops(config, course, evaluators.every, also=reporting.profiled(config.log.profile_step))
     feed = open_feed(config, dataset, mesh, task.needs_labels)
-    calls = feed.calls(course.examples, spans_of_steps)
+    calls = feed.calls(course.examples, spans(course.step, stops, steps_per_call(config)))
     calls = itertools.chain([next(calls)], calls)
   return Setup(
     config, workdir, mesh, dataset, records, course, task, frozen, checkpoints, state, evaluators, metrics,
     feed, calls,
   )  # fmt: skip
-
-
-def plan(config: Any, course: Course, evaluators: Evaluators) -> Iterator[range]:
-  """Return the steps of each call from here on.
-
-  Raises:
-    OptionError: `train.steps_per_call` is larger than the distance of two reports, saves or evaluations.
-  """
-  periods = {
-    f"{section}.{schedules.as_typed(name, config[section])}": course.steps(name, config[section])
-    for section, name in (("log", "log"), ("checkpoint", "save"))
-  }
-  for name, every in evaluators.every.items():
-    if every:
-      periods[f"evals.{name}.{schedules.as_typed('every', config.evals[name])}"] = every
-  profiled = config.log.profile_step
-  ends = () if profiled is None else (profiled, profiled + reporting.PROFILED_STEPS)
-  stops = Stops(course.total_steps(config), periods, ends)
-  steps_per_call = config.get("train", {}).get("steps_per_call", 1)
-  stops.require_room(steps_per_call)
-  return spans(course.step, stops, steps_per_call)
 
 
 def begin(setup: Setup) -> bool:
@@ -202,6 +181,7 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
     Whether the run is complete. If a SIGTERM stopped it, its state is saved.
   """
   config, course, checkpoints = setup.config, setup.course, setup.checkpoints
+  assert setup.feed is not None
   save_every, log_every = course.steps("save", config.checkpoint), course.steps("log", config.log)
   reporting.import_writers_meanwhile()
   reporting.log_parameters(setup.state["params"])
@@ -211,10 +191,10 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
   recorder.keep(setup.state, course.meta_at(course.step))
   progress = Progress("Training", setup.total_steps, "steps", done=course.step, every=60.0)
   with progress, contextlib.closing(CompilationCounter()) as compilations:
-    make_steps = StepMaker(setup, window, compilations)
+    make_steps = StepMaker(setup.feed, setup.task, setup.frozen, config.seed, window, compilations)
     for call in window.waiting_for(setup.calls):
       held.require()
-      measurements = make_steps(call)
+      setup.state, measurements = make_steps(setup.state, call, meanwhile=setup.metrics.open)
       window.add(measurements, len(call.steps))
       recorder.add(call.steps, call.rows, measurements)
       step = call.steps[-1]
@@ -237,38 +217,6 @@ def train_steps(setup: Setup, held: lock.Lock) -> bool:
         with window.excluded():
           setup.evaluate(due, step)
   return True
-
-
-class StepMaker:
-  """Makes the steps of a call and replaces the state of the `setup`.
-
-  Calls of one step and calls of several have a program each, which is compiled before its first use.
-  """
-
-  def __init__(self, setup: Setup, window: StepWindow, compilations: CompilationCounter):
-    self._setup, self._window, self._compilations = setup, window, compilations
-    self._key = jax.random.key(setup.config.seed)
-    self._programs: dict[bool, jax.stages.Wrapped] = {}
-
-  def __call__(self, call: Call) -> Scalars:
-    """Return the measurements of the step, or of all steps with a leading axis of steps."""
-    setup = self._setup
-    feed = setup.feed
-    assert feed is not None
-    new = call.several not in self._programs
-    if new:
-      program = feed.jit(setup.task, setup.state, setup.frozen, several=call.several)
-      self._programs[call.several] = program
-      with self._compilations, self._window.compiling():
-        program.lower(setup.state, setup.frozen, feed.arrays, call.rows, self._key).compile()
-        setup.metrics.open()  # CLU was imported beside the compilation; a failure shows here
-      self._compilations.grew()
-    with self._compilations:
-      program = self._programs[call.several]
-      setup.state, measurements = program(setup.state, setup.frozen, feed.arrays, call.rows, self._key)
-    if self._compilations.grew():
-      warn_of_recompilation(call.steps[0], self._compilations.count)
-    return measurements
 
 
 def report_window(

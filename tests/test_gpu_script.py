@@ -45,12 +45,18 @@ def test_the_smoke_form_runs_to_its_end_without_clu_and_tensorflow(python_withou
     assert each["status"] == "done" or each["status"].startswith("skipped without "), each
     assert f"=== {each['section']}: " in done.stdout
   done_ones = {each["section"] for each in summary if each["status"] == "done"}
-  assert done_ones >= {"ceiling", "step", "profile", "matching", "peer", "ViT-L"}
+  assert done_ones >= {"ceiling", "step", "profile", "matching", "peer", "ViT-L", "quickstart"}
   beside = json.loads((tmp_path / "out" / "peer.json").read_text())
   sides = {"jax", "torch"} if importlib.util.find_spec("torch") else {"jax"}
   assert {side: len(each) for side, each in beside["seconds"].items()} == dict.fromkeys(sides, 1)
   text = (tmp_path / "out" / "summary.md").read_text()
-  for heading in ("Ceilings of the device", "The train step", "What morphing costs", "Beside PyTorch"):
+  for heading in (
+    "Ceilings of the device",
+    "The train step",
+    "What morphing costs",
+    "Beside PyTorch",
+    "Images on the device",
+  ):
     assert f"# {heading}" in text
   assert "| matching |" in text  # a row of the profile
   assert "share of the ceiling" in text

@@ -102,6 +102,9 @@ WRONG = [
   *(("vitb16", f"resume={value}") for value in ("forced", "True", "")),
   *(("knn_cifar10", f"replay={value}") for value in ("", " ")),
   *(("debug", f"log.flight_recorder={value}") for value in ("maybe", "None", "")),
+  ("seg_debug", "data.device_resident=True"),
+  ("finetune_vitb16_in1k", "data.device_resident=True"),  # its view has RandAugment
+  *(("debug", f"train.steps_per_call={value}") for value in ("0", "2.5", "None")),
   ("vitb16", "data.image_size=-1"),
   ("vitb16", "data.image_size=225"),
   ("vitb16", "data.num_threads=0"),
@@ -203,6 +206,16 @@ def test_a_wrong_value_is_named(name, flag):
   if f"--config.{key}={value}" in text or not value:
     return
   assert str(parse_literal(value)) in text or f"--config.{key}" not in text
+
+
+def test_views_that_devices_do_not_make_are_named():
+  resident = "--config.data.device_resident=True"
+  text = message("seg_debug", resident)
+  assert "data.device_resident=True must be False with data.view.crop=joint" in text
+  assert "random_resized, pad, none" in text
+  text = message("finetune_vitb16_in1k", resident, "--config.data.view.interpolation=area")
+  assert "data.view.rand_augment=rand-m9-mstd0.5-inc1 must be None with data.device_resident=True" in text
+  assert "data.view.interpolation=area must be bicubic, bilinear or lanczos with" in text
 
 
 def test_all_problems_come_in_one_message():

@@ -12,6 +12,7 @@ from dtm_jax import loop
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError
 from dtm_jax.training.spans import Stops, spans
+from tests.campaign import runs
 
 
 def lengths(start, stops, size):
@@ -80,6 +81,23 @@ def test_a_stop_waits_for_the_call_and_resumes_to_the_bit(world, tmp_path, monke
   assert complete
   assert_same(state, expected)
   assert small_world.losses(tmp_path) == small_world.losses(workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_images_and_see_the_same_losses(world, tmp_path, uninterrupted):
+  resident, _, workdir = uninterrupted
+  flags = [f"--config.data.device_resident={resident}", "--config.train.steps_per_call=3"]
+  flags += ["--config.total_steps=7", "--config.log.log_steps=3", "--config.checkpoint.save_steps=6"]
+  processes = [
+    runs.Process(
+      small_world.arguments(world, tmp_path, *flags), tmp_path.with_suffix(f".log{index}"), env=env
+    )
+    for index, env in enumerate(small_world.cluster(4))
+  ]
+  assert [process.wait() for process in processes] == [0, 0], processes[0].text()[-3000:]
+  ours, theirs = small_world.losses(tmp_path), small_world.losses(workdir)
+  assert ours.keys() == theirs.keys()
+  np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
 def test_a_recording_of_calls_names_the_step_and_is_replayed(world, tmp_path):

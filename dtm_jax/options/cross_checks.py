@@ -121,7 +121,8 @@ def _device_resident(config: ConfigDict, right: Right) -> Iterator[Problem]:
   beside = "with data.device_resident=True"
   crop, policy = view.get("crop", "random_resized"), view.get("rand_augment")
   if crop not in _DEVICE_CROPS:
-    yield Problem("data.view.crop", crop, f"must be {', '.join(_DEVICE_CROPS[:-1])} or none {beside}")
+    text = f"must be False with data.view.crop={crop}; devices crop with {', '.join(_DEVICE_CROPS)}"
+    yield Problem("data.device_resident", True, text)
   if policy is not None:
     yield Problem("data.view.rand_augment", policy, f"must be None {beside}")
   if view.get("interpolation") == "area" and not view.get("antialias", False):

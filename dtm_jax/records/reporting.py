@@ -107,6 +107,11 @@ def make_profile(
   return profile_and_copy
 
 
+def profiled(first_step: int | None) -> tuple[int, ...]:
+  """Return the steps after which `make_profile` begins and ends a profile."""
+  return () if first_step is None else (first_step, first_step + PROFILED_STEPS)
+
+
 def log_parameters(params: PyTree) -> None:
   """Log a table with name, shape, sharding and size of every parameter."""
   from clu import parameter_overview

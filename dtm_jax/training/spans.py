@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from dtm_jax.errors import OptionError
+from dtm_jax.training.course import Course
+from dtm_jax.training.schedules import as_typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +43,42 @@ class Stops:
         )
 
 
-def spans(start: int, stops: Stops, steps_per_call: int) -> Iterator[range]:
+def steps_per_call(config: Any) -> int:
+  """Return `train.steps_per_call`, which older configs lack."""
+  return config.get("train", {}).get("steps_per_call", 1)
+
+
+def plan_stops(config: Any, course: Course, every: Mapping[str, int], *, also: Collection[int] = ()) -> Stops:
+  """Return the stops of a run, after a check that its calls fit between them.
+
+  Args:
+    every: steps between two runs of each evaluator of `config.evals`; 0 for none in between.
+    also: further steps.
+
+  Raises:
+    OptionError: `train.steps_per_call` is larger than the distance of two reports, saves or evaluations.
+  """
+  periods = {
+    f"{section}.{as_typed(name, config[section])}": course.steps(name, config[section])
+    for section, name in (("log", "log"), ("checkpoint", "save"))
+  }
+  for name, steps in every.items():
+    if steps:
+      periods[f"evals.{name}.{as_typed('every', config.evals[name])}"] = steps
+  stops = Stops(course.total_steps(config), periods, also)
+  stops.require_room(steps_per_call(config))
+  return stops
+
+
+def spans(start: int, stops: Stops, size: int) -> Iterator[range]:
   """Yield the steps of each call of a run that goes on after the step `start`.
 
-  Between two stops, calls of `steps_per_call` steps come first. The steps that are left come one by one. So
+  Between two stops, calls of `size` steps come first. The steps that are left come one by one. So
   only two programs are compiled, and a run that is resumed at a stop, or at the end of a call, makes the
   calls that the uninterrupted run makes.
   """
   step = start
   while step < stops.total:
-    size = steps_per_call if step + steps_per_call <= stops.after(step) else 1
-    yield range(step + 1, step + size + 1)
-    step += size
+    number = size if step + size <= stops.after(step) else 1
+    yield range(step + 1, step + number + 1)
+    step += number
