@@ -211,11 +211,11 @@ def test_a_wrong_value_is_named(name, flag):
 def test_views_that_devices_do_not_make_are_named():
   resident = "--config.data.device_resident=True"
   text = message("seg_debug", resident)
-  assert "data.device_resident=True must be False with data.view.crop=joint" in text
+  assert "--config.data.device_resident=True: must be False with data.view.crop=joint" in text
   assert "random_resized, pad, none" in text
   text = message("finetune_vitb16_in1k", resident, "--config.data.view.interpolation=area")
-  assert "data.view.rand_augment=rand-m9-mstd0.5-inc1 must be None with data.device_resident=True" in text
-  assert "data.view.interpolation=area must be bicubic, bilinear or lanczos with" in text
+  assert "data.view.rand_augment=rand-m9-mstd0.5-inc1: must be None with data.device_resident=True" in text
+  assert "data.view.interpolation=area: must be bicubic, bilinear or lanczos with" in text
 
 
 def test_all_problems_come_in_one_message():

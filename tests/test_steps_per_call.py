@@ -1,5 +1,7 @@
 """Several steps in one call: the losses of single steps, hooks at their steps, and a resume to the bit."""
 
+import functools
+import importlib
 import itertools
 
 import jax
@@ -8,9 +10,11 @@ import pytest
 import small_world
 import xla_flags
 
-from dtm_jax import loop
+from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError
+from dtm_jax.tasks import Run
+from dtm_jax.training.sharded_step import scan_steps
 from dtm_jax.training.spans import Stops, spans
 from tests.campaign import runs
 
@@ -32,6 +36,25 @@ def test_calls_end_where_the_host_has_work():
   assert lengths(0, Stops(9, {}, others=(2, 4)), 3) == [1, 1, 1, 1, 3, 1, 1]
   with pytest.raises(OptionError, match=r"call=9 must be at most 8, .*--config.checkpoint.save_steps=8"):
     stops.require_room(9)
+
+
+@pytest.mark.parametrize("name", ["finetune_cifar10", "tiny_clip_cifar10", "seg_debug"])
+def test_the_steps_of_every_task_can_be_scanned(name):
+  """A scan needs a state with the same shapes and types before and after. `pretrain` is tested below."""
+  config = importlib.import_module(f"configs.{name}").get_config()
+  size = config.data.image_size
+  task = plugins.load("tasks", config.task).build(config, Run(10, 5.0, 8, class_names=("cat", "dog")))
+  struct = lambda *shape, dtype: jax.ShapeDtypeStruct((2, 8, *shape), dtype)
+  rows = {"image": struct(size, size, 3, dtype=np.uint8), "label": struct(dtype=np.int32)}
+  rows["map"] = struct(size, size, dtype=np.uint8)
+  key = jax.random.key(0)
+  state = jax.eval_shape(task.init, key)
+  steps = functools.partial(scan_steps, task.train_step, lambda arrays, rows, key: rows)
+  after, measurements = jax.eval_shape(steps, state, task.frozen, {}, rows, key)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), state
+  )
+  assert measurements["loss"].shape == (2,)
 
 
 # Whole runs ----------------------------------------------------------------------------------------------
