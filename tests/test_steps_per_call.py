@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_world
 import xla_flags
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -68,10 +69,15 @@ def config_of(world, resident, size=3, **changes):
   return small_world.debug_config(world, **options)
 
 
+@pytest.fixture(scope="module")
+def programs():
+  return SharedPrograms()
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["host", "resident"])
-def uninterrupted(request, world, tmp_path_factory):
+def uninterrupted(request, world, programs, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("calls")
-  return request.param, loop.train(config_of(world, request.param), str(workdir)), workdir
+  return request.param, programs.train(config_of(world, request.param), str(workdir)), workdir
 
 
 def assert_same(state, other):
@@ -94,19 +100,22 @@ def test_a_run_of_calls_is_one_of_steps(world, tmp_path, uninterrupted):
   assert int(state["step"]) == 7
 
 
-def test_a_stop_waits_for_the_call_and_resumes_to_the_bit(world, tmp_path, monkeypatch, uninterrupted):
+def test_a_stop_waits_for_the_call_and_resumes_to_the_bit(
+  world, programs, tmp_path, monkeypatch, uninterrupted
+):
   resident, expected, workdir = uninterrupted
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 2)
-  state, complete = loop.run(config_of(world, resident), str(tmp_path))
+  state, complete = programs.run(config_of(world, resident), str(tmp_path))
   assert (int(state["step"]), complete) == (3, False)
   monkeypatch.undo()
-  state, complete = loop.run(config_of(world, resident), str(tmp_path))
+  state, complete = programs.run(config_of(world, resident), str(tmp_path))
   assert complete
   assert_same(state, expected)
   assert small_world.losses(tmp_path) == small_world.losses(workdir)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("uninterrupted", [True], ids=["resident"], indirect=True)
 def test_two_processes_hold_the_images_and_see_the_same_losses(world, tmp_path, uninterrupted):
   resident, _, workdir = uninterrupted
   flags = [f"--config.data.device_resident={resident}", "--config.train.steps_per_call=3"]
