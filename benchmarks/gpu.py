@@ -74,7 +74,7 @@ def sections(smoke: bool, teacher: str | None) -> list[Section]:
   config = "configs/debug.py" if smoke else CONFIG
   batch = lambda number: f"--batch={8 if smoke else number}"
   own = (f"--config.teacher.path={teacher}",) if teacher else ()
-  few = ("--rounds=1", "--steps=1", "--warm_up=1") if smoke else ()
+  few = ("--rounds=1", "--steps=1", "--warm_up=1", "--again=0") if smoke else ()
 
   def step(name: str, importance: int, *more: str, path: str = config, images: int = 256, seconds: int = 90):
     needs = tuple(each.partition("=")[0] for each in more)
