@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -336,15 +334,6 @@ def test_the_mirror_of_a_local_folder_is_that_folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  """The data and the teacher of the small world."""
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder)
-  small_world.write_clip(folder / "clip")
-  return folder
-
-
-@pytest.fixture(scope="module")
 def whole_run(world, tmp_path_factory):
   """The workdir of a local run that nothing has stopped, on as many devices as `run_main` has."""
   workdir = tmp_path_factory.mktemp("whole")
@@ -424,7 +413,7 @@ def test_two_processes_resume_in_a_bucket(bucket, world):
 
 
 @pytest.mark.slow
-def test_the_pod_command_of_the_docs(stores, world):
+def test_the_pod_command_of_the_docs(stores, world, tmp_path):
   """Two hosts run what tpu_pod.sh starts by docs/imagenet.md; the options after it only make it small."""
   command = "--config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
   assert command in (ROOT / "docs/imagenet.md").read_text()
@@ -436,15 +425,12 @@ def test_the_pod_command_of_the_docs(stores, world):
     "optim.warmup_steps=1",
   ]  # fmt: skip
   flags = ["--config=configs/vitb16.py", f"--workdir={workdir}", *(f"--config.{option}" for option in small)]
-  command = [sys.executable, "-m", "dtm_jax.main", *flags]
   started = [
-    subprocess.Popen(
-      command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    )
-    for environment in small_world.cluster(1)
+    runs.Process(flags, tmp_path / f"{place}.log", env=environment)
+    for place, environment in enumerate(small_world.cluster(1))
   ]
-  outputs = [process.communicate(timeout=900)[0] for process in started]
-  assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+  codes = [process.wait(timeout=900) for process in started]
+  assert codes == [0, 0], "\n".join(process.text() for process in started)
   assert (paths.resolve(workdir) / "metrics.jsonl").exists()
   assert "mask_token" in load_params(f"{workdir}/checkpoints")
   assert not list(ROOT.glob("gs:*"))

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 import small_world
+from shared_programs import SharedPrograms
 from test_checkpoints import abstract, assert_same, corrupt_names, make_state, mesh, save_steps, sharded_state
 
-from dtm_jax import loop
 from dtm_jax.checkpoints import contents, evidence, retries, saving
 from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -391,19 +391,18 @@ def test_a_real_disk_that_is_read_only(small_disk, mesh):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_full_disk_stops_with_one_message_and_resumes(small_disk, tmp_path):
-  small_world.write_cifar10(tmp_path)
-  small_world.write_clip(tmp_path / "clip")
-  config = small_world.debug_config(tmp_path, total_steps=2, evals={})
+def test_a_run_on_a_full_disk_stops_with_one_message_and_resumes(small_disk, world):
+  config = small_world.debug_config(world, total_steps=2, evals={})
   config.checkpoint.save_steps = 1
+  programs = SharedPrograms()
   ballast = small_disk / "ballast"
   for room in (8_000, 150_000):  # too little for the numbers, or for the checkpoint
     ballast.unlink(missing_ok=True)
     ballast.write_bytes(b"x" * max(0, shutil.disk_usage(small_disk).free - room))
     with pytest.raises(UserError, match=f"Cannot write {small_disk}/run.*No space left on device"):
-      loop.train(config, str(small_disk / "run"))
+      programs.train(config, str(small_disk / "run"))
   ballast.unlink()
-  assert int(loop.train(config, str(small_disk / "run"))["step"]) == 2
+  assert int(programs.train(config, str(small_disk / "run"))["step"]) == 2
 
 
 def test_a_fault_of_storage_is_explained_anywhere(tmp_path):

@@ -347,7 +347,7 @@ def test_a_run_notices_sigterm_and_can_save(tmp_path):
     time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
     assert child.stdout.readline() == "saved\n"
-    assert child.wait() == 0
+    assert child.wait(timeout=300) == 0
   state, _, step = newest(tmp_path)
   assert step == 1000
   np.testing.assert_array_equal(state["params"]["w"], 7)

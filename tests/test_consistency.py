@@ -61,13 +61,6 @@ MORPHERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("world")
-  small_world.write_cifar10(folder)
-  return folder
-
-
 def evaluator(world, mesh, has_text=True, **options):
   """Return an evaluator and its class embeddings. A token is the mean of 8x8 pixels."""
 
@@ -138,7 +131,6 @@ def test_it_runs_during_pre_training(world, tmp_path):
   """Measures the student's predictions and the teacher's tokens in the debug config."""
   from dtm_jax import loop
 
-  small_world.write_clip(world / "clip")
   config = small_world.debug_config(world, total_steps=2)
   section = importlib.import_module("configs.consistency").get_config().evals.consistency
   section.dataset.data_dir = str(world)

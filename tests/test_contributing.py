@@ -1,7 +1,6 @@
 """CONTRIBUTING.md: its four examples, in a copy of the checkout, run by its own command."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_world
 
 from dtm_jax import plugins, signatures
 
@@ -57,7 +57,7 @@ def test_its_command_trains_with_all_four_examples(tmp_path):
     (tmp_path / name).write_text(source)
   command = re.search(r"^    (python -m dtm_jax\.main (?:.*\\\n)*.*)$", TEXT, re.M)[1]
   words = shlex.split(command.replace("\\\n", " "))
-  environment = os.environ | {"PYTHON" + "PATH": ""}  # the copy, not this checkout
+  environment = small_world.environment(1, **{"PYTHON" + "PATH": ""})  # the copy, not this checkout
   done = subprocess.run(
     [sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
   )

@@ -231,7 +231,7 @@ def test_two_scripts_at_once_install_one_after_the_other(checkout):
     )
     for _ in range(2)
   ]
-  outputs = [process.communicate()[0] for process in both]
+  outputs = [process.communicate(timeout=300)[0] for process in both]
   assert [process.returncode for process in both] == [0, 0]
   assert "waiting" in "".join(outputs)
   assert len(pip_calls(checkout)) == 3  # the environment, the requirements, the package

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_world
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,7 @@ def test_a_run_on_a_folder_imports_tensorflow_for_its_writers_alone(world, tmp_p
     RUN, tmp_path / "run", "--config.total_steps=1", "--config.evals={}",
     "--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={tmp_path / 'photos'}",
     f"--config.teacher.path={world / 'clip'}", "--config.teacher.tokens=projected",
+    **small_world.environment(1),
   )  # fmt: skip
   # transformers reads the teacher's config.json, and itself imports torch where torch is installed.
   assert set(found["import"]) <= {"orbax"}

@@ -124,7 +124,7 @@ def test_of_several_that_start_at_once_one_holds_the_lock(workdir, monkeypatch, 
   if stale:
     write(workdir, pid=2**22 + 1)
   monkeypatch.setattr(lock, "SETTLE", 0.3)
-  together = threading.Barrier(4)
+  together = threading.Barrier(4, timeout=300)
 
   def race(_):
     together.wait()

@@ -209,7 +209,7 @@ def test_killed_in_the_middle_and_started_again(archives, prepared, tmp_path):
   while len([*data_set(tmp_path).glob("*-of-?????")]) < 3 and time.monotonic() < deadline:
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.wait(timeout=300)
   assert 3 <= len(shards(tmp_path)) < 8
   finished = array_records.Checksums(paths.resolve(data_set(tmp_path))).shards
   times = {name: (data_set(tmp_path) / name).stat().st_mtime_ns for name in finished}
