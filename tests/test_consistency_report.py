@@ -70,7 +70,7 @@ def world(tmp_path_factory):
     clip.ImageConfig(tower, image_size=32, patch_size=8), clip.TextConfig(tower, **special_ids(tokenize)), 16
   )
   tokens = jnp.asarray(tokenize(captions[:1]))
-  params = clip.CLIP(config).init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), tokens)["params"]
+  params = jax.jit(clip.CLIP(config).init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), tokens)["params"]
   clip_weights.save(world / "clip", config, params)
   tokenize.save(world / "clip")
 

@@ -192,7 +192,7 @@ def test_layer_norm_statistics_and_outputs_are_float32():
   sizes = {"patch_size": 4, "width": 64, "depth": 1, "num_heads": 1}
   model = vit.VisionTransformer(**sizes, dtype="bfloat16", stream_dtype="bfloat16")
   image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-  params = model.init(jax.random.key(0), image)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), image)["params"]
   params["cls_token"] += 100.0
   outputs = jax.jit(model.apply)({"params": params}, image)
   assert all(each.dtype == np.float32 for each in outputs.values())

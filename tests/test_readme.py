@@ -1,6 +1,5 @@
 """The README and the pages of docs/: their commands, their Python, and their links."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import commands
 import pytest
+import small_world
 from commands import PAGES, ROOT
 
 BLOCKS = commands.blocks()
@@ -68,7 +68,7 @@ def test_the_quickstart_runs(world, tmp_path):
     "student.num_heads=2", f"teacher.path={world / 'clip'}", "evals.knn.max_bank=32",
     "evals.knn.max_queries=16", "evals.knn.batch_size=16", "evals.knn.k=5",
   ]  # fmt: skip
-  environment = os.environ | {"DTM_JAX_VENV": sys.prefix, "DTM_JAX_WORKDIR": str(tmp_path / "run")}
+  environment = small_world.environment(1, DTM_JAX_VENV=sys.prefix, DTM_JAX_WORKDIR=str(tmp_path / "run"))
   command = [*shlex.split(line), *data, *(f"--config.{option}" for option in small)]
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr + done.stdout
