@@ -5,6 +5,7 @@ TensorStore's driver needs two things that gcp-storage-emulator lacks. This modu
 """
 
 import contextlib
+import functools
 import http
 import http.server
 import threading
@@ -13,9 +14,12 @@ from collections.abc import Iterator
 BUCKET = "bucket"
 
 
-@contextlib.contextmanager
-def google() -> Iterator[dict[str, str]]:
-  """Start an emulator with the empty bucket BUCKET. Yield the environment that leads clients to it."""
+@functools.cache
+def google() -> dict[str, str]:
+  """Return the environment that leads clients to an emulator with the bucket BUCKET.
+
+  A process has one, until it ends: gcsfs keeps the address of the first.
+  """
   from gcp_storage_emulator import server as emulator
 
   emulator.HANDLERS = tuple(
@@ -27,8 +31,7 @@ def google() -> Iterator[dict[str, str]]:
   httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   httpd.handle_error = lambda *_: None  # a client that is killed breaks its connections
   threading.Thread(target=httpd.serve_forever, daemon=True).start()
-  yield {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{httpd.server_port}"}
-  httpd.shutdown()
+  return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{httpd.server_port}"}
 
 
 @contextlib.contextmanager

@@ -36,8 +36,8 @@ SCHEMES = ("gs", "s3")
 @pytest.fixture(scope="session")
 def stores():
   """Both object stores; the environment leads this process and those that it starts to them."""
-  with emulators.google() as google, emulators.s3() as s3, pytest.MonkeyPatch.context() as patch:
-    for name, value in (google | s3).items():
+  with emulators.s3() as s3, pytest.MonkeyPatch.context() as patch:
+    for name, value in (emulators.google() | s3).items():
       patch.setenv(name, value)
     yield
 

@@ -151,7 +151,7 @@ RELEASED = ((14, 14), 75, 16)
 SMALL = ((8, 8), 25, 4)
 SHIPPED = {
   "vitb16": RELEASED, "vits16": RELEASED, "vitl16": RELEASED, "vitb16_released": RELEASED,
-  "quickstart": SMALL, "debug": SMALL, "comparisons_cifar10": SMALL,
+  "quickstart": SMALL, "debug": SMALL, "comparisons_cifar10": SMALL, "claim_cifar10": SMALL,
 }  # fmt: skip
 """Grid, hidden patches and smallest block of each config, by the numbers it had before it had shares."""
 

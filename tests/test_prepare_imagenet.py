@@ -249,23 +249,22 @@ def test_too_small_a_disk_is_refused_before_any_work(archives, tmp_path, monkeyp
 def test_shards_in_a_bucket(archives, prepared, tmp_path, monkeypatch):
   import emulators
 
-  with emulators.google() as environment:
-    for name, value in environment.items():
-      monkeypatch.setenv(name, value)
-    prepare(archives, f"gs://{emulators.BUCKET}/imagenet")
-    folder = paths.resolve(f"gs://{emulators.BUCKET}/imagenet/imagenet2012/5.1.0")
-    wanted = shards(prepared)
+  for name, value in emulators.google().items():
+    monkeypatch.setenv(name, value)
+  prepare(archives, f"gs://{emulators.BUCKET}/imagenet")
+  folder = paths.resolve(f"gs://{emulators.BUCKET}/imagenet/imagenet2012/5.1.0")
+  wanted = shards(prepared)
 
-    def copies() -> dict[str, list[bytes]]:
-      data_set(tmp_path).mkdir(parents=True, exist_ok=True)
-      for name in wanted:
-        (data_set(tmp_path) / name).write_bytes((folder / name).read_bytes())
-      return shards(tmp_path)
+  def copies() -> dict[str, list[bytes]]:
+    data_set(tmp_path).mkdir(parents=True, exist_ok=True)
+    for name in wanted:
+      (data_set(tmp_path) / name).write_bytes((folder / name).read_bytes())
+    return shards(tmp_path)
 
-    assert copies() == wanted
-    name = next(iter(wanted))
-    (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=f"{name}: its bytes have changed"):
-      prepare_imagenet.main(["--out", f"gs://{emulators.BUCKET}/imagenet", "--verify"])
-    prepare(archives, f"gs://{emulators.BUCKET}/imagenet")
-    assert copies() == wanted
+  assert copies() == wanted
+  name = next(iter(wanted))
+  (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"x")
+  with pytest.raises(UserError, match=f"{name}: its bytes have changed"):
+    prepare_imagenet.main(["--out", f"gs://{emulators.BUCKET}/imagenet", "--verify"])
+  prepare(archives, f"gs://{emulators.BUCKET}/imagenet")
+  assert copies() == wanted
