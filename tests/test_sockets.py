@@ -299,9 +299,9 @@ def first_batch(config, dataset):
   reads = {"segment": MAPPED, "pretrain": (*LABELLED, *MAPPED)}.get(config.task, LABELLED)
   needs_labels = config.task in ("finetune", "linear_probe", "contrastive")
   config.update(batch_size=8)
-  config.data.update(
-    image_size=32, num_threads=2, device_resident=False
-  )  # test_resident.py has the other feed
+  config.data.update(image_size=32, num_threads=2)
+  if config.data.get("device_resident"):
+    config.data.device_resident = False  # test_resident.py has the feed of images on the devices
   config = dataset_settings.resolve(config, dataset)
   batches = lambda: loop.open_feed(config, dataset, meshes.make_mesh(-1, 1), needs_labels).batches(0)
   if config.data.dataset.name not in reads:
