@@ -204,7 +204,7 @@ def task_of(config):
 def trace_step(config, functions=False):
   """Trace the first train step with shapes alone and, with `functions`, all predict functions of the task."""
   if "student" in config:
-    with config.unlocked():
+    with config.unlocked(), config.student.ignore_type():  # unroll may be "auto"
       config.student.update(depth=1, unroll=1)
   task, size = task_of(config), config.data.image_size
   state = jax.eval_shape(task.init, jax.random.key(0))
