@@ -5,7 +5,6 @@ host's but for rounding: OpenCV and Pillow compute with weights in fixed point, 
 grey level may differ by one.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dtm_jax.arrays import Array, Float, Int, RandomKey, UInt8
-from dtm_jax.data.views import BOX_ATTEMPTS, CROPS
-from dtm_jax.errors import OptionError, check_choice
+from dtm_jax.data.views import BOX_ATTEMPTS, TrainOptions, largest_centred_box
+from dtm_jax.errors import OptionError
 
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]
 """(top, left, height, width), in pixels of the source image."""
@@ -23,25 +22,15 @@ INTERPOLATIONS = {False: ("bicubic", "bilinear", "lanczos"), True: ("bicubic", "
 """The filters without and with `antialias`. OpenCV's "area" has other rules for shrinking and for growing."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceView:
-  """A random square view of an image, made inside a jitted function. The options are those of `TrainView`.
+class DeviceView(TrainOptions):
+  """A random square view of an image, made inside a jitted function.
 
   Raises:
     OptionError: the device does not make this view; the message names the option and the choices.
   """
 
-  image_size: int
-  crop: str = "random_resized"
-  scale: tuple[float, float] = (0.2, 1.0)
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  padding: int = 4
-  interpolation: str = "bicubic"
-  antialias: bool = False
-  rand_augment: str | None = None
-
   def __post_init__(self):
-    check_choice("crop", self.crop, CROPS)
+    super().__post_init__()
     if self.interpolation not in INTERPOLATIONS[self.antialias]:
       raise OptionError(
         f"data.view.interpolation={self.interpolation} with antialias={self.antialias} is not made on the "
@@ -80,12 +69,7 @@ def random_resized_box(
   h, w = (side[jnp.argmax(fits)].astype(jnp.int32) for side in (h, w))
   top = jax.random.randint(top_key, (), 0, jnp.maximum(height - h, 0) + 1)
   left = jax.random.randint(left_key, (), 0, jnp.maximum(width - w, 0) + 1)
-  most_h, most_w = height, width  # the largest centred box with an allowed aspect
-  if width / height < ratio[0]:
-    most_h = min(height, round(width / ratio[0]))
-  elif width / height > ratio[1]:
-    most_w = min(width, round(height * ratio[1]))
-  centred = (height - most_h) // 2, (width - most_w) // 2, most_h, most_w
+  centred = largest_centred_box(height, width, ratio)
   found = jnp.any(fits)
   drawn = (top, left, h, w)
   top, left, h, w = (jnp.where(found, *pair) for pair in zip(drawn, centred, strict=True))

@@ -18,8 +18,8 @@ MAP_ATTEMPTS = 11
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainView:
-  """A random square view of an image, `image_size` pixels a side.
+class TrainOptions:
+  """How a random square view of an image is made, `image_size` pixels a side.
 
   Attributes:
     crop: "random_resized" crops a box of `random_resized_box` and resizes it.
@@ -42,6 +42,13 @@ class TrainView:
 
   def __post_init__(self):
     check_choice("crop", self.crop, CROPS)
+
+
+class TrainView(TrainOptions):
+  """A random square view of an image, made on the host."""
+
+  def __post_init__(self):
+    super().__post_init__()
     check_choice("interpolation", self.interpolation, CV2_FILTERS)
     if self.rand_augment:
       rand_augment.parse(self.rand_augment)
@@ -69,7 +76,7 @@ def random_resized_box(
 ) -> Box:
   """Draw a box of area ~ U(scale)·HW and log(w/h) ~ U(log ratio) at a uniform place: torchvision's rule.
 
-  If ten boxes do not fit, returns the largest centred box with an aspect within `ratio`.
+  If ten boxes do not fit, returns `largest_centred_box`.
   """
   for _ in range(BOX_ATTEMPTS):
     area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
@@ -80,6 +87,11 @@ def random_resized_box(
       top = int(rng.integers(height - h + 1))
       left = int(rng.integers(width - w + 1))
       return top, left, h, w
+  return largest_centred_box(height, width, ratio)
+
+
+def largest_centred_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+  """Return the largest centred box with an aspect width / height within `ratio`."""
   h, w = height, width
   if width / height < ratio[0]:
     h = min(height, round(width / ratio[0]))

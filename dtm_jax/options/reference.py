@@ -35,7 +35,11 @@ _DEFINITIONS: dict[str, list[tuple[str, str]]] = {
   "mask": [("masking.py", "block_mask")],
   "mix": [("augment.py", "mix")],
   "init_from": [("models/vit/transfer.py", "to_finetune")],
-  "data.view": [(_VIEWS, "JointView"), (_VIEWS, "TrainView"), ("data/training_batches.py", "train_batches")],
+  "data.view": [
+    (_VIEWS, "JointView"),
+    (_VIEWS, "TrainOptions"),
+    ("data/training_batches.py", "train_batches"),
+  ],
 }
 """Section -> the functions and classes that get its options as keyword arguments and so hold their defaults.
 If several have the same option, the last one counts."""

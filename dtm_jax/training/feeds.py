@@ -21,6 +21,7 @@ from dtm_jax import data, rngs
 from dtm_jax.arrays import Array, Batch, Key, PyTree, RandomKey, UInt32
 from dtm_jax.data import resident
 from dtm_jax.data.device_views import DeviceView
+from dtm_jax.devices import Device
 from dtm_jax.training.mesh import place, replicated, to_device
 from dtm_jax.training.sharded_step import Prepare, Trainable, jit_calls
 
@@ -132,7 +133,7 @@ def _resident(config: Any, dataset: data.Dataset, mesh: Mesh, needs_labels: bool
   """Return the feed of images that are on the devices."""
   view = device_view(config)
   options = {name: value for name, value in config.data.view.items() if name == "max_pixels"}
-  limit = int(SHARE_OF_MEMORY * _memory())
+  limit = int(SHARE_OF_MEMORY * (Device.present().memory or UNKNOWN_MEMORY))
   loaded = resident.load(dataset, limit=limit, num_threads=config.data.num_threads, **options)
   if needs_labels:
     loaded.require_labels()
@@ -169,9 +170,3 @@ def keys_of_places(key: RandomKey, place: UInt32[Array, "B 2"]) -> Key[Array, " 
   """Return one key for each pair (epoch, place in the epoch)."""
   fold = lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1])
   return jax.vmap(fold)(place)
-
-
-def _memory() -> int:
-  """Return the bytes that JAX can use on a device."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get("bytes_limit", UNKNOWN_MEMORY)
