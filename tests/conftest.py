@@ -38,6 +38,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return folder
 
 
+@pytest.fixture(scope="session")
+def programs():
+  """Return what the runs of this process share, so that only the first of a config traces and compiles."""
+  from shared_programs import SharedPrograms
+
+  return SharedPrograms()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption("--fast", action="store_true", help="run the quickest tests of every file only")
   parser.addoption("--save-seconds", action="store_true", help="write the CPU seconds of the tests that run")
@@ -51,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-  """Exempt all imported modules from garbage collection, which would visit their objects again and again."""
+  """Collect garbage seldom, and not in the imported modules. Tracing makes many objects that live on."""
   gc.collect()
   gc.freeze()
+  gc.set_threshold(100_000, 20, 50)

@@ -1,8 +1,8 @@
 """Runs of one config in one process that share the task, its initial state and its compiled programs.
 
-    programs = SharedPrograms()
-    programs.train(config, first)    # compiles
-    programs.train(config, second)   # neither traces nor compiles the step again
+    def test_two_runs(programs):         # the fixture has the programs of all tests of this process
+      programs.train(config, first)      # compiles
+      programs.train(config, second)     # neither traces nor compiles the step again
 
 Such runs differ from others in nothing but their count of compilations. A test that counts those, or that
 changes how a task or a mesh is made, calls `loop.train` itself.
@@ -20,7 +20,7 @@ from dtm_jax import loop
 from dtm_jax.evaluators import Context
 from dtm_jax.training.feeds import Feed
 
-WITHOUT = ("checkpoint", "evals", "log", "mesh", "replay", "resume")
+WITHOUT = ("checkpoint", "evals", "log", "mesh", "replay", "resume", "train")
 """Sections of a config on which its task does not depend."""
 
 
@@ -60,6 +60,7 @@ class SharedPrograms:
 
   def _build_task(self, config, course, dataset):
     plain = config.to_dict()
+    plain["data"].pop("device_resident", None)
     content = repr([(name, plain[name]) for name in sorted(plain.keys() - {*WITHOUT})])
     places = repr((sorted(course.for_schedules(config).items()), dataset.class_names))
     return self._once((content, places), lambda: self._original["build_task"](config, course, dataset))
@@ -80,7 +81,7 @@ class SharedPrograms:
   def _jit(self, jit, feed, task, state, frozen, several):
     shardings = tuple(x.sharding for x in jax.tree.leaves((state, frozen)))
     make = lambda: jit(feed, task, state, frozen, several=several)
-    return self._once(("step", task, feed.mesh, shardings, several), make)
+    return self._once(("step", task, feed.mesh, shardings, several, *feed.arrays), make)
 
   def _bind(self, bind, functions, frozen, mesh, **fields):
     task = next(function.__self__ for function in functions.values() if hasattr(function, "__self__"))

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import small_world
-from shared_programs import SharedPrograms
 
 from dtm_jax import loop, report
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -19,11 +18,6 @@ from dtm_jax.training import mesh as meshes
 from tests.campaign import runs
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def programs():
-  return SharedPrograms()
 
 
 @pytest.fixture(scope="module")

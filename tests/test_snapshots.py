@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import small_world
 from etils import epath
-from shared_programs import SharedPrograms
 
 from configs import common
 from dtm_jax import loop
@@ -18,11 +17,6 @@ def config_with_snapshots(world, **changes):
   section = common.snapshots(steps=2) | dict(max_images=32, images=5)
   config.evals = dict(snapshots=section)
   return config
-
-
-@pytest.fixture(scope="module")
-def programs():
-  return SharedPrograms()
 
 
 @pytest.fixture(scope="module")

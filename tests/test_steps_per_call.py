@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import small_world
 import xla_flags
-from shared_programs import SharedPrograms
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -67,11 +66,6 @@ CALLS = {"total_steps": 7, "log__log_steps": 3, "checkpoint__save_steps": 6, "ev
 def config_of(world, resident, size=3, **changes):
   options = CALLS | {"data__device_resident": resident, "train__steps_per_call": size} | changes
   return small_world.debug_config(world, **options)
-
-
-@pytest.fixture(scope="module")
-def programs():
-  return SharedPrograms()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["host", "resident"])
