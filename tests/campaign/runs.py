@@ -202,4 +202,16 @@ def _run_forked(
   os.dup2(file, 2)
   sys.stdout = os.fdopen(1, "w", buffering=1)
   sys.stderr = os.fdopen(2, "w", buffering=1)
+  _share_programs_between_processes()
   run(arguments)
+
+
+def _share_programs_between_processes() -> None:
+  """Let all processes of one run find the compiled programs that process 0 stores.
+
+  JAX's key of a program depends on the place of its process, so the others would always compile it again.
+  Here all processes have the same kind of device.
+  """
+  from jax._src import cache_key
+
+  cache_key._hash_accelerator_config = cache_key._hash_devices
