@@ -15,6 +15,7 @@ from dtm_jax.models.clip import model as clip
 from dtm_jax.models.clip import tokenizer as clip_tokenizer
 from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
+from dtm_jax.models.files.file_checks import UnreadableFileError
 
 CONFIG = clip.CLIPConfig(
   clip.ImageConfig(clip.Tower(32, 3, 4, 64), image_size=32, patch_size=8),
@@ -200,6 +201,47 @@ def test_a_file_of_another_model_is_refused(folder):
   (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
   with pytest.raises(ValueError, match=r"'bert'.*clip, clip_vision_model"):
     clip_config.read(folder / "config.json")
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    {"model_type": "clip"},
+    {"model_type": "clip", "vision_config": None, "text_config": {"hidden_size": 64}, "projection_dim": 16},
+    {
+      "model_type": "clip",
+      "vision_config": {"patch_size": 14, "layer_norm_eps": 1e-6},
+      "vision_config_dict": {"patch_size": 16, "hidden_act": "gelu"},
+      "text_config": {"vocab_size": 100},
+      "text_config_dict": None,
+      "logit_scale_init_value": 3,
+    },
+    {"model_type": "clip_vision_model", "image_size": 32, "num_hidden_layers": 2, "projection_dim": 64},
+  ],
+)
+def test_a_configuration_is_read_as_transformers_reads_it(tmp_path, content):
+  """We read it ourselves, because the import of transformers takes seconds."""
+  transformers = pytest.importorskip("transformers")
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(content))
+  ours = clip_config.read(path)
+  both = content["model_type"] == "clip"
+  theirs = (transformers.CLIPConfig if both else transformers.CLIPVisionConfig).from_pretrained(path)
+  towers = [(ours.image, theirs.vision_config if both else theirs, clip_config.IMAGE)]
+  towers += [(ours.text, theirs.text_config, clip_config.TEXT)] if both else []
+  for config, expected, names in towers:
+    for part, fields in ((config, names), (config.tower, clip_config.TOWER)):
+      found = {name: getattr(part, own) for own, name in fields.items()}
+      assert found == {name: getattr(expected, name) for name in found}
+  assert ours.embed_dim == theirs.projection_dim
+  assert not both or ours.init_logit_scale == theirs.logit_scale_init_value
+
+
+def test_a_value_of_a_wrong_type_is_named(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text('{"model_type": "clip_vision_model", "image_size": "224"}')
+  with pytest.raises(UnreadableFileError, match=r"json: image_size is '224', but must be of type int"):
+    clip_config.read(path)
 
 
 CAPTIONS = ["A photo of a cat.", "a drawing of a dog", "a photo of two dogs!"]

@@ -4,7 +4,6 @@ import gc
 
 import clu.metric_writers  # noqa: F401
 import tensorflow  # noqa: F401
-from transformers import CLIPConfig  # noqa: F401  the teacher's config; with it comes torch, if it is installed
 
 import dtm_jax.loop  # noqa: F401
 

@@ -26,6 +26,19 @@ TEXT = {
   "eos_token_id": "eos_token_id",
 }
 WITHOUT_PROJECTION = "CLIPVisionModel"
+_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
+DEFAULTS = {
+  "vision": _TOWER | {
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224,
+    "patch_size": 32,
+  },
+  "text": _TOWER | {
+    "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408,
+    "max_position_embeddings": 77, "pad_token_id": 1, "bos_token_id": 49406, "eos_token_id": 49407,
+  },
+  "both": {"projection_dim": 512, "logit_scale_init_value": 2.6592},
+}  # fmt: skip
+"""The defaults of `transformers` for the image tower, the text tower and both."""
 
 OPENAI_TEXT = {"pad_token_id": 0, "eos_token_id": LEGACY_EOS}
 """Special tokens of OpenAI's and open_clip's text towers: a text ends at its largest id."""
@@ -57,31 +70,52 @@ def read(path: Path) -> CLIPConfig:
 
 
 def _from_transformers(content: dict[str, Any]) -> CLIPConfig:
-  import transformers  # takes a second, and other models do not need it
-
+  """Return what `transformers` reads. Its import takes four seconds if PyTorch is installed."""
   if content["model_type"] == "clip":
-    theirs = transformers.CLIPConfig.from_dict(content)
+    image, text = (_filled(_section(content, name), DEFAULTS[name]) for name in ("vision", "text"))
+    both = _filled(content, DEFAULTS["both"])
     return CLIPConfig(
-      _image_config(theirs.vision_config),
-      TextConfig(_tower(theirs.text_config), **_our_fields(TEXT, theirs.text_config)),
-      theirs.projection_dim,
-      theirs.logit_scale_init_value,
+      _image_config(image),
+      TextConfig(_tower(text), **_our_fields(TEXT, text)),
+      both["projection_dim"],
+      both["logit_scale_init_value"],
     )
-  theirs = transformers.CLIPVisionConfig.from_dict(content)
-  projected = WITHOUT_PROJECTION not in content.get("architectures", ())
-  return CLIPConfig(_image_config(theirs), text=None, embed_dim=theirs.projection_dim if projected else None)
+  image = _filled(content, DEFAULTS["vision"])
+  projected = WITHOUT_PROJECTION not in (content.get("architectures") or ())
+  return CLIPConfig(_image_config(image), text=None, embed_dim=image["projection_dim"] if projected else None)
 
 
-def _image_config(theirs: Any) -> ImageConfig:
-  return ImageConfig(_tower(theirs), **_our_fields(IMAGE, theirs))
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+  """Return the options of a tower. Old files have them twice, and the second place counts."""
+  found = [content.get(f"{name}_config{suffix}") for suffix in ("_dict", "")]
+  return next((section for section in found if section is not None), {})
 
 
-def _tower(theirs: Any) -> Tower:
-  return Tower(**_our_fields(TOWER, theirs))
+def _filled(section: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+  """Return the values of the options in `defaults`. An option that is missing or null has its default."""
+  filled = {}
+  for name, default in defaults.items():
+    value, kind = section.get(name), type(default)
+    if value is None:
+      value = default
+    if kind is float and type(value) is int:
+      value = float(value)
+    if type(value) is not kind:
+      raise ValueError(f"{name} is {value!r}, but must be of type {kind.__name__}.")
+    filled[name] = value
+  return filled
 
 
-def _our_fields(names: dict[str, str], theirs: Any) -> dict[str, Any]:
-  return {ours: getattr(theirs, name) for ours, name in names.items()}
+def _image_config(section: dict[str, Any]) -> ImageConfig:
+  return ImageConfig(_tower(section), **_our_fields(IMAGE, section))
+
+
+def _tower(section: dict[str, Any]) -> Tower:
+  return Tower(**_our_fields(TOWER, section))
+
+
+def _our_fields(names: dict[str, str], section: dict[str, Any]) -> dict[str, Any]:
+  return {ours: section[name] for ours, name in names.items()}
 
 
 def read_open_clip(path: Path) -> CLIPConfig:
