@@ -32,33 +32,41 @@ def python_without_clu(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_smoke_form_runs_to_its_end_without_clu_and_tensorflow(python_without_clu, tmp_path):
+@pytest.mark.parametrize(
+  ("only", "headings"),
+  [
+    pytest.param(
+      "ceiling,attention,peer,batch 8,quickstart",
+      ["# Ceilings of the device", "# The train step", "# Beside PyTorch", "# Images on the device"],
+      id="sections without other tests",
+    ),
+    # The other sections repeat "batch 8" or have tests of their own, such as that of benchmarks.morphing.
+    pytest.param(None, ["# What morphing costs", "| matching |"], marks=pytest.mark.nightly, id="all"),
+  ],
+)
+def test_the_smoke_form_runs_to_its_end_without_clu_and_tensorflow(
+  only, headings, python_without_clu, tmp_path
+):
   done = subprocess.run(
-    ["bash", "scripts/gpu.sh", "--smoke", f"--out={tmp_path / 'out'}"],
+    ["bash", "scripts/gpu.sh", "--smoke", f"--out={tmp_path / 'out'}", *([f"--only={only}"] if only else [])],
     cwd=ROOT, capture_output=True, text=True,
     env=os.environ | {"PYTHON": str(python_without_clu), "XLA_FLAGS": ""},  # one device
   )  # fmt: skip
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
   summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-  assert [each["section"] for each in summary] == [each.name for each in gpu.sections(True, None)]
+  names = only.split(",") if only else [each.name for each in gpu.sections(True, None)]
+  assert [each["section"] for each in summary] == names
   for each in summary:
     assert each["status"] == "done" or each["status"].startswith("skipped without "), each
     assert f"=== {each['section']}: " in done.stdout
-  done_ones = {each["section"] for each in summary if each["status"] == "done"}
-  assert done_ones >= {"ceiling", "step", "profile", "matching", "peer", "ViT-L", "quickstart"}
+  optional = {"attention"} | {name for name in names if name.startswith("step, ")}
+  assert {each["section"] for each in summary if each["status"] == "done"} >= {*names} - optional
   beside = json.loads((tmp_path / "out" / "peer.json").read_text())
   sides = {"jax", "torch"} if importlib.util.find_spec("torch") else {"jax"}
   assert {side: len(each) for side, each in beside["seconds"].items()} == dict.fromkeys(sides, 1)
   text = (tmp_path / "out" / "summary.md").read_text()
-  for heading in (
-    "Ceilings of the device",
-    "The train step",
-    "What morphing costs",
-    "Beside PyTorch",
-    "Images on the device",
-  ):
-    assert f"# {heading}" in text
-  assert "| matching |" in text  # a row of the profile
+  for heading in headings:
+    assert heading in text
   assert "share of the ceiling" in text
 
 
