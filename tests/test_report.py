@@ -1,6 +1,5 @@
 """The HTML page of a run: its sections, what it loads, hostile names, and runs that lack something."""
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -10,7 +9,7 @@ import pytest
 import small_runs
 import small_world
 
-from dtm_jax import loop, report
+from dtm_jax import report
 from dtm_jax.errors import NotThereError, OptionError
 from dtm_jax.records import metrics, run_config
 from dtm_jax.report import charts, page, run_files, strips
@@ -223,19 +222,22 @@ def test_the_command_refuses_places_that_cannot_be_written(tmp_path, option, mes
   assert not (workdir / "report.html").exists()
 
 
-def test_a_run_ends_with_its_report_and_never_fails_because_of_it(world, tmp_path, monkeypatch, caplog):
+def test_a_run_ends_with_its_report_and_never_fails_because_of_it(
+  world, programs, tmp_path, monkeypatch, caplog
+):
   config = small_world.debug_config(world, total_steps=2, evals={})
-  loop.train(config, str(tmp_path))
   path = tmp_path / "report.html"
+  programs.train(config, str(tmp_path))
   assert "Loss" in check(path.read_text()).words
   path.unlink()
-  loop.train(config, str(tmp_path))  # a finished run changes nothing
+  programs.train(config, str(tmp_path))  # a finished run changes nothing
   assert not path.exists()
-  config.total_steps, config.log.report = 3, False
-  loop.train(config, str(tmp_path))
-  assert not path.exists()
-  config.total_steps, config.log.report = 4, True
+  config.log.report = False
+  programs.train(config, str(tmp_path / "without"))
+  assert small_world.metrics(tmp_path / "without")[-1]["step"] == 2
+  assert not (tmp_path / "without" / "report.html").exists()
+  config.log.report = True
   monkeypatch.setattr(page, "make", lambda runs: 1 / 0)
-  loop.train(config, str(tmp_path))
+  programs.train(config, str(tmp_path / "broken"))
   assert "could not be written: ZeroDivisionError" in caplog.text
-  assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+  assert small_world.metrics(tmp_path / "broken")[-1]["step"] == 2
