@@ -26,8 +26,13 @@ TEXT = {
   "eos_token_id": "eos_token_id",
 }
 WITHOUT_PROJECTION = "CLIPVisionModel"
-_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
-DEFAULTS = {
+_TOWER: dict[str, Any] = {
+  "num_hidden_layers": 12,
+  "hidden_act": "quick_gelu",
+  "layer_norm_eps": 1e-5,
+  "projection_dim": 512,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
   "vision": _TOWER | {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224,
     "patch_size": 32,
