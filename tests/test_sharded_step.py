@@ -14,6 +14,7 @@ from dtm_jax.training import sharded_step
 
 config = debug.get_config()
 config.teacher.path = sys.argv[1]
+del config.morphers["tokens"]
 task = plugins.load("tasks", config.task).build(config, Run(10, 5.0, 16))
 mesh = meshes.make_mesh(data=4, fsdp=2)
 state = sharded_step.init_state(task, jax.random.key(0), mesh, config.mesh.rules)

@@ -8,7 +8,6 @@ import pytest
 import small_world
 from etils import epath
 
-from dtm_jax import loop
 from dtm_jax.errors import OptionError, UserError
 from dtm_jax.options import overrides, run_options, validation
 from dtm_jax.records import writers
@@ -109,13 +108,13 @@ def test_writers_are_typed_with_commas():
   assert rule.problem(overrides.parse(rule, "wandb,tensorboard")) is not None
 
 
-def test_a_run_sends_its_numbers_and_continues_them(world, monkeypatch, tmp_path):
+def test_a_run_sends_its_numbers_and_continues_them(world, programs, monkeypatch, tmp_path):
   recorder, seen = Recorder(), []
   fake_service(monkeypatch, lambda workdir, config: seen.append(config) or recorder)
   config = small_world.debug_config(world, total_steps=2, evals={}, log__writers=("wandb",))
-  loop.train(config, str(tmp_path))
+  programs.train(config, str(tmp_path))
   config.total_steps = 4
-  loop.train(config, str(tmp_path))
+  programs.train(config, str(tmp_path))
   assert [step for step, _ in recorder.got] == [2, 3, 4]
   lines = {line["step"]: line for line in small_world.metrics(tmp_path)}
   for step, scalars in recorder.got:
