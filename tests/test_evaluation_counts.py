@@ -66,7 +66,7 @@ def configs(world):
   probe.teacher = dict(name="clip", path=str(world / "clip"))
   probe.total_steps = 4
   segmentation.data.image_size = 32
-  segmentation.model.update(patch_size=4, width=32, depth=2, channels=8)
+  segmentation.model.update(patch_size=4, width=32, depth=2, head="linear")
   segmentation.evals.val.dataset.num_examples = NUM_MAPS
   segmentation.evals.val.update(image_size=32, crop=32, stride=13)
   return result

@@ -60,7 +60,7 @@ def slurm(tmp_path):
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": str(tasks), "SLURM_SUBMIT_DIR": str(checkout)}
     return subprocess.run(
       ["bash", str(SCRIPTS / "slurm.sbatch"), *arguments], cwd=tmp_path, text=True, check=False,
-      env=small_world.environment(2, PATH=path, **job, **env), capture_output=True, timeout=280,
+      env=small_world.environment(1, PATH=path, **job, **env), capture_output=True, timeout=280,
     )  # fmt: skip
 
   submit.calls = lambda: (folder / "calls").read_text() if (folder / "calls").exists() else ""
@@ -118,7 +118,7 @@ def test_two_tasks_train_together_and_stop_before_the_time_limit(slurm, world, t
   assert f"Stopped at step {saved} of 1000000" in done.stderr
   assert [*small_world.losses(workdir)] == [*range(1, saved + 1)]
   start = json.loads((workdir / "config.json").read_text())["starts"][0]
-  assert (start["processes"], start["devices"]) == (2, "4 cpu")
+  assert (start["processes"], start["devices"]) == (2, "2 cpu")
 
 
 # launch.sh and Kubernetes ---------------------------------------------------------------------------------
