@@ -414,15 +414,17 @@ def test_two_processes_resume_in_a_bucket(bucket, world):
 
 @pytest.mark.slow
 def test_the_pod_command_of_the_docs(stores, world, tmp_path):
-  """Two hosts run what tpu_pod.sh starts by docs/imagenet.md; the options after it only make it small."""
+  """Two hosts run what tpu_pod.sh starts by docs/imagenet.md. The options after it only make it quick."""
   command = "--config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
   assert command in (ROOT / "docs/imagenet.md").read_text()
   workdir = f"gs://{emulators.BUCKET}/vitb16"
   small = [
     "data.dataset.name=cifar10", f"data.dataset.data_dir={world}", "data.image_size=32",
-    f"teacher.path={world / 'clip'}", "student.variant=Ti", "student.patch_size=4", "mask.num_masked=25",
-    "mask.min_patches=4", "morphers.dtm.max_rounds=6", "batch_size=8", "total_steps=2",
-    "optim.warmup_steps=1",
+    f"teacher.path={world / 'clip'}", "student.variant=Ti", "student.patch_size=4", "student.width=32",
+    "student.depth=2", "student.num_heads=2", "mask.num_masked=25", "mask.min_patches=4",
+    "morphers.dtm.max_rounds=6", "batch_size=8", "total_steps=2",
+    "optim.warmup_steps=1", "student.dtype=float32", "student.remat=none", "teacher.dtype=float32",
+    "augment.color_jitter=0.0", "evals.snapshots.at_start=False",
   ]  # fmt: skip
   flags = ["--config=configs/vitb16.py", f"--workdir={workdir}", *(f"--config.{option}" for option in small)]
   started = [

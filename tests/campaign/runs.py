@@ -207,11 +207,27 @@ def _run_forked(
 
 
 def _share_programs_between_processes() -> None:
-  """Let all processes of one run find the compiled programs that process 0 stores.
+  """Let process 0 of a run compile the programs of all its processes; the others read them from JAX's cache.
 
-  JAX's key of a program depends on the place of its process, so the others would always compile it again.
-  Here all processes have the same kind of device.
+  JAX would compile in every process, because its key of a program depends on the place of the process. The
+  processes of our runs have the same kind of device.
   """
-  from jax._src import cache_key
+  import jax
+  from jax._src import cache_key, compiler
 
   cache_key._hash_accelerator_config = cache_key._hash_devices
+  if "JAX_NUM_PROCESSES" not in os.environ:
+    return
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  read = compiler._cache_read
+
+  def read_or_wait(module, key, options, backend, devices):
+    shared = min(device.process_index for device in devices) != jax.process_index()
+    deadline = time.monotonic() + 60  # then it compiles itself
+    while (found := read(module, key, options, backend, devices))[0] is None and shared:
+      if time.monotonic() > deadline:
+        break
+      time.sleep(0.02)
+    return found
+
+  compiler._cache_read = read_or_wait
