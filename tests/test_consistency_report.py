@@ -130,10 +130,12 @@ def test_the_right_unmorphed_tokens_are_those_of_the_model(world, page):
   model = clip.CLIP(config)
   images, labels = (np.load(world / "cifar10" / "arrays" / f"test_{x}.npy") for x in ("images", "labels"))
   pixels = normalize(to_float(images), *NORMALIZATIONS["clip"])
-  patches = np.asarray(model.apply({"params": params}, pixels, method="encode_patches"), np.float64)
+  encode = lambda method: jax.jit(lambda x: model.apply({"params": params}, x, method=method))
+  encode_text = encode("encode_text")
+  patches = np.asarray(encode("encode_patches")(pixels), np.float64)
   captions = prompts.captions(CLASS_NAMES, "cifar10")
   tokenize = word_tokenizer([c for several in captions for c in several], context_length=16)
-  texts = [model.apply({"params": params}, jnp.asarray(tokenize(c)), method="encode_text") for c in captions]
+  texts = [encode_text(jnp.asarray(tokenize(several))) for several in captions]
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   classes = np.stack([unit(unit(np.asarray(text, np.float64)).mean(axis=0)) for text in texts])
   right = ((patches @ classes.T).argmax(-1) == labels[:, None]).sum(axis=1)

@@ -133,10 +133,17 @@ def test_the_watch_names_module_and_layer():
   assert finiteness.nonfinite({"params": bad}) == [finiteness.Place("params/blocks/mlp/fc1/kernel", 1)]
 
 
+def token_wise_config(world, **changes):
+  """Return the debug config without evaluations, and with the morpher that compiles the fastest."""
+  config = small_world.debug_config(world, evals={}, **changes)
+  config.morphers = {"tokens": {"name": "identity", "weight": 1.0}}
+  return config
+
+
 def test_the_recorder_changes_no_number_and_compiles_nothing_more(world, tmp_path):
   programs = SharedPrograms()
   for name in ("with", "without"):
-    config = small_world.debug_config(world, total_steps=4, evals={}, log__flight_recorder=name == "with")
+    config = token_wise_config(world, total_steps=4, log__flight_recorder=name == "with")
     programs.train(config, str(tmp_path / name))
   assert small_world.losses(tmp_path / "with") == small_world.losses(tmp_path / "without")
   assert {line["compilations"] for line in small_world.metrics(tmp_path / "with")} == {1}
@@ -146,7 +153,7 @@ def test_the_recorder_changes_no_number_and_compiles_nothing_more(world, tmp_pat
 @pytest.mark.slow
 def test_a_huge_rate_is_replayed_and_nothing_bad_is_saved(world, tmp_path):
   """The update of step 1 breaks the state, and the replay says so."""
-  config = small_world.debug_config(world, total_steps=6, evals={}, optim__lr=3e38, optim__clip_norm=0.0)
+  config = token_wise_config(world, total_steps=6, optim__lr=3e38, optim__clip_norm=0.0)
   config.optim.warmup_steps = 0
   config.optim.weight_decay = 100.0
   config.checkpoint.save_steps = 1
@@ -174,13 +181,13 @@ def test_a_bad_parameter_is_traced_to_its_module(world, tmp_path, monkeypatch):
     }
 
   monkeypatch.setattr(vit, "init", broken)
-  config = small_world.debug_config(world, total_steps=4, evals={})
+  config = token_wise_config(world, total_steps=4)
   with pytest.raises(NonFiniteError, match="loss became nan at step 1"):
     loop.train(config, str(tmp_path))
   config.replay = str(tmp_path / "flight" / "1")
   finding = loop.replay(config)
   assert (finding.kind, str(finding.place)) == ("module", "VisionTransformer/blocks/attn/qkv, layer 1")
   assert "params/blocks/attn/qkv/kernel, layer 1" in finding.text
-  other = small_world.debug_config(world, total_steps=4, evals={}, seed=5, replay=config.replay)
+  other = token_wise_config(world, total_steps=4, seed=5, replay=config.replay)
   with pytest.raises(UserError, match="other examples"):
     loop.replay(other)
