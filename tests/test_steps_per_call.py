@@ -3,17 +3,20 @@
 import functools
 import importlib
 import itertools
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import small_world
 import xla_flags
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError
 from dtm_jax.tasks import Run
+from dtm_jax.training import startup
 from dtm_jax.training.sharded_step import scan_steps
 from dtm_jax.training.spans import Stops, spans
 from tests.campaign import runs
@@ -68,6 +71,12 @@ def config_of(world, resident, size=3, **changes):
   return small_world.debug_config(world, **options)
 
 
+@pytest.fixture(scope="module")
+def programs():
+  """Return programs of this file alone, because a test counts the compilations of the first run."""
+  return SharedPrograms()
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["host", "resident"])
 def uninterrupted(request, world, programs, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("calls")
@@ -78,10 +87,10 @@ def assert_same(state, other):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), state, other)
 
 
-def test_a_run_of_calls_is_one_of_steps(world, tmp_path, uninterrupted):
+def test_a_run_of_calls_is_one_of_steps(world, programs, tmp_path, uninterrupted):
   """The hooks come at the same steps. The losses differ by the rounding of another program, see below."""
   resident, state, workdir = uninterrupted
-  loop.train(config_of(world, resident, size=1), str(tmp_path))
+  programs.train(config_of(world, resident, size=1), str(tmp_path))
   ours, single = small_world.metrics(workdir), small_world.metrics(tmp_path)
   assert [line["step"] for line in ours] == [line["step"] for line in single] == [3, 6, 7]
   assert [line["compilations"] for line in ours] == [1, 1, 2]  # the last step is a call of its own
@@ -108,7 +117,47 @@ def test_a_stop_waits_for_the_call_and_resumes_to_the_bit(
   assert small_world.losses(tmp_path) == small_world.losses(workdir)
 
 
-@pytest.mark.slow
+def images_and_rows(world):
+  """Return the images that the devices of this process hold, and its rows of the calls of seven steps.
+
+  The batches are a function of both. Each array comes with the axis of its rows: after that of steps, if any.
+  """
+  config, dataset = loop._open_dataset(config_of(world, True))
+  feed = loop.open_feed(config, dataset, loop.meshes.make_mesh())
+  found = [(feed.arrays[name].addressable_data(-1), None) for name in ("image", "label")]
+  for call in feed.calls(0, spans(0, Stops(7, {}), 3)):
+    axis = int(call.several)
+    for name in ("index", "place"):
+      parts = [np.asarray(shard.data) for shard in call.rows[name].addressable_shards]
+      found.append((np.concatenate(parts, axis), axis))
+  return found
+
+
+def write_images_and_rows(arguments):
+  """Start JAX as the command would, and write what this process has."""
+  startup.hide_accelerators_from_tensorflow()
+  startup.start_distributed()
+  world, folder = map(Path, arguments)
+  for number, (array, _) in enumerate(images_and_rows(world)):
+    np.save(folder / f"{number}_{jax.process_index()}.npy", array)
+  jax.distributed.shutdown()  # waits for the other process
+
+
+def test_two_processes_that_hold_the_images_have_the_batches_of_one(world, tmp_path):
+  started = [
+    runs.Process([str(world), str(tmp_path)], tmp_path / f"log{index}", env=env, run=write_images_and_rows)
+    for index, env in enumerate(small_world.cluster(2))
+  ]
+  expected = images_and_rows(world)
+  assert [process.wait() for process in started] == [0, 0], started[0].text()[-3000:]
+  assert len(expected) == 2 + 3 * 2
+  for number, (whole, axis) in enumerate(expected):
+    each = [np.load(tmp_path / f"{number}_{index}.npy") for index in range(2)]
+    for array in each if axis is None else [np.concatenate(each, axis)]:
+      np.testing.assert_array_equal(array, whole)
+
+
+@pytest.mark.nightly  # the batches are tested above, and test_loop.py has two processes that train
 @pytest.mark.parametrize("uninterrupted", [True], ids=["resident"], indirect=True)
 def test_two_processes_hold_the_images_and_see_the_same_losses(world, tmp_path, uninterrupted):
   resident, _, workdir = uninterrupted
@@ -126,7 +175,9 @@ def test_two_processes_hold_the_images_and_see_the_same_losses(world, tmp_path, 
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
-def test_a_recording_of_calls_names_the_step_and_is_replayed(world, tmp_path):
+def test_a_recording_of_calls_names_the_step_and_is_replayed(world, tmp_path, monkeypatch):
+  alone = loop.meshes.make_mesh(devices=jax.devices()[:1])  # programs for one device compile sooner
+  monkeypatch.setattr(loop, "_make_mesh", lambda config: alone)
   config = config_of(world, True, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_steps=0)
   with pytest.raises(FloatingPointError, match=r"at step \d, within steps \[\d, \d\]") as error:
     loop.train(config, str(tmp_path))
