@@ -1,13 +1,13 @@
 """The loop runs several steps with hooks at different periods, is interrupted, and runs on several meshes."""
 
 import json
-import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import small_world
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, report
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -21,26 +21,40 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
+def programs():
+  """Return programs of this file alone, because a test counts the compilations of the first run."""
+  return SharedPrograms()
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(world, programs, tmp_path_factory):
+  """Return the last state and the workdir of a run with hooks at different periods."""
   workdir = tmp_path_factory.mktemp("uninterrupted")
-  return programs.train(small_world.debug_config(world, total_steps=7), str(workdir)), workdir
+  config = small_world.debug_config(
+    world, total_steps=7, log__log_steps=2, checkpoint__save_steps=3, evals__knn__every_steps=4,
+    evals__knn__at_start=True,
+  )  # fmt: skip
+  return programs.train(config, str(workdir)), workdir
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Runs use one device. Its programs compile sooner than those for eight."""
+  alone = meshes.make_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
 
 
 def assert_same(state, other):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), state, other)
 
 
-def test_hooks_at_different_periods(world, tmp_path):
-  config = small_world.debug_config(
-    world, total_steps=7, log__log_steps=2, checkpoint__save_steps=3, evals__knn__every_steps=4,
-    evals__knn__at_start=True,
-  )  # fmt: skip
-  state = loop.train(config, str(tmp_path))
-  lines = small_world.metrics(tmp_path)
+def test_hooks_at_different_periods(uninterrupted):
+  state, workdir = uninterrupted
+  lines = small_world.metrics(workdir)
   trained = [line for line in lines if "loss" in line]
   assert [line["step"] for line in trained] == [2, 3, 4, 6, 7]  # a save ends a window too
   assert [line["step"] for line in lines if "knn/student_accuracy" in line] == [0, 4, 7]
-  assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [6, 7]
+  assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 7]
   assert int(state["step"]) == 7
   for line in trained:
     assert line["compilations"] == 1
@@ -63,24 +77,11 @@ def test_stops_when_told_and_resumes_to_the_bit(world, programs, tmp_path, monke
   assert small_world.losses(tmp_path)[7] == small_world.losses(uninterrupted[1])[7]
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_to_the_bit(world, programs, tmp_path, uninterrupted):
-  """The command is killed (-9) once a checkpoint is there. Then a run resumes it."""
-  flags = small_world.arguments(world, tmp_path, "--config.total_steps=7", "--config.checkpoint.save_steps=2")
-  process = runs.Process(flags, tmp_path / "log", env=small_world.environment(8))
-  assert process.wait_for(lambda _: (tmp_path / "checkpoints" / "2").exists()), process.text()
-  process.send(signal.SIGKILL)
-  process.wait()
-  assert (tmp_path / "checkpoints").exists()
-  config = small_world.debug_config(world, total_steps=7, checkpoint__save_steps=2)
-  state = programs.train(config, str(tmp_path))
-  assert_same(state, uninterrupted[0])
-
-
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=["data8", "data4xfsdp2"])
 def test_the_mesh_does_not_change_the_losses(world, programs, tmp_path, uninterrupted, shape):
   """The fixture runs on data=8."""
-  config = small_world.debug_config(world, total_steps=7, mesh__data=shape[0], mesh__fsdp=shape[1])
+  mesh = {"mesh__data": shape[0], "mesh__fsdp": shape[1]}
+  config = small_world.debug_config(world, total_steps=7, evals={}, **mesh)
   state = programs.train(config, str(tmp_path / "mesh"))
   ours, theirs = small_world.losses(tmp_path / "mesh"), small_world.losses(uninterrupted[1])
   assert ours.keys() == theirs.keys()
@@ -121,7 +122,7 @@ def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninter
   flags[0] = f"--config={config}"
   processes = [
     runs.Process(flags, tmp_path.with_suffix(f".log{index}"), env=env | {"DTM_JAX_STOPPED_CODE": "75"})
-    for index, env in enumerate(small_world.cluster(4))
+    for index, env in enumerate(small_world.cluster(2))
   ]
   assert [process.wait() for process in processes] == [0, 0], processes[0].text()[-3000:]
   ours, theirs = small_world.losses(tmp_path), small_world.losses(uninterrupted[1])
@@ -140,8 +141,8 @@ def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninter
   assert (tmp_path / "report.html").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, tmp_path):
-  config = small_world.debug_config(world, total_steps=6, optim__lr=1e30, optim__clip_norm=0.0)
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, one_device, tmp_path):
+  config = small_world.debug_config(world, total_steps=6, evals={}, optim__lr=1e30, optim__clip_norm=0.0)
   config.optim.warmup_steps = 0
   config.checkpoint.save_steps = 6
   with pytest.raises(FloatingPointError, match=r"within steps \[\d, \d\]"):
@@ -168,7 +169,7 @@ def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tm
   assert_same(loop.train(config, str(tmp_path / "sharded"))["params"], earlier["params"])
 
   vit_weights.save(tmp_path / "weights", jax.device_get(earlier["params"]), "authors")
-  config = small_world.debug_config(world, total_steps=2, init_from__path=str(tmp_path / "weights"))
+  config = small_world.debug_config(world, total_steps=2, evals={}, init_from__path=str(tmp_path / "weights"))
   config.optim.warmup_steps = 0
   state = loop.train(config, str(tmp_path / "run"))
   assert int(state["step"]) == 2
@@ -258,7 +259,9 @@ def test_a_finished_or_refused_start_changes_no_file(world, programs, evaluated,
   assert written["class_names"][0] == "airplane"
 
 
-def test_another_batch_size_sees_every_example_once_and_ends_at_the_same_number(world, tmp_path, monkeypatch):
+def test_another_batch_size_sees_every_example_once_and_ends_at_the_same_number(
+  world, one_device, tmp_path, monkeypatch
+):
   """The run has two epochs of 80 examples: two steps of 16, then the remaining 128 examples in steps of 8."""
   seen = []
   original = loop.data.train_batches

@@ -77,7 +77,7 @@ def trials(world: runs.World, reference: Path, seed: int, smoke: bool) -> Iterat
   """Yield trials that interrupt a run once or twice, resume it, and compare it with the reference."""
   rng = random.Random(seed)
   if smoke:
-    plan = [(MOMENTS[12], signal.SIGTERM)]  # test_loop.py sends SIGKILL
+    plan = [(MOMENTS[12], signal.SIGKILL)]  # test_schedulers.py sends SIGTERM
   else:
     every = [(moment, number) for moment in MOMENTS for number in SIGNALS]
     plan = rng.sample(every, FULL)
