@@ -89,7 +89,7 @@ def require_same(step: Step, calls) -> dict[str, float]:
   Raises:
     AssertionError: they do not agree.
   """
-  loss, norm = calls["backward"](0)
+  loss, norm = calls["backward"](int(step.state["step"]))
   own = step()
   np.testing.assert_allclose(float(loss), float(own["loss"]), rtol=1e-5)
   np.testing.assert_allclose(float(norm), float(own["grad_norm"]), rtol=1e-3)
