@@ -20,7 +20,7 @@ from dtm_jax import loop
 from dtm_jax.evaluators import Context
 from dtm_jax.training.feeds import Feed
 
-WITHOUT = ("checkpoint", "evals", "log", "mesh", "replay", "resume", "train")
+WITHOUT = ("checkpoint", "evals", "log", "mesh", "replay", "resume", "seed", "train")
 """Sections of a config on which its task does not depend."""
 
 

@@ -39,11 +39,11 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
-def separate(world, one_device, tmp_path_factory):
+def separate(world, programs, one_device, tmp_path_factory):
   """Return the workdirs of separate runs by seed."""
   folder = tmp_path_factory.mktemp("separate")
   for seed in SEEDS:
-    loop.train(config_of(world, seed=seed), str(folder / str(seed)))
+    programs.train(config_of(world, seed=seed), str(folder / str(seed)))
   return {seed: folder / str(seed) for seed in SEEDS}
 
 
@@ -70,7 +70,7 @@ def assert_equal_runs(one, other, rtol=1e-5):
 
 
 @pytest.mark.slow
-def test_seeds_at_once_equal_separate_runs(world, separate, tmp_path):
+def test_seeds_at_once_equal_separate_runs(world, programs, separate, tmp_path):
   workdirs = folders(tmp_path)
   assert run(config_of(world), workdirs)
   for seed in SEEDS:
@@ -78,7 +78,7 @@ def test_seeds_at_once_equal_separate_runs(world, separate, tmp_path):
   assert small_world.losses(workdirs[0]) != small_world.losses(workdirs[3])
   written = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
   assert run(config_of(world), workdirs)  # nothing is left to do
-  loop.train(config_of(world, seed=3), str(workdirs[3]))  # a separate run agrees
+  programs.train(config_of(world, seed=3), str(workdirs[3]))  # a separate run agrees
   assert written == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
 
 
