@@ -108,9 +108,12 @@ def test_two_tasks_train_together_and_stop_before_the_time_limit(slurm, world, t
   test_loop.py has two processes that end by themselves, with code 0.
   """
   workdir = tmp_path / "endless"
-  flags = small_world.arguments(
-    world, workdir, "--config.total_steps=1000000", "--config.log.log_steps=1", "--config.evals={}",
-  )  # fmt: skip
+  options = [
+    "total_steps=1000000", "log.log_steps=1", "evals={}", "batch_size=16", "teacher.name=clip",
+    f"teacher.path={world / 'clip'}", f"data.dataset.data_dir={world}",
+  ]  # fmt: skip
+  probe = "--config=configs/linear_probe_cifar10.py"  # it compiles the fastest
+  flags = [probe, f"--workdir={workdir}", *(f"--config.{option}" for option in options)]
   done = slurm(*flags, SIGNAL_WHEN=str(workdir / "metrics.jsonl"))
   assert done.returncode == 75, done.stderr[-3000:]
   assert slurm.calls() == f"scontrol requeue {os.getpid()}\n"
