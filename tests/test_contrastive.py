@@ -66,8 +66,8 @@ def test_learns_three_colours(task):
   assert measurements["batch_accuracy"] == 1
 
   tokens = jnp.asarray(task.tokenize([f"a photo of a {name}." for name in NAMES]))
-  image_BP = task.outputs["image"](state, {}, {"image": image})
-  text_GP = task.outputs["text"](state, {}, {"tokens": tokens})
+  image_BP = jax.jit(task.outputs["image"])(state, {}, {"image": image})
+  text_GP = jax.jit(task.outputs["text"])(state, {}, {"tokens": tokens})
   cosine = contrastive.unit_norm(image_BP) @ contrastive.unit_norm(text_GP).T
   np.testing.assert_array_equal(jnp.argmax(cosine, axis=1), label)
 

@@ -102,10 +102,11 @@ def test_heads_do_not_know_each_other_and_follow_momentum(world, batches):
   config.augment.flip = 0.0
   _, state = trained(config, batches)
   teacher = clip_teacher.build(str(world / "clip"))
+  teach = jax.jit(lambda image: teacher.apply(teacher.params, image))
   kernel, bias, momentum = np.zeros((teacher.width, 10)), np.zeros(10), [0.0, 0.0]
   for index, batch in enumerate(batches):
     image = (batch["image"] / np.float32(255) - np.float32(teacher.mean)) / np.float32(teacher.std)
-    feature = np.asarray(teacher.apply(teacher.params, jnp.asarray(image)), np.float64).mean(axis=1)
+    feature = np.asarray(teach(jnp.asarray(image)), np.float64).mean(axis=1)
     feature = (feature - feature.mean(0)) / np.sqrt(feature.var(0) + 1e-6)
     scores = feature @ kernel + bias
     error = np.exp(scores) / np.exp(scores).sum(1, keepdims=True) - np.eye(10)[batch["label"]]
