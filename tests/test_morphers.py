@@ -130,7 +130,8 @@ def test_min_groups_and_max_merged_bound_the_groups():
 
 def test_protect_first_keeps_the_first_token_alone(inputs):
   released = bipartite.build(schedule="released", drawn_per="step", split="alternate", protect_first=True)
-  label_SBN = jax.vmap(released, (0, None, None))(jax.random.split(jax.random.key(5), 10), *inputs)
+  assign = jax.jit(jax.vmap(released, (0, None, None)))
+  label_SBN = assign(jax.random.split(jax.random.key(5), 10), *inputs)
   assert (np.array(label_SBN)[..., 1:] > 0).all()
 
 

@@ -16,6 +16,7 @@ from dtm_jax.normalizations import NORMALIZATIONS
 from dtm_jax.tasks import Run, StepKeys, pretrain
 
 BATCH = 4
+SMALL = {"student__depth": 1, "student__width": 16, "student__num_heads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,13 @@ def batch():
 
 
 def make_task(world, **changes):
-  config = small_world.debug_config(world, batch_size=BATCH, **changes)
+  config = small_world.debug_config(world, batch_size=BATCH, **SMALL, **changes)
   return pretrain.build(config, Run(2000, 20.0, BATCH)), config
 
 
 def test_hundreds_of_steps_are_traced_once(world, batch):
   """The jitted step draws n̄ and k anew each time and for each seed, through one trace and one compilation."""
-  task, _ = make_task(world, student__depth=1, student__width=16, student__num_heads=1)
+  task, _ = make_task(world)
   traces = []
 
   def train_step(*arguments):
@@ -88,8 +89,7 @@ def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
 
 def test_noise_of_the_teacher(world, batch):
   """It has the strength that the option names, depends on (seed, step, image), and spares evaluations."""
-  small = dict(student__depth=1, student__width=16, student__num_heads=1)
-  clean, noisy = (make_task(world, teacher__noise=noise, **small)[0] for noise in (0.0, 0.5))
+  clean, noisy = (make_task(world, teacher__noise=noise)[0] for noise in (0.0, 0.5))
   images = {"image": np.tile(batch["image"], (16, 1, 1, 1))}
   outputs = [jax.jit(task.outputs["teacher_tokens"])({}, task.frozen, images) for task in (clean, noisy)]
   np.testing.assert_array_equal(*outputs)
@@ -160,7 +160,7 @@ def test_a_probe_learns_beside_and_moves_nothing(world):
   for lr in (None, 0.1):
     config = small_world.debug_config(
       world, batch_size=16, probe__lr=lr, morphers__tokens__weight=1.0, mask__kind="random",
-      mask__min_block=None,
+      mask__min_block=None, **SMALL,
     )  # fmt: skip
     del config.morphers.dtm  # the loss needs no matching here, and its program would compile for long
     task = pretrain.build(config, Run(2000, 20.0, 16, ("a", "b", "c", "d")))

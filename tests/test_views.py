@@ -6,7 +6,6 @@ import io
 import cv2
 import numpy as np
 import pytest
-import scipy.stats
 from PIL import Image
 
 from dtm_jax.data import image_decoding
@@ -50,6 +49,8 @@ def test_cut_files_and_text_are_corrupt(kind):
 
 
 def test_boxes_have_uniform_areas_log_aspects_and_places():
+  import scipy.stats
+
   rng, scale, ratio = np.random.default_rng(0), (0.1, 0.4), (3 / 4, 4 / 3)
   height, width = 700, 900  # every box of these scales fits, so none is rejected
   boxes = np.array([random_resized_box(rng, height, width, scale, ratio) for _ in range(4000)])
