@@ -2,6 +2,7 @@
 # Runs the tests from a clean clone: environment, ruff, mypy, and pytest in two processes. Arguments go to pytest.
 #   bash scripts/test.sh --fast                 in about a minute: ruff, and the quickest tests of every file
 #   bash scripts/test.sh tests/test_loop.py     one file
+#   bash scripts/test.sh -m long                the long tests, each of which is close to a quicker one
 set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 cd "$(dirname "$0")/.."

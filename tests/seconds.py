@@ -130,5 +130,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _runs_the_whole_suite(config: pytest.Config) -> bool:
   without_paths = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-  chosen = config.option.keyword or config.getoption("--fast") or config.option.markexpr != "not nightly"
+  chosen = config.option.keyword or config.getoption("--fast") or config.option.markexpr != "not long"
   return without_paths and not chosen

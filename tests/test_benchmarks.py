@@ -99,6 +99,7 @@ except AssertionError:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_sharded_step.py runs the step without CLU and TensorFlow
 def test_the_parts_are_those_of_the_step_without_clu_and_tensorflow(world, tmp_path):
   """`require_same` compares loss and gradient with the step. The end of PARTS shows that it can fail."""
   argv = ["--config=configs/debug.py", "--batch=8", "--repeats=1", "--matmul=64", f"--out={tmp_path}",
@@ -116,6 +117,7 @@ def test_the_parts_are_those_of_the_step_without_clu_and_tensorflow(world, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_vit.py compares the gradients of every choice
 def test_what_remat_keeps_falls_from_none_to_block(world, tmp_path, monkeypatch, one_device):
   options = ["--config.loss.schedules=1", f"--config.teacher.path={world / 'clip'}"]
   config = workload.config_from("configs/debug.py", options, "bfloat16")
@@ -137,6 +139,7 @@ def test_what_remat_keeps_falls_from_none_to_block(world, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_pretrain.py counts the traces of hundreds of steps
 def test_draws_compile_once(one_device):
   """Many schedules need one trace, in the bare matching at 196 tokens and in the small step."""
   matching = recompiles.count(recompiles.matching_and_loss(196, 8, 14), draws=30)

@@ -383,7 +383,7 @@ def assert_same_run(workdir: str, local: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.nightly)], indirect=True)
+@pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
 def test_a_run_in_a_bucket_is_killed_and_resumes_to_the_bit(bucket, world, whole_run):
   workdir = f"{bucket}/run"
   run_main(world, workdir, run=run_killed, code=-signal.SIGKILL)
@@ -400,7 +400,7 @@ def test_a_run_in_a_bucket_is_killed_and_resumes_to_the_bit(bucket, world, whole
 
 
 @pytest.mark.slow
-@pytest.mark.nightly  # the pod command below is two processes too
+@pytest.mark.long  # the pod command below is two processes too
 @pytest.mark.parametrize("bucket", ["gs"], indirect=True)
 def test_two_processes_resume_in_a_bucket(bucket, world):
   workdir = f"{bucket}/run"
@@ -446,7 +446,7 @@ def test_a_bucket_that_does_not_exist_is_refused_at_once(bucket, world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.nightly)], indirect=True)
+@pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
 def test_a_run_in_a_bucket_is_exported_probed_and_finetuned_from(bucket, world, whole_run):
   for file in whole_run.rglob("*"):
     if file.is_file():

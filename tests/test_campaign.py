@@ -5,14 +5,10 @@ import pytest
 from tests.campaign import __main__ as campaign
 from tests.campaign import trial
 
-NIGHTLY = ("transient_errors", "processes", "soak", "full_disks")
-"""Too long, or not yet right on every machine. test_checkpoint_errors.py has a run on a disk that is full."""
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "part", [pytest.param(part, marks=[pytest.mark.nightly] * (part in NIGHTLY)) for part in campaign.PARTS]
-)
+@pytest.mark.long  # test_buckets.py kills a run and resumes it, test_checkpoint_errors.py has damage
+@pytest.mark.parametrize("part", campaign.PARTS)
 def test_smoke(part, reference, tmp_path):
   outcomes = campaign.run(reference, tmp_path / part, [part], smoke=True)
   everything = [each for found in outcomes.values() for each in found]

@@ -124,6 +124,7 @@ def test_text_tower_matches_transformers(tmp_path, activation, eos_token_id):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # small towers match transformers above
 def test_full_size_image_tower_matches_transformers(tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

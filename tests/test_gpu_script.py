@@ -31,42 +31,52 @@ def python_without_clu(tmp_path):
   return program
 
 
+@pytest.fixture
+def smoke(python_without_clu, tmp_path):
+  """Return a function that runs the smoke form of the script, and returns its output, folder and statuses."""
+
+  def run(*flags):
+    out = tmp_path / "out"
+    done = subprocess.run(
+      ["bash", "scripts/gpu.sh", "--smoke", f"--out={out}", *flags], cwd=ROOT, capture_output=True, text=True,
+      env=os.environ | {"PYTHON": str(python_without_clu), "XLA_FLAGS": ""},  # one device
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    summary = json.loads((out / "summary.json").read_text())
+    for each in summary:
+      assert f"=== {each['section']}: " in done.stdout
+    return out, {each["section"]: each["status"] for each in summary}
+
+  return run
+
+
+def test_one_section_runs_without_clu_and_tensorflow(smoke):
+  out, statuses = smoke("--only=ceiling")
+  assert statuses == {"ceiling": "done"}
+  assert "# Ceilings of the device" in (out / "summary.md").read_text()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("only", "headings"),
-  [
-    pytest.param(
-      "ceiling,attention,peer,batch 8,quickstart",
-      ["# Ceilings of the device", "# The train step", "# Beside PyTorch", "# Images on the device"],
-      id="sections without other tests",
-    ),
-    # The other sections repeat "batch 8" or have tests of their own, such as that of benchmarks.morphing.
-    pytest.param(None, ["# What morphing costs", "| matching |"], marks=pytest.mark.nightly, id="all"),
-  ],
-)
-def test_the_smoke_form_runs_to_its_end_without_clu_and_tensorflow(
-  only, headings, python_without_clu, tmp_path
-):
-  done = subprocess.run(
-    ["bash", "scripts/gpu.sh", "--smoke", f"--out={tmp_path / 'out'}", *([f"--only={only}"] if only else [])],
-    cwd=ROOT, capture_output=True, text=True,
-    env=os.environ | {"PYTHON": str(python_without_clu), "XLA_FLAGS": ""},  # one device
-  )  # fmt: skip
-  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-  summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-  names = only.split(",") if only else [each.name for each in gpu.sections(True, None)]
-  assert [each["section"] for each in summary] == names
-  for each in summary:
-    assert each["status"] == "done" or each["status"].startswith("skipped without "), each
-    assert f"=== {each['section']}: " in done.stdout
-  optional = {"attention"} | {name for name in names if name.startswith("step, ")}
-  assert {each["section"] for each in summary if each["status"] == "done"} >= {*names} - optional
-  beside = json.loads((tmp_path / "out" / "peer.json").read_text())
+@pytest.mark.long  # one section runs above
+def test_all_sections_run_without_clu_and_tensorflow(smoke):
+  out, statuses = smoke()
+  assert [*statuses] == [each.name for each in gpu.sections(True, None)]
+  for name, status in statuses.items():
+    optional = name == "attention" or name.startswith("step, ")
+    assert status == "done" or (optional and status.startswith("skipped without ")), (name, status)
+  beside = json.loads((out / "peer.json").read_text())
   sides = {"jax", "torch"} if importlib.util.find_spec("torch") else {"jax"}
   assert {side: len(each) for side, each in beside["seconds"].items()} == dict.fromkeys(sides, 1)
-  text = (tmp_path / "out" / "summary.md").read_text()
-  for heading in headings:
-    assert heading in text
+  text = (out / "summary.md").read_text()
+  for heading in (
+    "Ceilings of the device",
+    "The train step",
+    "What morphing costs",
+    "Beside PyTorch",
+    "Images on the device",
+  ):
+    assert f"# {heading}" in text
+  assert "| matching |" in text  # a row of the profile
   assert "share of the ceiling" in text
 
 

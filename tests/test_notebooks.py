@@ -100,6 +100,7 @@ def test_morphing_step_by_step(world, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_consistency_report.py has its numbers, test_pictures.py its figures
 def test_real_clip_consistency_says_that_it_is_not_the_real_clip(world, monkeypatch):
   notebook = read("real_clip_consistency")
   text = "".join(execute(notebook, world, monkeypatch))
@@ -110,6 +111,7 @@ def test_real_clip_consistency_says_that_it_is_not_the_real_clip(world, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_loop.py stops and resumes such a run
 def test_pretrain_on_colab_resumes_after_a_disconnect(world, monkeypatch, tmp_path):
   notebook = read("pretrain_on_colab")
   (place,) = [i for i, cell in enumerate(notebook.cells) if "train" in cell.metadata.get("tags", ())]

@@ -13,8 +13,8 @@ from dtm_jax.training import mesh as meshes
 from dtm_jax.training import sharded_step
 
 STEPS, BATCH = 4, 16
-MESHES = {"data 8": (8, 1), "fsdp 8": (1, 8)}
-NEAR = {"data 2": (2, 1)}  # like "data 8"
+MESHES = {"fsdp 8": (1, 8)}
+NEAR = {"data 8": (8, 1), "data 2": (2, 1)}  # test_loop.py has data=8
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def run(world):
   "shape",
   [
     *(pytest.param(shape, id=name) for name, shape in MESHES.items()),
-    *(pytest.param(shape, id=name, marks=pytest.mark.nightly) for name, shape in NEAR.items()),
+    *(pytest.param(shape, id=name, marks=pytest.mark.long) for name, shape in NEAR.items()),
   ],
 )
 def test_devices_change_no_draw_no_loss_and_no_parameter(run, shape):

@@ -83,6 +83,7 @@ def test_seeds_at_once_equal_separate_runs(world, programs, separate, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_steps_per_call.py stops one seed, and the seeds at once are compared above
 def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(world, separate, tmp_path, monkeypatch):
   workdirs, open_feed = folders(tmp_path), loop.open_feed
 

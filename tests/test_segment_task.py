@@ -113,6 +113,7 @@ def test_the_linear_decay_is_a_straight_line():
     schedules.make_schedule(peak=1.0, total_steps=3, warmup_steps=0, final=0.0, decay="poly")
 
 
+@pytest.mark.long  # the loop is that of test_finetune.py
 def test_a_run_stops_and_resumes_to_the_bit(tmp_path, monkeypatch):
   config = tiny_config(mesh=dict(data=4, fsdp=2))
   programs = SharedPrograms()

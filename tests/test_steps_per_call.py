@@ -77,7 +77,10 @@ def programs():
   return SharedPrograms()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["host", "resident"])
+HOST = pytest.param(False, marks=pytest.mark.long, id="host")  # the images on the devices have the same calls
+
+
+@pytest.fixture(scope="module", params=[HOST, pytest.param(True, id="resident")])
 def uninterrupted(request, world, programs, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("calls")
   return request.param, programs.train(config_of(world, request.param), str(workdir)), workdir
@@ -157,7 +160,7 @@ def test_two_processes_that_hold_the_images_have_the_batches_of_one(world, tmp_p
       np.testing.assert_array_equal(array, whole)
 
 
-@pytest.mark.nightly  # the batches are tested above, and test_loop.py has two processes that train
+@pytest.mark.long  # the batches are tested above, and test_loop.py has two processes that train
 @pytest.mark.parametrize("uninterrupted", [True], ids=["resident"], indirect=True)
 def test_two_processes_hold_the_images_and_see_the_same_losses(world, tmp_path, uninterrupted):
   resident, _, workdir = uninterrupted
@@ -192,6 +195,7 @@ def test_calls_that_never_fit_are_refused_before_anything_is_written(world, tmp_
   assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.long  # a run of calls has the losses of a run of steps, see above
 def test_the_losses_of_a_call_equal_those_of_its_steps(world):
   """They are equal to the bit with the code generator of real runs."""
   config = config_of(world, True)

@@ -87,6 +87,7 @@ def test_a_folder_trains_by_its_name_alone(tmp_path):
   assert min(std) > 0.2
 
 
+@pytest.mark.long  # a folder trains above, and the reading of TFDS is tested below
 @pytest.mark.parametrize("squares", ["array_record"], indirect=True)
 def test_a_tfds_set_trains_by_its_name_alone(squares, tmp_path):
   """The image size is that of the images, because the config leaves it open."""

@@ -347,6 +347,7 @@ def test_saved_configurations_describe_the_model(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # small students match transformers above
 def test_a_base_student_through_the_authors_names_to_transformers(tmp_path):
   """Uses 86 M random weights and one image of 224 pixels; more images would test nothing new."""
   torch = pytest.importorskip("torch")
