@@ -1,4 +1,4 @@
-"""Run one trial of each part of the campaign, so that the campaign itself keeps working."""
+"""Run one trial of some parts of the campaign, so that the campaign itself keeps working."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.campaign import trial
 
 @pytest.mark.slow
 @pytest.mark.long  # test_buckets.py kills a run and resumes it, test_checkpoint_errors.py has damage
-@pytest.mark.parametrize("part", campaign.PARTS)
+@pytest.mark.parametrize("part", ["interruptions", "damage", "bad_inputs"])  # nightly.yml runs all parts
 def test_smoke(part, reference, tmp_path):
   outcomes = campaign.run(reference, tmp_path / part, [part], smoke=True)
   everything = [each for found in outcomes.values() for each in found]
