@@ -46,6 +46,17 @@ def programs():
   return SharedPrograms()
 
 
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Make meshes of one device in this test, because programs for one device compile sooner than for eight."""
+  import jax
+
+  from dtm_jax.training import mesh as meshes
+
+  alone = meshes.make_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption("--fast", action="store_true", help="run the quickest tests of every file only")
   parser.addoption("--save-seconds", action="store_true", help="write the CPU seconds of the tests that run")

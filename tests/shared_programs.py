@@ -60,7 +60,6 @@ class SharedPrograms:
 
   def _build_task(self, config, course, dataset):
     plain = config.to_dict()
-    plain["data"].pop("device_resident", None)
     content = repr([(name, plain[name]) for name in sorted(plain.keys() - {*WITHOUT})])
     places = repr((sorted(course.for_schedules(config).items()), dataset.class_names))
     return self._once((content, places), lambda: self._original["build_task"](config, course, dataset))
@@ -81,7 +80,7 @@ class SharedPrograms:
   def _jit(self, jit, feed, task, state, frozen, several):
     shardings = tuple(x.sharding for x in jax.tree.leaves((state, frozen)))
     make = lambda: jit(feed, task, state, frozen, several=several)
-    return self._once(("step", task, feed.mesh, shardings, several, *feed.arrays), make)
+    return self._once(("step", task, feed.mesh, shardings, several), make)
 
   def _bind(self, bind, functions, frozen, mesh, **fields):
     task = next(function.__self__ for function in functions.values() if hasattr(function, "__self__"))

@@ -17,7 +17,6 @@ import xla_flags
 from benchmarks import measuring, memory, operations, prefixes, recompiles, remat, versions, workload
 from dtm_jax import morphing, partitions
 from dtm_jax.models.vit import model as vit
-from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,13 +72,6 @@ def test_a_step_of_vit_b_takes_141_gflop_an_image():
   shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((20, 48), (48, 192), (192, 48))]
   cost = jax.jit(products).lower(*shapes).cost_analysis()
   assert cost["flops"] == pytest.approx(operations.tower(20, 48, 1, 192), rel=0.01)
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-  """Make meshes of one device, because programs for one compile sooner."""
-  alone = meshes.make_mesh(devices=jax.devices()[:1])
-  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
 
 
 PARTS = """

@@ -18,7 +18,6 @@ from dtm_jax.models.vit import classifier, segmenter
 from dtm_jax.models.vit import model as vit
 from dtm_jax.options.sections import get
 from dtm_jax.tasks import Run, pretrain
-from dtm_jax.training import mesh as meshes
 
 GIB = 2**30
 H100 = Device("gpu", "NVIDIA H100", memory=60 * GIB)
@@ -138,11 +137,8 @@ def test_memory_grows_with_the_batch_and_with_kept_logits():
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_one_device_to_another(world, tmp_path, monkeypatch, caplog):
+def test_a_run_moves_from_one_device_to_another(world, one_device, tmp_path, monkeypatch, caplog):
   """What was and is auto may change. The change is named, and the state of the run is the same."""
-
-  alone = meshes.make_mesh(devices=jax.devices()[:1])  # programs for one device compile sooner
-  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
 
   def run(steps, device):
     monkeypatch.setattr(Device, "present", lambda: device)

@@ -37,13 +37,6 @@ def uninterrupted(world, programs, tmp_path_factory):
   return programs.train(config, str(workdir)), workdir
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-  """Runs use one device. Its programs compile sooner than those for eight."""
-  alone = meshes.make_mesh(devices=jax.devices()[:1])
-  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
-
-
 def assert_same(state, other):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), state, other)
 

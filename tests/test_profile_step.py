@@ -8,14 +8,11 @@ import jax.numpy as jnp
 import pytest
 import small_world
 
-from dtm_jax.training import mesh as meshes
 from scripts.studies import kernel_times, profile_step
 
 
 @pytest.mark.slow
-def test_the_profile_of_a_step_adds_up_and_names_its_parts(world, tmp_path, capsys, monkeypatch):
-  alone = meshes.make_mesh(devices=jax.devices()[:1])  # programs for one device compile sooner
-  monkeypatch.setattr(meshes, "make_mesh", lambda *sizes: alone)
+def test_the_profile_of_a_step_adds_up_and_names_its_parts(world, one_device, tmp_path, capsys):
   profile_step.main(
     ["--config=configs/debug.py", "--config.batch_size=8", f"--config.teacher.path={world / 'clip'}",
      f"--config.data.dataset.data_dir={world}", f"--config.evals.knn.dataset.data_dir={world}",

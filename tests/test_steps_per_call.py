@@ -178,9 +178,7 @@ def test_two_processes_hold_the_images_and_see_the_same_losses(world, tmp_path, 
   np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
-def test_a_recording_of_calls_names_the_step_and_is_replayed(world, tmp_path, monkeypatch):
-  alone = loop.meshes.make_mesh(devices=jax.devices()[:1])  # programs for one device compile sooner
-  monkeypatch.setattr(loop, "_make_mesh", lambda config: alone)
+def test_a_recording_of_calls_names_the_step_and_is_replayed(world, one_device, tmp_path):
   config = config_of(world, True, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_steps=0)
   with pytest.raises(FloatingPointError, match=r"at step \d, within steps \[\d, \d\]") as error:
     loop.train(config, str(tmp_path))
