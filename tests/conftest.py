@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import xla_flags
 
@@ -66,6 +67,17 @@ def pytest_configure(config: pytest.Config) -> None:
   import seconds
 
   config.pluginmanager.register(seconds, "seconds")
+  jaxtyping.install_import_hook(_modules_with_arrays(), "beartype.beartype")
+
+
+def _modules_with_arrays() -> list[str]:
+  """Return the modules that name array types. Their calls are checked; mypy is enough for the others."""
+  root = Path(__file__).parents[1]
+  modules = {
+    ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file.read_text()
+    for file in (root / "dtm_jax").rglob("*.py")
+  }
+  return [name for name, text in modules.items() if "from dtm_jax.arrays import" in text]
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,7 +7,7 @@ is the width of one head.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import flax.linen as nn
 import jax
@@ -162,6 +162,12 @@ def merge_heads(x: Float[Array, "B T A d"]) -> Float[Array, "B T D"]:
 
 def variable_shapes(model: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
   """Return the shapes of the variables that `model.init` makes for such inputs. Computes nothing."""
+  return jax.tree.map(lambda shape: shape, _variable_shapes(model, *inputs))  # a copy: callers may change it
+
+
+@lru_cache(maxsize=128)
+def _variable_shapes(model: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
+  """Trace a model once, because a run asks for its shapes at several places."""
   return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), *inputs)
 
 
