@@ -8,22 +8,24 @@ import os
 import resource
 import shutil
 import subprocess
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
-from shared_programs import SharedPrograms
-from test_checkpoints import abstract, assert_same, corrupt_names, make_state, mesh, save_steps, sharded_state
+from test_checkpoints import abstract, assert_same, corrupt_names, make_state, save_steps, sharded_state
 
+from dtm_jax import loop
 from dtm_jax.checkpoints import contents, evidence, retries, saving
 from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.checkpoints.retries import CorruptCheckpointError
 from dtm_jax.errors import UserError
 from dtm_jax.storage import faults, paths
-
-__all__ = ["mesh"]  # a fixture
+from dtm_jax.tasks import Task
+from dtm_jax.training import mesh as meshes
 
 XlaRuntimeError = jax.errors.JaxRuntimeError
 
@@ -90,10 +92,14 @@ def restore(folder, mesh, delays=(0.0, 0.0)):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-  """Return a folder with the checkpoints of steps 1 and 2. Tests copy it."""
-  from dtm_jax.training import mesh as meshes
+def mesh():
+  """Return a mesh of one device, because each device adds to the time of a restore."""
+  return meshes.make_mesh(devices=jax.devices()[:1])
 
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """Return a folder with the checkpoints of steps 1 and 2, saved on eight devices. Tests copy it."""
   folder = tmp_path_factory.mktemp("saved") / "checkpoints"
   save_steps(folder, meshes.make_mesh(8, 1), [1, 2])
   return folder
@@ -111,8 +117,16 @@ def files_of(folder):
 # Transient errors.
 
 
-@pytest.mark.parametrize("part", ["meta", "arrays", "checksums", "listing"])
-@pytest.mark.parametrize("kind", TRANSIENT)
+# Every part judges the kinds alike. So all kinds stay with the quickest part, and three with the others.
+def marks(kind, part):
+  quick = part == "meta" or kind in ("EIO", "UNAVAILABLE", "DATA_LOSS that the bytes disprove")
+  return () if quick else pytest.mark.long
+
+
+@pytest.mark.parametrize(("kind", "part"), [
+  pytest.param(kind, part, marks=marks(kind, part))
+  for kind in TRANSIENT for part in ("meta", "arrays", "checksums", "listing")
+])  # fmt: skip
 def test_a_transient_error_stops_the_run_and_touches_nothing(folder, mesh, monkeypatch, caplog, kind, part):
   before = files_of(folder)
   with monkeypatch.context() as broken:
@@ -187,7 +201,11 @@ def check_falls_back_or_is_whole(folder, mesh):
   return step
 
 
-@pytest.mark.parametrize("how", ["remove", "empty", "cut", "half", "flip", "flip again", "flip thrice"])
+@pytest.mark.parametrize("how", [
+  "remove", "empty", "cut", "flip",
+  # "cut" also leaves a part of the file, and the others flip other bits than "flip".
+  *(pytest.param(how, marks=pytest.mark.long) for how in ("half", "flip again", "flip thrice")),
+])  # fmt: skip
 @pytest.mark.parametrize("age", ["new", "old"])
 def test_damage_of_any_file_falls_back_unless_it_means_nothing(saved, tmp_path, mesh, how, age):
   """Checkpoints of the age "old" have no table of their files."""
@@ -390,19 +408,31 @@ def test_a_real_disk_that_is_read_only(small_disk, mesh):
       save_steps(small_disk / folder, mesh, [2])
 
 
-@pytest.mark.slow
-def test_a_run_on_a_full_disk_stops_with_one_message_and_resumes(small_disk, world):
+class StepCounter(Task):
+  """A task that compiles at once. Its parameters take 256 kB, and no step changes them."""
+
+  outputs: ClassVar = {}
+
+  def init(self, key, params=None):
+    params = {"kernel": jax.random.normal(key, (256, 256))}
+    return {"params": params, "opt_state": {}, "step": jnp.int32(0)}
+
+  def train_step(self, state, frozen, batch, key):
+    return state | {"step": state["step"] + 1}, {"loss": jnp.float32(1.0)}
+
+
+def test_a_run_on_a_full_disk_stops_with_one_message_and_resumes(small_disk, world, one_device, monkeypatch):
+  monkeypatch.setattr(loop, "build_task", lambda *_: StepCounter())
   config = small_world.debug_config(world, total_steps=2, evals={})
   config.checkpoint.save_steps = 1
-  programs = SharedPrograms()
   ballast = small_disk / "ballast"
   for room in (8_000, 150_000):  # too little for the numbers, or for the checkpoint
     ballast.unlink(missing_ok=True)
     ballast.write_bytes(b"x" * max(0, shutil.disk_usage(small_disk).free - room))
     with pytest.raises(UserError, match=f"Cannot write {small_disk}/run.*No space left on device"):
-      programs.train(config, str(small_disk / "run"))
+      loop.train(config, str(small_disk / "run"))
   ballast.unlink()
-  assert int(programs.train(config, str(small_disk / "run"))["step"]) == 2
+  assert int(loop.train(config, str(small_disk / "run"))["step"]) == 2
 
 
 def test_a_fault_of_storage_is_explained_anywhere(tmp_path):
