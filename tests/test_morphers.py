@@ -1,13 +1,15 @@
 """Every module in morphers/ fulfils the contract of the socket and what it promises beyond that."""
 
+import functools
 import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_morphing import assert_canonical
 
-from dtm_jax import morphing, partitions, plugins
+from dtm_jax import morphing, plugins
 from dtm_jax.morphers import bipartite
 
 BATCH, GRID, PATCH, WIDTH = 4, 4, 8, 8
@@ -18,37 +20,46 @@ RANDOM_BESIDES_THE_COUNT = ("kmeans", "kmedoids", "random")
 
 
 def make_inputs(batch_size, grid):
-  tokens_BNC = jax.random.normal(jax.random.key(0), (batch_size, grid**2, WIDTH))
-  images_BHW3 = jax.random.uniform(jax.random.key(1), (batch_size, grid * PATCH, grid * PATCH, 3))
-  return tokens_BNC, images_BHW3
+  rng = np.random.default_rng(0)
+  tokens_BNC = rng.normal(size=(batch_size, grid**2, WIDTH))
+  images_BHW3 = rng.random((batch_size, grid * PATCH, grid * PATCH, 3))
+  return tokens_BNC.astype(np.float32), images_BHW3.astype(np.float32)
 
 
 def build(name, **options):
   return plugins.load("morphers", name).build(**options)
 
 
-@pytest.fixture(scope="module")
-def inputs():
-  return make_inputs(BATCH, GRID)
-
-
-def assert_canonical_partition(label_BN, batch_size, num_tokens):
-  assert label_BN.shape == (batch_size, num_tokens)
-  assert label_BN.dtype == np.int32
-  np.testing.assert_array_equal(partitions.canonical_labels(jnp.array(label_BN)), label_BN)
-  np.testing.assert_array_equal(partitions.group_sizes(jnp.array(label_BN)).sum(1), [num_tokens] * batch_size)
-
-
-@pytest.mark.parametrize("name", MORPHERS)
-def test_contract(name, inputs):
-  assign = build(name)
-  traces = []
+@functools.cache
+def compiled(name, **options):
+  """Return the morpher under `jax.jit`, which tests of the same shapes share, and the list of its traces."""
+  assign, traces = build(name, **options), []
 
   def traced(*arguments):
     traces.append(1)
     return assign(*arguments)
 
-  jitted = jax.jit(traced)
+  return jax.jit(traced), traces
+
+
+@pytest.fixture(scope="module")
+def inputs():
+  return tuple(map(jnp.array, make_inputs(BATCH, GRID)))
+
+
+def assert_canonical_partition(label_BN, batch_size, num_tokens):
+  assert label_BN.shape == (batch_size, num_tokens)
+  assert label_BN.dtype == np.int32
+  assert_canonical(np.array(label_BN))
+
+
+def count_groups(label_BN):
+  return np.apply_along_axis(lambda label_N: len(np.unique(label_N)), -1, label_BN)
+
+
+@pytest.mark.parametrize("name", MORPHERS)
+def test_contract(name, inputs):
+  jitted, traces = compiled(name)
   label_BN = np.array(jitted(jax.random.key(2), *inputs))
   jitted(jax.random.key(3), *inputs)
   jitted(jax.random.key(4), *(x / 2 for x in inputs))
@@ -57,11 +68,11 @@ def test_contract(name, inputs):
   np.testing.assert_array_equal(jitted(jax.random.key(2), *inputs), label_BN)
 
   keys_S = jnp.stack([jax.random.key(2), jax.random.key(3)])
-  label_SBN = jax.jit(jax.vmap(assign, (0, None, None)))(keys_S, *inputs)
+  label_SBN = jax.jit(jax.vmap(build(name), (0, None, None)))(keys_S, *inputs)
   np.testing.assert_array_equal(label_SBN, [jitted(key, *inputs) for key in keys_S])
 
 
-@pytest.mark.parametrize("grid", [2, 8, 14])
+@pytest.mark.parametrize("grid", [2, 14, pytest.param(8, marks=pytest.mark.long)])  # lies between the two
 @pytest.mark.parametrize("name", MORPHERS)
 def test_every_grid_is_partitioned_without_gradient(name, grid):
   tokens_BNC, images_BHW3 = make_inputs(2, grid)
@@ -82,7 +93,7 @@ def test_tokens_without_direction_and_equal_tokens_are_partitioned(name, inputs)
   _, images_BHW3 = inputs
   tokens_BNC = np.ones((BATCH, NUM_TOKENS, WIDTH), np.float32)
   tokens_BNC[1], tokens_BNC[2, :5], tokens_BNC[3, 7] = 0.0, np.nan, np.inf
-  label_BN = jax.jit(build(name))(jax.random.key(2), jnp.array(tokens_BNC), images_BHW3 * 0)
+  label_BN = compiled(name)[0](jax.random.key(2), tokens_BNC, images_BHW3 * 0)
   assert_canonical_partition(label_BN, BATCH, NUM_TOKENS)
 
 
@@ -100,19 +111,31 @@ def test_identity_has_one_token_per_group_and_image_one_group(inputs):
   np.testing.assert_array_equal(image(jax.random.key(0), *inputs), np.zeros((BATCH, NUM_TOKENS)))
 
 
-@pytest.mark.parametrize("schedule", bipartite.SCHEDULES)
 @pytest.mark.parametrize(
-  ("drawn_per", "num_shards", "draws"), [("image", 1, 12), ("step", 1, 1), ("shard", 3, 3), ("shard", 1, 1)]
+  ("schedule", "drawn_per", "num_shards", "draws"),
+  [
+    ("paper", "image", 1, 12),
+    ("paper", "step", 1, 1),
+    ("paper", "shard", 3, 3),
+    ("paper", "shard", 1, 1),
+    ("released", "image", 1, 12),
+    # Who shares a draw does not depend on the schedule. The paper's schedule has each of these above.
+    pytest.param("released", "step", 1, 1, marks=pytest.mark.long),
+    pytest.param("released", "shard", 3, 3, marks=pytest.mark.long),
+    pytest.param("released", "shard", 1, 1, marks=pytest.mark.long),
+  ],
 )
 def test_schedules_are_drawn_per(schedule, drawn_per, num_shards, draws):
   """With one image repeated, equal parts of the batch share a group count, and the draws differ mostly."""
-  tokens_BNC = jnp.tile(jax.random.normal(jax.random.key(0), (1, 64, 8)), (12, 1, 1))
+  tokens_BNC = np.tile(make_inputs(1, 8)[0], (12, 1, 1))
   assign = bipartite.build(
     schedule=schedule, drawn_per=drawn_per, num_shards=num_shards, max_rounds=4, split="alternate"
   )
   keys = jax.random.split(jax.random.key(1), 20)
-  label_SBN = jax.jit(jax.vmap(assign, (0, None, None)))(keys, tokens_BNC, jnp.zeros((12, 8, 8, 3)))
-  counts = np.array(jax.vmap(partitions.num_groups)(label_SBN)).reshape(20, draws, 12 // draws)
+  label_SBN = jax.jit(jax.vmap(assign, (0, None, None)))(
+    keys, tokens_BNC, np.zeros((12, 8, 8, 3), np.float32)
+  )
+  counts = count_groups(label_SBN).reshape(20, draws, 12 // draws)
   assert (counts == counts[:, :, :1]).all()
   different = np.array([len(np.unique(row)) for row in counts[:, :, 0]])
   assert different.mean() > 0.6 * draws
@@ -120,11 +143,10 @@ def test_schedules_are_drawn_per(schedule, drawn_per, num_shards, draws):
 
 
 def test_min_groups_and_max_merged_bound_the_groups():
-  tokens_BNC = jax.random.normal(jax.random.key(0), (200, 16, 8))
+  tokens_BNC, images_BHW3 = make_inputs(200, GRID)
   for options in ({"min_groups": 9}, {"schedule": "released", "max_merged": 7}):
-    assign = jax.jit(bipartite.build(**options, max_rounds=4))
-    label_BN = assign(jax.random.key(1), tokens_BNC, jnp.zeros((200, 8, 8, 3)))
-    counts = np.array(partitions.num_groups(label_BN))
+    assign = jax.jit(bipartite.build(**options, max_rounds=4, split="alternate"))
+    counts = count_groups(assign(jax.random.key(1), tokens_BNC, images_BHW3))
     assert (counts.min(), counts.max()) == (9, 16)
 
 
@@ -157,34 +179,36 @@ def test_shards_must_divide_the_batch(inputs):
 # How many groups ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+  "num_groups",
+  [1, 7, 16, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 15))],  # 2 and 15 are between the others
+)
 @pytest.mark.parametrize("name", COUNTED)
-def test_exactly_the_requested_number_of_groups(name):
+def test_exactly_the_requested_number_of_groups(name, num_groups, inputs):
   """Three tokens repeat, so most groups would be empty without care."""
-  tokens_BNC, images_BHW3 = make_inputs(1, GRID)
-  tokens_BNC = tokens_BNC[:, jnp.arange(NUM_TOKENS) % 3]
-  for num_groups in (1, 2, 7, 15, 16):
-    label_BN = jax.jit(build(name, groups=num_groups))(jax.random.key(2), tokens_BNC, images_BHW3)
-    assert partitions.num_groups(label_BN).tolist() == [num_groups]
+  tokens_BNC = np.array(inputs[0])[:, np.arange(NUM_TOKENS) % 3]
+  label_BN = compiled(name, groups=num_groups)[0](jax.random.key(2), tokens_BNC, inputs[1])
+  assert count_groups(label_BN).tolist() == [num_groups] * BATCH
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_drawn_counts_cover_their_range_per_image_or_per_step(name):
   tokens_BNC, images_BHW3 = make_inputs(64, GRID)
   assign = jax.jit(build(name, min_groups=3, max_groups=7))
-  count_B = np.array(partitions.num_groups(assign(jax.random.key(2), tokens_BNC, images_BHW3)))
+  count_B = count_groups(assign(jax.random.key(2), tokens_BNC, images_BHW3))
   assert np.bincount(count_B, minlength=8)[3:].min() >= 4  # of 64 / 5 = 12.8 expected each
   assert (count_B.min(), count_B.max()) == (3, 7)
 
   assign = jax.jit(jax.vmap(build(name, drawn_per="step"), (0, None, None)))
   label_SBN = assign(jax.random.split(jax.random.key(3), 12), tokens_BNC[:3], images_BHW3[:3])
-  count_SB = np.array(jax.vmap(partitions.num_groups)(label_SBN))
+  count_SB = count_groups(label_SBN)
   assert (count_SB == count_SB[:, :1]).all()
   assert len(np.unique(count_SB)) > 4
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_with_a_fixed_count_only_random_morphers_depend_on_the_key(name, inputs):
-  assign = jax.jit(build(name, groups=5))
+  assign, _ = compiled(name, groups=7)
   first, second = (np.array(assign(jax.random.key(seed), *inputs)) for seed in (2, 3))
   assert (first != second).any() == (name in RANDOM_BESIDES_THE_COUNT)
 
@@ -220,7 +244,7 @@ def test_impossible_options_are_refused(name, options, message):
 
 def test_random_groups_do_not_depend_on_distance():
   """All 120 pairs of 16 tokens share a group equally often, within 5 standard errors."""
-  tokens_BNC, images_BHW3 = jnp.zeros((4000, NUM_TOKENS, 1)), jnp.zeros((4000, 4, 4, 3))
+  tokens_BNC, images_BHW3 = (np.zeros((4000, *shape), np.float32) for shape in ((NUM_TOKENS, 1), (4, 4, 3)))
   label_BN = np.array(jax.jit(build("random", groups=4))(jax.random.key(0), tokens_BNC, images_BHW3))
   together_NN = (label_BN[:, :, None] == label_BN[:, None, :]).mean(0)
   pairs = together_NN[np.triu_indices(NUM_TOKENS, 1)]
