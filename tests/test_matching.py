@@ -4,6 +4,7 @@ Kernels run interpreted here. They are also lowered for their devices.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import oracle_morphing as oracle
 import pytest
 from test_morphing import DECIDABLE, assert_canonical, clip_like_tokens
 
-from dtm_jax import morphing
+from dtm_jax import morphing, partitions
 from dtm_jax.matching import gpu_kernel, gram, implementations, rounds, tpu_kernel
 from dtm_jax.morphers import bipartite
 
@@ -33,9 +34,16 @@ CASES = [  # tokens, split, protect_first, merged_feature
   (2, "random", True, "size_weighted"),
   (33, "random", True, "size_weighted"),
 ]
-match = jax.jit(
-  morphing.bipartite_match, static_argnames=("split", "protect_first", "merged_feature", "rounds")
-)  # fmt: skip
+
+
+def is_long(way, case):
+  """Return whether other tests are enough: 7 and 49 tokens for 33, and test_morphing.py for plain rounds."""
+  return case == CASES[6] or (way == "plain" and case in (CASES[0], CASES[2], CASES[5]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def groups(way, target_BNC, merges_BK, order_BKN, rules):
+  return partitions.canonical_labels(WAYS[way](target_BNC, merges_BK, order_BKN, rules))
 
 
 def schedules(num_tokens):
@@ -48,32 +56,33 @@ def schedules(num_tokens):
 
 @functools.cache
 def expected_groups(num_tokens, split, protect_first, merged_feature):
-  """Return tokens, schedules, key, and the oracle's (label, margin) of each image."""
+  """Return the inputs of a way, and the oracle's (label, margin) of each image."""
   merges_BK = schedules(num_tokens)
   target_BNC = clip_like_tokens(num_tokens, len(merges_BK), num_tokens)
-  key = jax.random.key(num_tokens)
-  order_BKN = [None] * len(merges_BK)
+  order_BKN, orders = None, [None] * len(merges_BK)
   if split == "random":
-    order_BKN = np.array(rounds.random_order(key, *merges_BK.shape, num_tokens))
+    order_BKN = np.random.default_rng(1).random((*merges_BK.shape, num_tokens)).astype(np.float32)
+    orders = order_BKN
   found = [
     oracle.match(*image, protect_first=protect_first, merged_feature=merged_feature)
-    for image in zip(target_BNC, merges_BK, order_BKN, strict=True)
+    for image in zip(target_BNC, merges_BK, orders, strict=True)
   ]
-  return target_BNC, merges_BK, key, found
+  return (target_BNC, merges_BK, order_BKN, rounds.Rules(protect_first, merged_feature)), found
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+  ("way", "case"),
+  [
+    pytest.param(
+      way, case, id="-".join(map(str, (way, *case))), marks=[pytest.mark.long] * is_long(way, case)
+    )
+    for way, case in itertools.product(WAYS, CASES)
+  ],
+)
 def test_groups_equal_the_oracle(way, case):
   """This is the contract of a way. Where float32 can decide, it also equals the plain rounds."""
-  _, split, protect_first, merged_feature = case
-  target_BNC, merges_BK, key, expected = expected_groups(*case)
-  label_BN = np.array(
-    match(
-      jnp.array(target_BNC), jnp.array(merges_BK), split=split, protect_first=protect_first,
-      merged_feature=merged_feature, key=key, rounds=WAYS[way],
-    )
-  )  # fmt: skip
+  inputs, expected = expected_groups(*case)
+  label_BN, merges_BK = np.array(groups(way, *inputs)), inputs[1]
   decidable = 0
   for found_N, merges_K, (label_N, margin) in zip(label_BN, merges_BK, expected, strict=True):
     assert len(np.unique(found_N)) == len(np.unique(label_N))
@@ -84,41 +93,51 @@ def test_groups_equal_the_oracle(way, case):
   assert_canonical(label_BN)
 
 
-@pytest.mark.parametrize("protect_first", [False, True])
+@pytest.mark.parametrize("case", CASES[:2], ids=["alternate", "alternate-protected"])
 @pytest.mark.parametrize("way", OTHERS)
-def test_ties_and_tokens_without_direction_equal_the_plain_rounds(way, protect_first):
-  target_BNC = np.ones((3, 6, 2), np.float32)
-  target_BNC[1, [2, 3]], target_BNC[2] = np.nan, 0.0
-  merges_BK = jnp.array([[2, 0], [3, 1], [2, 2]])
-  groups = lambda name: match(
-    jnp.array(target_BNC), merges_BK, protect_first=protect_first, rounds=WAYS[name]
-  )
-  np.testing.assert_array_equal(groups(way), groups("plain"))
+def test_ties_and_tokens_without_direction_equal_the_plain_rounds(way, case):
+  (target_BNC, _, *rest), _ = expected_groups(*case)
+  # The groups of the second round have 1, 2 or 4 tokens, so equal cosines are equal in float32.
+  merges_BK = np.array([[3, 1, 0, 0], [1, 24, 0, 0]] * 3, np.int32)
+  target_BNC = np.zeros_like(target_BNC)
+  target_BNC[:4, :, 0] = 1.0
+  target_BNC[2:4, [2, 3]] = 0.0
+  inputs = target_BNC, merges_BK, *rest
+  np.testing.assert_array_equal(groups(way, *inputs), groups("plain", *inputs))
 
 
 @pytest.mark.parametrize("way", ["gram", "GPU kernel", "TPU kernel"])
 def test_schedules_share_one_gram_matrix(way):
   """Mapped over schedules as in a step, a way finds the same groups, and multiplies the tokens only once."""
-  target_BNC, merges_BK, _, _ = expected_groups(*CASES[0])
-  keys_S = jax.random.split(jax.random.key(3), 2)
-  draw = lambda key: morphing.bipartite_match(
-    jnp.array(target_BNC), jnp.array(merges_BK), split="random", key=key, rounds=WAYS[way]
-  )
-  found_SBN = jax.jit(jax.vmap(draw))(keys_S)
-  for key, found_BN in zip(keys_S, found_SBN, strict=True):
-    plain = match(jnp.array(target_BNC), jnp.array(merges_BK), split="random", key=key)
-    np.testing.assert_array_equal(found_BN, plain)
+  (target_BNC, merges_BK, order_BKN, rules), _ = expected_groups(*CASES[4])
+  order_SBKN = np.stack([order_BKN, order_BKN[..., ::-1]])
+  draw = lambda order_BKN: WAYS[way](jnp.array(target_BNC), jnp.array(merges_BK), order_BKN, rules)
+  traced = jax.jit(jax.vmap(lambda order_BKN: partitions.canonical_labels(draw(order_BKN)))).trace(order_SBKN)
+  for order_BKN, found_BN in zip(order_SBKN, traced.lower().compile()(order_SBKN), strict=True):
+    plain_BN = groups("plain", target_BNC, merges_BK, order_BKN, rules)
+    np.testing.assert_array_equal(found_BN, plain_BN)
   grams = [
-    line for line in str(jax.make_jaxpr(jax.vmap(draw))(keys_S)).splitlines()
-    if f"f32[{len(target_BNC)},49,49] = dot_general" in line
+    line for line in str(traced.jaxpr).splitlines()
+    if f"f32[{len(target_BNC)},7,7] = dot_general" in line
   ]  # fmt: skip
   assert len(grams) == 1
 
 
-@pytest.mark.parametrize("shape", [(196, 512), (7, 16), (1024, 64)])
-@pytest.mark.parametrize("options", [
-  {}, {"split": "alternate", "protect_first": True, "merged_feature": "mean_of_means"},
-])  # fmt: skip
+OPTIONS = {"split": "alternate", "protect_first": True, "merged_feature": "mean_of_means"}
+
+
+@pytest.mark.parametrize(
+  ("options", "shape"),
+  [
+    ({}, (196, 512)),
+    ({}, (1024, 64)),
+    (OPTIONS, (7, 16)),
+    # These combine what the others have.
+    pytest.param({}, (7, 16), marks=pytest.mark.long),
+    pytest.param(OPTIONS, (196, 512), marks=pytest.mark.long),
+    pytest.param(OPTIONS, (1024, 64), marks=pytest.mark.long),
+  ],
+)
 def test_the_kernels_lower_for_their_devices_only(options, shape):
   """Lower them as the morpher calls them, with two schedules per image. CPUs get the plain rounds."""
   assign = bipartite.build(implementation="pallas", **options)
@@ -224,10 +243,10 @@ def test_every_device_runs_the_kernel_on_its_own_images(monkeypatch):
   monkeypatch.setattr(rounds, "match_rounds", WAYS["GPU kernel"])  # what CPUs get
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   target_BNC = jax.device_put(clip_like_tokens(1, 8, 8), jax.NamedSharding(mesh, jax.P("data")))
-  merges_K = jnp.array([3])
+  merges_K, rules = jnp.array([3]), rounds.Rules(False, "size_weighted")
 
   @jax.jit
-  def groups(target_BNC, keys_S):
+  def draws(target_BNC, keys_S):
     draw = lambda key: morphing.bipartite_match(
       target_BNC, merges_K, split="random", key=key, rounds=implementations.kernel_rounds
     )
@@ -235,17 +254,23 @@ def test_every_device_runs_the_kernel_on_its_own_images(monkeypatch):
       return jax.vmap(draw)(keys_S)
 
   keys_S = jax.random.split(jax.random.key(0), 2)
-  compiled = groups.lower(target_BNC, keys_S).compile()
+  compiled = draws.lower(target_BNC, keys_S).compile()
   assert "all-gather" not in compiled.as_text()
   for key, found_BN in zip(keys_S, compiled(target_BNC, keys_S), strict=True):
-    np.testing.assert_array_equal(found_BN, match(target_BNC, merges_K, split="random", key=key))
+    order_BKN = rounds.random_order(key, 8, 1, 8)
+    plain_BN = groups("plain", np.array(target_BNC), np.full((8, 1), 3), order_BKN, rules)
+    np.testing.assert_array_equal(found_BN, plain_BN)
 
 
-@pytest.mark.parametrize("name", implementations.IMPLEMENTATIONS)
-def test_the_morpher_names_every_way(name):
-  inputs = jnp.array(clip_like_tokens(0, 4, 50)), jnp.zeros((4, 8, 8, 3))
-  label = lambda name: jax.jit(bipartite.build(implementation=name))(jax.random.key(0), *inputs)
-  np.testing.assert_array_equal(label(name), label("plain"))
+def test_the_morpher_names_every_way():
+  target_BNC, images_BHW3 = clip_like_tokens(0, 4, 50), np.zeros((4, 8, 8, 3), np.float32)
+  target_BNC[1, [2, 3]] = np.nan
+  plain_BN, *others = (
+    jax.jit(bipartite.build(implementation=name))(jax.random.key(0), target_BNC, images_BHW3)
+    for name in ("plain", *(implementations.IMPLEMENTATIONS.keys() - {"plain"}))
+  )
+  for label_BN in others:
+    np.testing.assert_array_equal(label_BN, plain_BN)
 
 
 def test_the_morpher_refuses_an_unknown_way():
