@@ -41,13 +41,23 @@ def folder(tmp_path_factory):
 
 
 def image(size):
-  return jax.random.normal(jax.random.key(2), (2, size, size, 3))
+  return jnp.asarray(np.random.default_rng(2).standard_normal((2, size, size, 3), np.float32))
+
+
+@pytest.fixture(scope="module")
+def tower_output(folder):
+  """Return what the tower in `folder` makes of two images."""
+  tower, params = clip.ImageTower(CONFIG.image, CONFIG.embed_dim), clip_weights.load(folder)[1]["image"]
+  apply = lambda params, x: tower.apply({"params": params}, x, mutable="intermediates")
+  output, sown = jax.jit(apply)(params, image(32))
+  (of_blocks,) = sown["intermediates"]["blocks"]["output"]
+  return output | {"first_block": np.asarray(of_blocks[0])}
 
 
 @pytest.mark.parametrize(
   ("tokens", "name", "width"), [("projected", "patch_embeddings", 16), ("normalized", "patch_tokens", 32)]
 )
-def test_tokens_match_the_tower(folder, tokens, name, width):
+def test_tokens_match_the_tower(folder, tower_output, tokens, name, width):
   teacher = build(str(folder), tokens=tokens)
   assert isinstance(teacher, Teacher)
   assert (teacher.image_size, teacher.patch_size, teacher.grid, teacher.width) == (32, 8, (4, 4), width)
@@ -57,16 +67,13 @@ def test_tokens_match_the_tower(folder, tokens, name, width):
   token_BNC = jax.jit(teacher.apply)(teacher.params, image(32))
   assert token_BNC.shape == (2, 16, width)
   assert token_BNC.dtype == jnp.float32
-  tower = clip.ImageTower(CONFIG.image, CONFIG.embed_dim)
-  np.testing.assert_allclose(
-    token_BNC, jax.jit(tower.apply)({"params": teacher.params}, image(32))[name], atol=1e-6
-  )
+  np.testing.assert_allclose(token_BNC, tower_output[name], atol=1e-6)
 
 
 def test_another_image_size_resizes_the_positions(folder):
   teacher = build(str(folder), image_size=48)
   assert (teacher.image_size, teacher.grid) == (48, (6, 6))
-  assert jax.jit(teacher.apply)(teacher.params, image(48)).shape == (2, 36, 16)
+  assert jax.eval_shape(teacher.apply, teacher.params, image(48)).shape == (2, 36, 16)
   with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
     build(str(folder), image_size=50)
 
@@ -85,11 +92,9 @@ def test_normalisations(folder, tmp_path):
   assert (without_preprocessor.mean, without_preprocessor.std) == NORMALIZATIONS["clip"]
 
 
-def test_half_precision_tokens_stay_near(folder):
-  exact, rough = (
-    jax.jit(teacher.apply)(teacher.params, image(32))
-    for teacher in (build(str(folder), dtype=dtype) for dtype in ("float32", "bfloat16"))
-  )
+def test_half_precision_tokens_stay_near(folder, tower_output):
+  teacher, exact = build(str(folder), dtype="bfloat16"), tower_output["patch_embeddings"]
+  rough = jax.jit(teacher.apply)(teacher.params, image(32))
   assert rough.dtype == jnp.float32
   assert 1e-6 < np.abs(exact - rough).max() / np.abs(exact).max() < 0.03
 
@@ -174,8 +179,17 @@ def weights(request, tmp_path_factory):
   return {"name": request.param, "path": str(folder)}
 
 
-def test_teacher_contract(weights):
-  teacher = plugins.build("teachers", weights)
+@pytest.fixture(scope="module")
+def teacher(weights):
+  return plugins.build("teachers", weights)
+
+
+@pytest.fixture(scope="module")
+def tokens(teacher):
+  return jax.jit(teacher.apply)
+
+
+def test_teacher_contract(weights, teacher, tokens):
   assert isinstance(teacher, Teacher)
   assert weights["path"] in teacher.name
   assert (teacher.image_size, teacher.patch_size, teacher.grid) == (32, 8, (4, 4))
@@ -183,7 +197,6 @@ def test_teacher_contract(weights):
   leaves = jax.tree.leaves(teacher.params)
   assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in leaves)
 
-  tokens = jax.jit(teacher.apply)
   token_BNC = tokens(teacher.params, image(32))
   assert token_BNC.shape == (2, 16, teacher.width)
   assert token_BNC.dtype == jnp.float32
@@ -204,50 +217,35 @@ def silence(params, layer):
   return params | {"blocks": blocks}
 
 
-def test_the_tokens_of_an_earlier_block(weights):
+def test_the_tokens_of_an_earlier_block(weights, teacher, tokens):
   """They are those of the whole tower if the later block adds nothing."""
-  whole, cut = plugins.build("teachers", weights), plugins.build("teachers", weights, layer=1)
-  expected = jax.jit(whole.apply)(silence(whole.params, 2), image(32))
+  cut = plugins.build("teachers", weights, layer=1)
+  expected = tokens(silence(teacher.params, 2), image(32))
   np.testing.assert_allclose(jax.jit(cut.apply)(cut.params, image(32)), expected, atol=1e-5)
   assert {leaf.shape[0] for leaf in jax.tree.leaves(cut.params["blocks"])} == {1}
   assert plugins.build("teachers", weights, layer=-2).resized(32).params.keys() == cut.params.keys()
   for layer in (2, -1):
     same = plugins.build("teachers", weights, layer=layer)
-    assert jax.tree.all(jax.tree.map(np.array_equal, same.params, whole.params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, same.params, teacher.params))
   for layer in (0, 3, -3):
     with pytest.raises(OptionError, match=rf"no block {layer} .*2 blocks: .*1 to 2, or from -2 to -1"):
       plugins.build("teachers", weights, layer=layer)
 
 
-def test_an_earlier_block_of_clip_is_the_towers_own_output(folder):
+def test_an_earlier_block_of_clip_is_the_towers_own_output(folder, tower_output):
   teacher = build(str(folder), tokens="normalized", layer=1)
-  tower, params = clip.ImageTower(CONFIG.image, CONFIG.embed_dim), clip_weights.load(folder)[1]["image"]
-  apply = jax.jit(lambda params, x: tower.apply({"params": params}, x, mutable="intermediates"))
-  _, sown = apply(params, image(32))
-  (output,) = sown["intermediates"]["blocks"]["output"]
-  first = np.asarray(output[0], np.float64)[:, 1:]
+  first = tower_output["first_block"].astype(np.float64)[:, 1:]
   mean, var = first.mean(-1, keepdims=True), first.var(-1, keepdims=True)
-  norm = params["ln_post"]
+  norm = teacher.params["ln_post"]
   expected = (first - mean) / np.sqrt(var + CONFIG.image.tower.eps) * norm["scale"] + norm["bias"]
   np.testing.assert_allclose(jax.jit(teacher.apply)(teacher.params, image(32)), expected, atol=1e-5)
 
 
-def test_every_teacher_takes_half_precision(weights):
-  exact, rough = (
-    jax.jit(teacher.apply)(teacher.params, image(32))
-    for teacher in (plugins.build("teachers", weights, dtype=dtype) for dtype in ("float32", "bfloat16"))
-  )
+def test_every_teacher_takes_half_precision(weights, teacher, tokens):
+  half = plugins.build("teachers", weights, dtype="bfloat16")
+  exact, rough = (each(teacher.params, image(32)) for each in (tokens, jax.jit(half.apply)))
   assert rough.dtype == jnp.float32
   assert 1e-6 < np.abs(exact - rough).max() / np.abs(exact).max() < 0.1
-
-
-def test_a_student_learns_from_the_teacher(weights, tmp_path):
-  """Traces the pre-training step with this teacher without computing it."""
-  task = pretrain_task(tmp_path, weights, patch_size=8)
-  state = jax.eval_shape(task.init, jax.random.key(0))
-  batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
-  _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch, jax.random.key(0))
-  assert measurements["loss"].shape == ()
 
 
 def pretrain_task(world, teacher, patch_size):
@@ -263,8 +261,8 @@ def test_a_grid_other_than_the_students_is_refused(weights, tmp_path):
     pretrain_task(tmp_path, weights | {"image_size": 32}, patch_size=4)
 
 
-def test_the_teachers_image_size_follows_the_students_grid(weights, tmp_path, monkeypatch):
-  """The weights are read once."""
+def test_a_student_learns_from_the_teacher_and_sets_its_image_size(weights, tmp_path, monkeypatch):
+  """The weights are read once. The pre-training step is traced and not computed."""
   module = plugins.load("teachers", weights["name"])
   builds, build = [], module.build
   monkeypatch.setattr(module, "build", lambda **options: builds.append(options) or build(**options))
@@ -273,11 +271,14 @@ def test_the_teachers_image_size_follows_the_students_grid(weights, tmp_path, mo
   batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)}
   tokens = jax.eval_shape(task.outputs["teacher_tokens"], {}, task.frozen, batch)
   assert tokens.shape[1] == 64  # 8 x 8 patches of 8 pixels, of images of 64
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch, jax.random.key(0))
+  assert measurements["loss"].shape == ()
 
 
-def test_a_resized_teacher_matches_one_built_at_that_size(weights):
+def test_a_resized_teacher_matches_one_built_at_that_size(weights, teacher):
   """A second resize also starts from the positions that were read."""
-  resized = plugins.build("teachers", weights).resized(16).resized(48)
+  resized = teacher.resized(16).resized(48)
   built = plugins.build("teachers", {**weights, "image_size": 48})
   assert (resized.image_size, resized.grid) == (built.image_size, built.grid) == (48, (6, 6))
   jax.tree.map(np.testing.assert_array_equal, resized.params, built.params)
@@ -310,7 +311,7 @@ def test_frozen_vits_take_the_normalisation_of_their_files(tmp_path, name, model
   assert (build().mean, build().std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
   larger = build(image_size=48)
   assert (larger.grid, larger.image_size) == ((6, 6), 48)
-  assert jax.jit(larger.apply)(larger.params, image(48)).shape == (2, 36, 32)
+  assert jax.eval_shape(larger.apply, larger.params, image(48)).shape == (2, 36, 32)
   with pytest.raises(ValueError, match=r"50x50 .*patch size 8"):
     build(image_size=50)
   with pytest.raises(ValueError, match=rf"'{model_type}' .*none of: clip"):
@@ -395,11 +396,12 @@ def test_a_beit_without_a_final_norm_is_refused(tmp_path):
 def test_a_run_as_teacher_uses_its_last_checkpoint(tmp_path):
   write_run(tmp_path)
   build = plugins.load("teachers", "checkpoint").build
-  for step, options in ((2, {}), (1, {"step": 1})):
-    teacher = build(str(tmp_path), **options)
+  teachers = {2: build(str(tmp_path)), 1: build(str(tmp_path), step=1)}
+  apply, expected = jax.jit(teachers[2].apply), jax.jit(STUDENT.apply)
+  for step, teacher in teachers.items():
     params = random_like(vit_config.param_shapes(STUDENT, (4, 4)), step)
-    expected = jax.jit(STUDENT.apply)({"params": params}, image(32))["patches"]
-    np.testing.assert_allclose(jax.jit(teacher.apply)(teacher.params, image(32)), expected, atol=1e-5)
+    theirs = expected({"params": params}, image(32))["patches"]
+    np.testing.assert_allclose(apply(teacher.params, image(32)), theirs, atol=1e-5)
     assert "head" not in teacher.params
   assert (teacher.mean, teacher.std) == NORMALIZATIONS["imagenet"]
   with pytest.raises(ValueError, match="32x32, not 40x40"):
@@ -474,8 +476,12 @@ def test_two_different_files_are_ranked_as_in_transformers(folder, tmp_path, cap
 # Another image size -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["beit", "checkpoint"])
-@pytest.mark.parametrize("positions", ["absolute", "own and shared tables"])
+# Each teacher has tests of its weights above, and resizes in the same way. So each positions stay once.
+@pytest.mark.parametrize(("name", "positions"), [
+  ("beit", "absolute"), ("checkpoint", "own and shared tables"),
+  pytest.param("checkpoint", "absolute", marks=pytest.mark.long),
+  pytest.param("beit", "own and shared tables", marks=pytest.mark.long),
+])  # fmt: skip
 def test_a_resized_student_teacher_matches_a_transferred_student(tmp_path, name, positions):
   """`init_from` transfers the same parameters to a student of that size."""
   tables = positions != "absolute"

@@ -9,6 +9,7 @@ import jax
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.errors import OptionError
+from dtm_jax.models.layers import image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import Triple
@@ -62,4 +63,4 @@ class Supervised(Task):
 
 def shapes_of(model: vit.Trunk, image_size: int) -> PyTree:
   """Return the shapes of the model's parameters."""
-  return jax.eval_shape(lambda key: vit.init(model, key, image_size), jax.random.key(0))
+  return variable_shapes(model, image_shape(image_size, image_size))["params"]

@@ -9,6 +9,7 @@ import jax
 from dtm_jax import augment, device_options, masking, morphing, partitions, plugins, rngs
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.errors import OptionError
+from dtm_jax.models.layers import image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import Triple, mean_and_std
@@ -221,7 +222,7 @@ def build(config: Any, run: Run) -> Pretraining:
   image_size = config.data.image_size
   teacher = build_teacher(config, config.student.get("patch_size", vit.Trunk.patch_size))
   student = vit.build(**config.student, out_dim=teacher.width)
-  shapes = jax.eval_shape(lambda key: vit.init(student, key, image_size), jax.random.key(0))
+  shapes = variable_shapes(student, image_shape(image_size, image_size))["params"]
   return Pretraining(
     frozen=teacher.params,
     needs_labels=config.probe.lr is not None,
