@@ -97,11 +97,12 @@ def test_groups_equal_the_oracle(way, case):
 @pytest.mark.parametrize("way", OTHERS)
 def test_ties_and_tokens_without_direction_equal_the_plain_rounds(way, case):
   (target_BNC, _, *rest), _ = expected_groups(*case)
-  # The groups of the second round have 1, 2 or 4 tokens, so equal cosines are equal in float32.
-  merges_BK = np.array([[3, 1, 0, 0], [1, 24, 0, 0]] * 3, np.int32)
+  # The groups of the second round have 1 or 4 tokens, so equal cosines are equal in float32.
+  merges_BK = np.array([[3, 1, 0, 0], [24, 0, 0, 0]] * 3, np.int32)
   target_BNC = np.zeros_like(target_BNC)
   target_BNC[:4, :, 0] = 1.0
   target_BNC[2:4, [2, 3]] = 0.0
+  target_BNC[2:4, 4] *= -1.0  # merges with an opposite token before one without direction
   inputs = target_BNC, merges_BK, *rest
   np.testing.assert_array_equal(groups(way, *inputs), groups("plain", *inputs))
 
