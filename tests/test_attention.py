@@ -17,7 +17,7 @@ BOUNDS = {"float32": 2e-6, "bfloat16": 2e-2}
 def inputs(num_tokens, batch_size=2, heads=2, dtype="float32", width=64):
   """Return qkv [B, T, 3A, d], a bias [1, A, T, T] and a cotangent [B, T, A, d]."""
   rng = np.random.default_rng(num_tokens)
-  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+  normal = lambda *shape: rng.standard_normal(shape, np.float32).astype(jnp.dtype(dtype))
   qkv = normal(batch_size, num_tokens, 3 * heads, width)
   return qkv, normal(1, heads, num_tokens, num_tokens), normal(batch_size, num_tokens, heads, width)
 
@@ -73,13 +73,14 @@ def padded(qkv, bias):
   [
     (1, "float32", True),
     (7, "float32", False),
-    (50, "float32", True),
     (64, "bfloat16", True),
-    (65, "float32", True),
     (65, "bfloat16", False),
-    (197, "float32", True),
-    (197, "bfloat16", True),
     (257, "float32", True),
+    # 1 and 257 tokens do not fill their last tile either, and 64 are as precise in bfloat16.
+    pytest.param(50, "float32", True, marks=pytest.mark.long),
+    pytest.param(65, "float32", True, marks=pytest.mark.long),
+    pytest.param(197, "float32", True, marks=pytest.mark.long),
+    pytest.param(197, "bfloat16", True, marks=pytest.mark.long),
   ],
 )
 def test_the_interpreted_kernels_equal_the_oracle(num_tokens, dtype, with_bias):
@@ -97,7 +98,10 @@ def test_the_gradient_of_the_bias_is_the_sum_over_parts_and_images(parts, monkey
   assert_near(outputs_and_gradients(interpreted, qkv, bias, grad), oracle(qkv, bias, grad), BOUNDS["float32"])
 
 
-@pytest.mark.parametrize("num_tokens", [1, 7, 50, 64, 65, 197, 257])
+# 7 and 257 tokens are padded too, and 64 are not.
+@pytest.mark.parametrize(
+  "num_tokens", [1, 7, 64, 257, *(pytest.param(n, marks=pytest.mark.long) for n in (50, 65, 197))]
+)
 def test_padding_for_cudnn_changes_nothing(num_tokens):
   for dtype, bound in BOUNDS.items():
     qkv, bias, grad = inputs(num_tokens, dtype=dtype)
@@ -107,9 +111,13 @@ def test_padding_for_cudnn_changes_nothing(num_tokens):
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_the_gradient_of_the_padding_is_exactly_zero(dtype):
   qkv, bias, grad = inputs(7, dtype=dtype)
-  query, key, value, bias = attention.pad(*jnp.split(qkv, 3, axis=2), bias, 1)
-  attend = lambda *args: attention.attend(*args, scale=SCALE)[:, :7]
-  gradients = jax.vjp(attend, query, key, value, bias)[1](grad)
+
+  @jax.jit
+  def gradients_of_padded(qkv, bias, grad):
+    padded = attention.pad(*jnp.split(qkv, 3, axis=2), bias, 1)
+    return jax.vjp(lambda *args: attention.attend(*args, scale=SCALE)[:, :7], *padded)[1](grad)
+
+  gradients = jax.tree.map(np.array, gradients_of_padded(qkv, bias, grad))
   for each in gradients[:3]:
     assert np.abs(each[:, :7]).max() > 0
     np.testing.assert_array_equal(each[:, 7:], 0)
@@ -126,8 +134,9 @@ def test_cudnn_gets_padded_tokens_only_with_a_bias(monkeypatch):
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", record)
   qkv, bias, _ = inputs(197, dtype="bfloat16")
-  attend = functools.partial(attention.attend, *jnp.split(qkv, 3, axis=2), implementation="cudnn")
-  assert attend(bias.astype(jnp.float32)).shape[1] == attend().shape[1] == 197
+  cudnn = functools.partial(attention.attend, implementation="cudnn")
+  attend = functools.partial(jax.eval_shape, cudnn, *np.split(qkv, 3, axis=2))
+  assert attend(bias.astype(np.float32)).shape[1] == attend().shape[1] == 197
   assert seen == [("cudnn", 200, (200, jnp.bfloat16)), ("cudnn", 197, None)]
 
 
@@ -151,16 +160,17 @@ def test_what_the_kernels_do_not_support_is_computed_in_plain_jax():
   assert not supports((256, 197, 36, 64), "float16")
   assert not supports((2**13, 197, 36, 64), "bfloat16")
   qkv, bias, _ = inputs(9, width=8)
-  attend = lambda name: attention.attend(*jnp.split(qkv, 3, axis=2), bias, implementation=name)
-  np.testing.assert_array_equal(attend("pallas"), attend("xla"))
+  attend = jax.jit(lambda *args, name: attention.attend(*args, implementation=name), static_argnames="name")
+  pallas, xla = (attend(*np.split(qkv, 3, axis=2), bias, name=name) for name in ("pallas", "xla"))
+  np.testing.assert_array_equal(pallas, xla)
 
 
 def test_the_student_computes_the_same_with_and_without_splitting():
   sizes = {"patch_size": 4, "width": 128, "depth": 2, "num_heads": 2, "out_dim": 10}
-  image = jax.random.normal(jax.random.key(1), (2, 12, 8, 3))
+  image = jnp.array(np.random.default_rng(1).standard_normal((2, 12, 8, 3), np.float32))
   shapes = jax.eval_shape(vit.VisionTransformer(**sizes).init, jax.random.key(0), image)["params"]
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), shapes)
+  params = jax.tree.map(lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32), shapes)
 
   def gradient(name):
     model = vit.VisionTransformer(**sizes, attention=name)
