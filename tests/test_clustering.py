@@ -20,6 +20,7 @@ ALGORITHMS = [
 kmeans_and_kmedoids = pytest.mark.parametrize(
   ("algorithm", "reference", "objective"), ALGORITHMS, ids=["kmeans", "kmedoids"]
 )
+cosine_similarity = jax.jit(clustering.cosine_similarity)
 choose_seeds = jax.jit(clustering.seeds, static_argnums=(2, 3))
 cluster = jax.jit(
   lambda algorithm, sim_NN, seed_M, num_groups, iterations: algorithm(
@@ -28,6 +29,7 @@ cluster = jax.jit(
   static_argnums=0,
 )
 slic = jax.jit(superpixel.slic, static_argnames=("grid", "max_groups", "compactness", "iterations"))
+seed_patches = jax.jit(superpixel.seed_patches, static_argnums=(1, 2))
 
 
 def make_tokens(seed, num_objects=6, noise=1.0):
@@ -49,18 +51,18 @@ def same_group(label):
 def test_cosines_do_not_depend_on_scale_and_are_zero_without_direction():
   tokens, _ = make_tokens(0)
   tokens[3], tokens[5, 0] = 0.0, np.nan
-  sim_NN = np.array(clustering.cosine_similarity(jnp.array(tokens)))
+  sim_NN = np.array(cosine_similarity(tokens))
   rest = np.delete(np.arange(NUM_TOKENS), [3, 5])
   expected = 1 - oracle.cosine_distance(tokens[rest].astype(np.float64))
   np.testing.assert_allclose(sim_NN[np.ix_(rest, rest)], expected, atol=1e-5)
   np.testing.assert_array_equal(sim_NN[[3, 5]], 0.0)
-  scaled = jnp.array(tokens) * (1 + jnp.arange(NUM_TOKENS, dtype=jnp.float32))[:, None]
-  np.testing.assert_allclose(clustering.cosine_similarity(scaled), sim_NN, atol=1e-5)
+  scaled = tokens * (1 + np.arange(NUM_TOKENS, dtype=np.float32))[:, None]
+  np.testing.assert_allclose(cosine_similarity(scaled), sim_NN, atol=1e-5)
 
 
 @pytest.mark.parametrize("init", clustering.INITS)
 def test_seeds_are_different_tokens_even_if_all_tokens_are_equal(init):
-  sim_NN = jnp.ones((NUM_TOKENS, NUM_TOKENS))
+  sim_NN = np.ones((NUM_TOKENS, NUM_TOKENS), np.float32)
   seed_M = choose_seeds(jax.random.key(0), sim_NN, NUM_TOKENS, init)
   np.testing.assert_array_equal(np.sort(seed_M), np.arange(NUM_TOKENS))
 
@@ -68,7 +70,7 @@ def test_seeds_are_different_tokens_even_if_all_tokens_are_equal(init):
 def test_kmeans_plus_plus_samples_by_squared_distance():
   """χ² test over the 20 pairs of 5 tokens: the first is uniform, the second proportional to 1 - cos."""
   tokens = make_tokens(1)[0][:5]
-  sim_NN, draws = clustering.cosine_similarity(jnp.array(tokens)), 20_000
+  sim_NN, draws = cosine_similarity(tokens), 20_000
   keys = jax.random.split(jax.random.key(0), draws)
   seed_S2 = np.array(jax.jit(jax.vmap(lambda key: clustering.seeds(key, sim_NN, 2, "k-means++")))(keys))
   distance = oracle.cosine_distance(tokens.astype(np.float64))
@@ -83,8 +85,8 @@ def test_kmeans_plus_plus_samples_by_squared_distance():
 def test_kmeans_plus_plus_finds_every_one_of_distant_objects():
   tokens, owner = make_tokens(2, num_objects=6, noise=0.01)
   keys = jax.random.split(jax.random.key(0), 50)
-  sim_NN = clustering.cosine_similarity(jnp.array(tokens))
-  seed_SM = jax.vmap(lambda key: clustering.seeds(key, sim_NN, 6, "k-means++"))(keys)
+  sim_NN = cosine_similarity(tokens)
+  seed_SM = jax.jit(jax.vmap(lambda key: clustering.seeds(key, sim_NN, 6, "k-means++")))(keys)
   found = [len(set(owner[np.array(seed_M)])) for seed_M in seed_SM]
   assert np.mean(np.array(found) == 6) > 0.9
 
@@ -92,7 +94,8 @@ def test_kmeans_plus_plus_finds_every_one_of_distant_objects():
 def test_empty_groups_take_the_farthest_tokens():
   slot_N = jnp.array([0, 0, 0, 2, 2, 0, 3])
   distance_N = jnp.array([0.1, 0.9, 0.5, 0.8, 0.3, 0.7, 1.0])
-  fill = lambda num_groups: clustering.fill_empty(slot_N, distance_N, jnp.int32(num_groups), 7).tolist()
+  jitted = jax.jit(lambda num_groups: clustering.fill_empty(slot_N, distance_N, num_groups, 7))
+  fill = lambda num_groups: jitted(num_groups).tolist()
   assert fill(4) == [0, 1, 0, 2, 2, 0, 3]  # group 1 was empty; the farthest token is alone, so it stays
   assert fill(5) == [0, 1, 0, 4, 2, 0, 3]  # group 4 was empty too
   assert fill(7) == [0, 1, 6, 4, 2, 5, 3]  # tokens 0 and 4 are nearest to their centres, so they stay
@@ -106,7 +109,7 @@ def test_empty_groups_take_the_farthest_tokens():
 def test_every_iteration_equals_numpy(algorithm, reference, objective, num_groups):
   for seed in range(5):
     tokens, _ = make_tokens(seed)
-    sim_NN = clustering.cosine_similarity(jnp.array(tokens))
+    sim_NN = cosine_similarity(tokens)
     seed_M = choose_seeds(jax.random.key(seed), sim_NN, MAX_GROUPS, "k-means++")
     expected = reference(tokens.astype(np.float64), np.array(seed_M)[:num_groups], 10)
     for iterations in (0, 1, 2, 10):
@@ -116,7 +119,7 @@ def test_every_iteration_equals_numpy(algorithm, reference, objective, num_group
 
 def test_empty_initial_groups_of_kmeans_are_filled_as_in_numpy():
   tokens, _ = make_tokens(0)
-  sim_NN, seeds = clustering.cosine_similarity(jnp.array(tokens)), np.array([7, 7, 7, 20, 20, 31])
+  sim_NN, seeds = cosine_similarity(tokens), np.array([7, 7, 7, 20, 20, 31])
   expected = oracle.kmeans(tokens.astype(np.float64), seeds, 3)
   for iterations, slot in enumerate(expected):
     slot_N = cluster(kmeans, sim_NN, jnp.array(seeds), jnp.int32(6), iterations)
@@ -130,7 +133,7 @@ def test_the_objective_never_rises_and_falls_in_the_end(algorithm, reference, ob
   twins = tokens.copy()
   twins[:12] = twins[0]
   for x, seed_M in ((tokens, np.arange(12)), (twins, np.arange(12))):
-    sim_NN = clustering.cosine_similarity(jnp.array(x))
+    sim_NN = cosine_similarity(x)
     slots = [cluster(algorithm, sim_NN, jnp.array(seed_M), jnp.int32(12), i) for i in range(9)]
     values = [objective(x.astype(np.float64), np.array(slot_N)) for slot_N in slots]
     assert all(len(np.unique(slot_N)) == 12 for slot_N in slots)
@@ -142,7 +145,7 @@ def test_the_objective_never_rises_and_falls_in_the_end(algorithm, reference, ob
 def test_planted_groups_are_found(algorithm, reference, objective):
   for seed in range(5):
     tokens, owner = make_tokens(seed, num_objects=6, noise=0.1)
-    sim_NN = clustering.cosine_similarity(jnp.array(tokens))
+    sim_NN = cosine_similarity(tokens)
     keys = jax.random.split(jax.random.key(seed), 8)
     runs = [choose_seeds(key, sim_NN, 6, "k-means++") for key in keys]
     slots = [np.array(cluster(algorithm, sim_NN, seed_M, jnp.int32(6), 10)) for seed_M in runs]
@@ -152,7 +155,7 @@ def test_planted_groups_are_found(algorithm, reference, objective):
 
 def test_kmedoids_converges_to_nearest_medoids():
   tokens, _ = make_tokens(4)
-  sim_NN = clustering.cosine_similarity(jnp.array(tokens))
+  sim_NN = cosine_similarity(tokens)
   slot_N = np.array(cluster(kmedoids, sim_NN, jnp.arange(7), jnp.int32(7), 20))
   distance = oracle.cosine_distance(tokens.astype(np.float64))
   groups = [np.flatnonzero(slot_N == i) for i in range(7)]
@@ -175,13 +178,13 @@ def test_lab_of_known_colors():
     [53.3890, 0, 0],
     [100, 0, 0],
   ]
-  np.testing.assert_allclose(superpixel.lab(jnp.array(rgb, jnp.float32)), expected, atol=0.02)
+  np.testing.assert_allclose(jax.jit(superpixel.lab)(np.array(rgb, np.float32)), expected, atol=0.02)
 
 
 def test_patch_colors_are_in_row_order():
   image = np.zeros((1, 6, 9, 3), np.float32)
   image[0, 3:, 6:] = 1.0
-  color_BN3 = superpixel.patch_colors(jnp.array(image), (2, 3))
+  color_BN3 = jax.jit(superpixel.patch_colors, static_argnums=1)(image, (2, 3))
   np.testing.assert_allclose(color_BN3[0, :, 0], [0, 0, 0, 0, 0, 100], atol=1e-3)
 
 
@@ -212,14 +215,14 @@ def test_slic_equals_numpy(num_groups, compactness):
   color = color.astype(np.float32)
   options = dict(grid=GRID, compactness=compactness, iterations=4)
   slot_N = slic(jnp.array(color), jnp.int32(num_groups), max_groups=48, **options)
-  seeds = superpixel.seed_patches(jnp.int32(num_groups), GRID, num_groups)
+  seeds = seed_patches(num_groups, GRID, 48)[:num_groups]
   np.testing.assert_array_equal(slot_N, oracle.slic(color.astype(np.float64), np.array(seeds), **options))
 
 
 @pytest.mark.parametrize(("grid", "num_groups"), [(GRID, 30), ((1, 12), 2)], ids=["empty", "out of reach"])
 def test_slic_equals_numpy_if_a_group_is_lost_or_a_patch_out_of_reach(grid, num_groups):
   """Seeds of one colour sometimes lose all their patches, and two centres do not reach all of a long row."""
-  seeds = np.array(superpixel.seed_patches(jnp.int32(num_groups), grid, num_groups))
+  seeds = np.array(seed_patches(num_groups, grid, num_groups))
   for seed in range(8):
     color = 20 * np.random.default_rng(seed).normal(size=(grid[0] * grid[1], 3)).astype(np.float32)
     color[seeds] = color[seeds[0]]
@@ -232,8 +235,7 @@ def test_superpixels_follow_edges_or_with_large_compactness_the_grid():
   """An image with 3 black and 5 white columns gives these two groups, or two halves with a large m."""
   image = np.zeros((1, 64, 64, 3), np.float32)
   image[:, :, 24:] = 1.0
-  label = lambda m: np.array(
-    superpixel.build(groups=2, compactness=m)(jax.random.key(0), jnp.zeros((1, 64, 1)), jnp.array(image))
-  ).reshape(GRID)
+  inputs = jax.random.key(0), np.zeros((1, 64, 1), np.float32), image
+  label = lambda m: np.array(jax.jit(superpixel.build(groups=2, compactness=m))(*inputs)).reshape(GRID)
   np.testing.assert_array_equal(label(5.0), np.tile([0, 0, 0, 3, 3, 3, 3, 3], (8, 1)))
   np.testing.assert_array_equal(label(1000.0), np.tile([0, 0, 0, 0, 4, 4, 4, 4], (8, 1)))
