@@ -35,9 +35,10 @@ def test_majority_size_is_its_definition():
     sum(max(list(p[g == group]).count(c) for c in range(4)) for group in set(g.tolist()))
     for p, g in zip(predicted, groups, strict=True)
   ]
-  np.testing.assert_array_equal(majority_size(jnp.asarray(predicted), jnp.asarray(groups)), expected)
+  measure = jax.jit(majority_size)
+  np.testing.assert_array_equal(measure(predicted, groups), expected)
   alone = np.broadcast_to(np.arange(12), (3, 12))
-  np.testing.assert_array_equal(majority_size(jnp.asarray(predicted), jnp.asarray(alone)), [12] * 3)
+  np.testing.assert_array_equal(measure(predicted, alone), [12] * 3)
 
 
 def test_least_squares_in_parts_is_the_pseudo_inverse_at_once():
@@ -89,9 +90,21 @@ def evaluator(world, mesh, has_text=True, **options):
   return Evaluator(context, **keywords | options), texts
 
 
-def test_numbers_equal_those_of_plain_loops(world):
+@pytest.fixture(scope="module")
+def measured(world):
+  """Return an evaluator on eight devices, its class embeddings and its numbers."""
   made, texts = evaluator(world, meshes.make_mesh(8, 1))
-  result = dict(made.run({}))
+  return made, texts, dict(made.run({}))
+
+
+@pytest.fixture
+def one(one_device):
+  """Return the mesh of one device."""
+  return meshes.make_mesh()
+
+
+def test_numbers_equal_those_of_plain_loops(world, measured):
+  _, texts, result = measured
   arrays = world / "cifar10" / "arrays"
   image, label = (np.load(arrays / f"test_{name}.npy") for name in ("images", "labels"))
   tokens = image.astype(np.float64).reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 16, 3) - 127
@@ -109,29 +122,27 @@ def test_numbers_equal_those_of_plain_loops(world):
   assert result["image_zeroshot_purity"] < result["pairs_zeroshot_purity"] < 1.0
 
 
-def test_counts_do_not_depend_on_the_number_of_devices(world):
-  results = [
-    dict(evaluator(world, mesh)[0].run({}))
-    for mesh in (meshes.make_mesh(8, 1), meshes.make_mesh(1, 1, devices=jax.devices()[:1]))
-  ]
+def test_counts_do_not_depend_on_the_number_of_devices(world, measured, one):
+  results = measured[2], dict(evaluator(world, one)[0].run({}))
   counted = [{k: v for k, v in r.items() if not k.endswith("cosine")} for r in results]
   assert counted[0] == counted[1]
 
 
-def test_a_limited_number_of_images_and_a_task_without_text(world):
-  made, _ = evaluator(world, meshes.make_mesh(8, 1), has_text=False, prompts=None, max_images=5, max_fit=30)
+def test_a_limited_number_of_images_and_a_task_without_text(world, one):
+  made, _ = evaluator(world, one, has_text=False, prompts=None, max_images=5, max_fit=30)
   result = dict(made.run({}))
   assert not [name for name in result if "zeroshot" in name]
   assert (5 * 16 * result["tokens_linear"]) % 1 == pytest.approx(0, abs=1e-9)
   with pytest.raises(ValueError, match="prompts='cifar10' need a text tower"):
-    evaluator(world, meshes.make_mesh(8, 1), has_text=False)
+    evaluator(world, one, has_text=False)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_it_runs_during_pre_training(world, tmp_path):
   """Measures the student's predictions and the teacher's tokens in the debug config."""
   from dtm_jax import loop
 
-  config = small_world.debug_config(world, total_steps=2)
+  config = small_world.debug_config(world, total_steps=1, student__width=16, student__depth=1)
   section = importlib.import_module("configs.consistency").get_config().evals.consistency
   section.dataset.data_dir = str(world)
   section.update(prompts=None, batch_size=32, max_fit=32)
@@ -150,7 +161,7 @@ def test_majority_size_of_a_thousand_classes_equals_votes_counted_by_class():
   predicted[3:] = RNG.choice([0, 7, 999], (3, 49))  # three of the classes, so that there are majorities
   votes_BNG = np.zeros((6, 49, 1000), int)
   np.add.at(votes_BNG, (np.arange(6)[:, None], groups, predicted), 1)
-  result = majority_size(jnp.asarray(predicted), jnp.asarray(groups))
+  result = jax.jit(majority_size)(predicted, groups)
   np.testing.assert_array_equal(result, votes_BNG.max(axis=2).sum(axis=1))
   largest = jax.make_jaxpr(majority_size)(jnp.asarray(predicted), jnp.asarray(groups))
   assert max(variable.aval.size for e in largest.eqns for variable in e.outvars) == 6 * 49 * 49
@@ -177,8 +188,8 @@ def test_evenly_spaced_images_of_a_split():
     evenly(data.Dataset("told", 10, ("a",), Sequence()), 4)
 
 
-def test_examples_are_the_first_of_each_class_with_the_groups_of_the_run(world):
-  made, texts = evaluator(world, meshes.make_mesh(8, 1))
+def test_examples_are_the_first_of_each_class_with_the_groups_of_the_run(measured):
+  made, texts, numbers = measured
   found = made.examples({}, 13)  # of ten classes, in batches of 24
   np.testing.assert_array_equal(found.index_B, range(13))  # the labels are 0..9, 0, 1, 2, ...
   np.testing.assert_array_equal(found.label_B, np.arange(13) % 10)
@@ -186,8 +197,6 @@ def test_examples_are_the_first_of_each_class_with_the_groups_of_the_run(world):
   np.testing.assert_array_equal(found.predicted_B, image_score.argmax(-1))
   expected = (found.token_BSNC.astype(np.float64) @ unit_norm(texts).T).argmax(-1)
   np.testing.assert_array_equal(found.zeroshot_BSN, expected)
-  whole, _ = evaluator(world, meshes.make_mesh(8, 1), max_images=24, max_fit=24)
-  everyone = whole.examples({}, 24)
+  everyone = made.examples({}, 32)
   right = (everyone.zeroshot_BSN == everyone.label_B[:, None, None]).mean(axis=(0, 2))
-  numbers = dict(whole.run({}))
-  np.testing.assert_allclose(right, [numbers[f"{name}_zeroshot"] for name in whole.names], atol=1e-12)
+  np.testing.assert_allclose(right, [numbers[f"{name}_zeroshot"] for name in made.names], atol=1e-12)
