@@ -1,7 +1,7 @@
 """The classifier for fine-tuning, and the transfer of parameters from a pre-trained student."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,31 @@ TINY = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3}
 
 
 def image(batch_size=2, side=20):
-  return jax.random.normal(jax.random.key(1), (batch_size, side, side, 3))
+  return jnp.asarray(np.random.default_rng(1).standard_normal((batch_size, side, side, 3), np.float32))
 
 
-def random_params(model, grid=(5, 5)):
-  rng = np.random.default_rng(0)
+def random_params(model, grid=(5, 5), seed=0):
+  rng = np.random.default_rng(seed)
   shapes = vit_config.param_shapes(model, grid)
   return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
 def fresh_params(model, side=20):
+  """Return other parameters, in place of initial ones, which would have to be compiled."""
+  return random_params(model, (side // model.patch_size,) * 2, seed=7)
+
+
+def init(model, side):
   return jax.jit(partial(vit.init, model, image_size=side))(jax.random.key(7))
 
 
-def apply(model, params, *args, **kwargs):
-  return jax.jit(partial(model.apply, **kwargs))({"params": params}, *args)
+@cache
+def compiled(model):
+  return jax.jit(model.apply)
+
+
+def apply(model, params, *args):
+  return compiled(model)({"params": params}, *args)
 
 
 def layer_norm(x, p):
@@ -68,7 +78,7 @@ def test_parameter_counts(variant, count):
 
 def test_initial_values():
   model = vit_classifier.build("Ti", depth=2, num_classes=500, layer_scale_init=1e-5)
-  params = fresh_params(model, side=32)
+  params = init(model, side=32)
   np.testing.assert_allclose(np.std(params["head"]["kernel"]), 2e-5, rtol=0.02)
   np.testing.assert_array_equal(params["head"]["bias"], 0)
   np.testing.assert_array_equal(params["fc_norm"]["scale"], 1)
@@ -81,16 +91,19 @@ def test_initial_values():
   first, second = params["blocks"]["mlp"]["fc2"]["kernel"]
   np.testing.assert_allclose(np.std(first) / np.std(second), math.sqrt(2), rtol=0.02)
   np.testing.assert_array_equal(params["blocks"]["layer_scale1"], np.full((2, 192), 1e-5, np.float32))
-  doubled = fresh_params(model.clone(head_init_scale=0.002), side=32)
+  doubled = init(model.clone(head_init_scale=0.002), side=32)
   np.testing.assert_allclose(doubled["head"]["kernel"], 2 * params["head"]["kernel"], rtol=1e-6)
 
 
 def test_drop_path_acts_in_training_only():
   model = vit_classifier.Classifier(**TINY, num_classes=7, drop_path=0.5)
   params = random_params(model)
-  train = lambda seed: apply(
-    model, params, image(8), train=True, rngs={"drop_path": jax.random.key(seed)}
-  )["logits"]  # fmt: skip
+
+  @jax.jit
+  def train(seed):
+    rngs = {"drop_path": jax.random.key(seed)}
+    return model.apply({"params": params}, image(8), train=True, rngs=rngs)["logits"]
+
   assert np.abs(train(0) - train(1)).max() > 1e-3
   evaluated = apply(model, params, image(8))["logits"]
   np.testing.assert_array_equal(evaluated, apply(model.clone(drop_path=0.0), params, image(8))["logits"])
@@ -219,7 +232,7 @@ def test_a_student_starts_from_a_student(student):
 def test_a_student_may_gain_tables_but_never_loses_one(student):
   model, params = student
   beit = random_params(model.clone(rel_pos_bias=False))  # BEiT v2 has the shared table alone
-  start = vit_transfer.to_student(beit, fresh_params(model), grid=(5, 5))
+  start = vit_transfer.to_student(beit, init(model, side=20), grid=(5, 5))
   expected = apply(model.clone(rel_pos_bias=False), beit, image())["prediction"]
   np.testing.assert_allclose(apply(model, start, image())["prediction"], expected, atol=1e-5)
   fresh = fresh_params(model.clone(rel_pos_bias=False))
