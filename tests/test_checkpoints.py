@@ -136,8 +136,8 @@ def test_a_step_that_is_there_is_left_as_it_is(tmp_path, mesh):
 
 
 def test_keeps_the_newest_and_the_milestones(tmp_path, mesh):
-  save_steps(tmp_path, mesh, range(1, 9), keep=2, keep_every_steps=3)
-  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 6, 7, 8]
+  save_steps(tmp_path, mesh, range(1, 7), keep=2, keep_every_steps=2)
+  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 4, 5, 6]
 
 
 def test_parameters_are_loaded_alone(tmp_path, mesh):
@@ -166,7 +166,7 @@ def test_one_flipped_bit_falls_back_to_the_step_before(tmp_path, mesh):
   save_steps(tmp_path, mesh, [1, 2])
   generator = np.random.default_rng(0)
   names = [path.relative_to(tmp_path) for path in (tmp_path / "2" / "state").rglob("d/*")]
-  for name in names * 3:
+  for name in names * 2:
     original = (tmp_path / name).read_bytes()
     flip_bit(tmp_path / name, int(generator.integers(len(original) * 8)))
     state, meta, step = restore(tmp_path, mesh)
@@ -270,13 +270,11 @@ def test_checksum_sees_every_bit(dtype):
   array = np.asarray(jnp.arange(15).reshape(3, 5) % 2, dtype=jnp.dtype(dtype))
   raw = array.view(np.uint8)
   bits = range(raw.size * 8) if dtype != "bool" else range(0, raw.size * 8, 8)
-  damaged = []
+  whole = int(checksums([array])[0])
   for bit in bits:
     flipped = raw.copy().reshape(-1)
     flipped[bit // 8] ^= 1 << (bit % 8)
-    damaged.append(jnp.asarray(flipped.view(array.dtype).reshape(3, 5)))
-  found = np.asarray(checksums([jnp.asarray(array), *damaged]))
-  assert np.all(found[1:] != found[0])
+    assert checksums([flipped.view(array.dtype).reshape(3, 5)])[0] != whole
 
 
 def test_checksum_is_the_same_on_every_mesh_and_in_numpy(mesh):

@@ -385,7 +385,9 @@ def test_unknown_heads_and_activation_are_asked_for(tmp_path, params):
   assert (config.image.tower.num_heads, config.image.tower.activation) == (None, None)
   assert_same(loaded, params)
   with pytest.raises(OptionError, match="do not give heads and activation"):
-    clip.CLIP(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 10), int))
+    jax.eval_shape(
+      clip.CLIP(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 10), int)
+    )
   asked = r"epoch_3\.pt does not give heads and activation of the image tower of width 128\. "
   with pytest.raises(OptionError, match=asked + r"Give --config\.teacher\.heads=.*activation="):
     build(str(file))

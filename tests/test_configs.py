@@ -13,6 +13,7 @@ import pytest
 
 from dtm_jax import plugins
 from dtm_jax.models.clip import model as clip
+from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 from dtm_jax.tasks import Run
 from dtm_jax.teachers import clip as clip_teacher
@@ -28,9 +29,7 @@ def abstract_weights(found, **_):
     config = clip.CLIPConfig(image=image, text=None, embed_dim=64)
   else:
     config = clip.CLIPConfig(text=None)
-  tower = clip.ImageTower(config.image, config.embed_dim)
-  image = jnp.zeros((1, config.image.image_size, config.image.image_size, 3))
-  return config, {"image": jax.eval_shape(tower.init, jax.random.key(0), image)["params"]}
+  return config, clip_weights.param_shapes(config)
 
 
 def with_a_data_set(evals):

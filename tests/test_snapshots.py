@@ -7,6 +7,7 @@ from etils import epath
 
 from configs import common
 from dtm_jax import loop
+from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import OptionError
 from dtm_jax.evaluators._token_measures import adjusted_rand_index, effective_rank
 from dtm_jax.records import snapshots
@@ -70,11 +71,13 @@ def test_a_run_records_the_same_images_at_every_time(run):
 
 
 @pytest.mark.slow
-def test_snapshots_change_no_loss_and_a_resumed_run_continues_them(world, programs, run, tmp_path):
+def test_snapshots_change_no_loss_and_a_resumed_run_continues_them(
+  world, programs, run, tmp_path, monkeypatch
+):
   config = config_with_snapshots(world)
-  config.total_steps = 2
-  loop.train(config, str(tmp_path))
-  config.total_steps = 4
+  with monkeypatch.context() as stopped:
+    stopped.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 2)
+    programs.run(config, str(tmp_path))
   programs.train(config, str(tmp_path))
   assert small_world.losses(tmp_path) == small_world.losses(run)
   resumed, whole = (snapshots.read(epath.Path(folder)) for folder in (tmp_path, run))
