@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import small_world
 from safetensors.numpy import load_file, save_file
-from shared_programs import SharedPrograms
 
 from dtm_jax import loop, plugins
 from dtm_jax.checkpoints.manager import Checkpoints
@@ -87,7 +86,10 @@ def batches():
   ]
 
 
-def trained(config, batches):
+def trained(world, batches, *rates):
+  """Return the task and its state after these batches, without flips."""
+  config = probe_config(world, *rates)
+  config.augment.flip = 0.0
   task = linear_probe.build(config, Run(config.total_steps, 5.0, 16, NAMES))
   state = jax.jit(task.init)(jax.random.key(0))
   step = jax.jit(task.train_step)
@@ -96,11 +98,14 @@ def trained(config, batches):
   return task, state
 
 
-def test_heads_do_not_know_each_other_and_follow_momentum(world, batches):
-  """A head equals NumPy's softmax regression with momentum, and each head equals a probe of it alone."""
-  config = probe_config(world)
-  config.augment.flip = 0.0
-  _, state = trained(config, batches)
+@pytest.fixture(scope="module")
+def three_heads(world, batches):
+  return trained(world, batches)
+
+
+def test_heads_do_not_know_each_other_and_follow_momentum(world, batches, three_heads):
+  """A head equals NumPy's softmax regression with momentum, and the others equal probes of them alone."""
+  _, state = three_heads
   teacher = clip_teacher.build(str(world / "clip"))
   teach = jax.jit(lambda image: teacher.apply(teacher.params, image))
   kernel, bias, momentum = np.zeros((teacher.width, 10)), np.zeros(10), [0.0, 0.0]
@@ -115,16 +120,14 @@ def test_heads_do_not_know_each_other_and_follow_momentum(world, batches):
     kernel, bias = kernel - rate * momentum[0], bias - rate * momentum[1]
   np.testing.assert_allclose(state["params"]["kernel"][1], kernel, atol=1e-5)
   np.testing.assert_allclose(state["params"]["bias"][1], bias, atol=1e-5)
-  for index, rate in enumerate(config.probe.rates):
-    alone_config = probe_config(world, (rate,))
-    alone_config.augment.flip = 0.0
-    _, alone = trained(alone_config, batches)
+  for index, rate in ((0, 0.1), (2, 10.0)):
+    _, alone = trained(world, batches, (rate,))
     for name in ("kernel", "bias"):
       np.testing.assert_allclose(alone["params"][name][0], state["params"][name][index], rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_uses_the_running_statistics(world, batches):
-  task, state = trained(probe_config(world), batches)
+def test_evaluation_uses_the_running_statistics(batches, three_heads):
+  task, state = three_heads
   one = {"image": batches[0]["image"][:1]}
   alone = jax.jit(task.outputs["logits"])(state, task.frozen, one)
   together = jax.jit(task.outputs["logits"])(state, task.frozen, batches[0])[:1]
@@ -180,23 +183,24 @@ def test_the_test_set_has_no_part_in_the_choice(world):
   assert changed["accuracy"] == 0.0
 
 
-def test_a_run_stops_and_resumes_to_the_bit(world, tmp_path, monkeypatch):
-  config, programs = probe_config(world), SharedPrograms()
+@pytest.mark.usefixtures("one_device")
+def test_a_run_stops_and_resumes_to_the_bit(world, programs, tmp_path, monkeypatch):
+  config = probe_config(world)
   whole = programs.train(config, str(tmp_path / "whole"))
-  monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
-  programs.train(config, str(tmp_path / "stopped"))
-  monkeypatch.undo()
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
+    programs.train(config, str(tmp_path / "stopped"))
   resumed = programs.train(config, str(tmp_path / "stopped"))
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(resumed))
   line = small_world.metrics(tmp_path / "stopped")[-1]
   assert {"test/learning_rate", "test/held_out_accuracy", "test/accuracy"} <= line.keys()
 
 
-def test_another_teacher_of_the_same_width_in_the_same_workdir_is_refused(world, tmp_path):
+@pytest.mark.usefixtures("one_device")
+def test_another_teacher_of_the_same_width_in_the_same_workdir_is_refused(world, programs, tmp_path):
   """The run would train nothing and report the heads of one teacher on the features of the other."""
   config = probe_config(world)
-  config.total_steps = 2
-  loop.train(config, str(tmp_path / "run"))
+  programs.train(config, str(tmp_path / "run"))
   before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
   shutil.copytree(world / "clip", tmp_path / "moved")
   config.teacher.path = str(tmp_path / "moved")
