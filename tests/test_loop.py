@@ -154,26 +154,27 @@ def test_zero_steps_only_evaluate(world, tmp_path):
   assert "knn/student_accuracy" in lines[-1]
 
 
-def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(world, tmp_path, uninterrupted):
+def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(
+  world, programs, tmp_path, uninterrupted
+):
   """The other run's workdir (in shards) or exported weights start a run. Later its own checkpoint counts."""
   earlier, workdir = uninterrupted
   config = small_world.debug_config(
     world, total_steps=0, evals={}, init_from__path=str(workdir), mesh__data=4, mesh__fsdp=2
   )
-  assert_same(loop.train(config, str(tmp_path / "sharded"))["params"], earlier["params"])
+  assert_same(programs.train(config, str(tmp_path / "sharded"))["params"], earlier["params"])
 
   vit_weights.save(tmp_path / "weights", jax.device_get(earlier["params"]), "authors")
-  config = small_world.debug_config(world, total_steps=2, evals={}, init_from__path=str(tmp_path / "weights"))
-  config.optim.warmup_steps = 0
-  state = loop.train(config, str(tmp_path / "run"))
-  assert int(state["step"]) == 2
+  config = small_world.debug_config(world, total_steps=7, evals={}, init_from__path=str(tmp_path / "weights"))
+  state = programs.train(config, str(tmp_path / "run"))
+  assert int(state["step"]) == 7
   config.init_from.path = "nowhere/at_all"
   with pytest.raises(UserError, match=r"--config.init_from.path: .*/weights' -> 'nowhere/at_all'"):
-    loop.train(config, str(tmp_path / "run"))
+    programs.train(config, str(tmp_path / "run"))
   config.resume = "force"
-  assert_same(loop.train(config, str(tmp_path / "run")), state)
+  assert_same(programs.train(config, str(tmp_path / "run")), state)
   with pytest.raises(FileNotFoundError, match="nowhere/at_all"):
-    loop.train(config, str(tmp_path / "new"))
+    programs.train(config, str(tmp_path / "new"))
 
 
 # Records, stops at every point, another batch size -------------------------------------------------------
@@ -185,7 +186,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def evaluated(world, programs, tmp_path_factory):
-  """Return a run of four steps that saves and evaluates every second step and evaluates at the start."""
+  """Return a run that saves and evaluates every third step and evaluates at the start."""
   workdir = tmp_path_factory.mktemp("evaluated")
   programs.train(evaluated_config(world), str(workdir))
   return workdir
@@ -193,7 +194,7 @@ def evaluated(world, programs, tmp_path_factory):
 
 def evaluated_config(world):
   return small_world.debug_config(
-    world, total_steps=4, checkpoint__save_steps=2, log__log_steps=1, evals__knn__every_steps=2,
+    world, total_steps=7, checkpoint__save_steps=3, log__log_steps=1, evals__knn__every_steps=3,
     evals__knn__at_start=True,
   )  # fmt: skip
 
@@ -210,7 +211,7 @@ def snapshot(workdir):
 
 @pytest.mark.parametrize(
   ("moment", "step"),
-  [("evaluation", 0), ("evaluation", 2), ("evaluation", 4), ("before the save", 2), ("after the save", 4)],
+  [("evaluation", 0), ("evaluation", 3), ("evaluation", 7), ("before the save", 3), ("after the save", 7)],
 )
 def test_a_kill_at_any_moment_loses_no_number(
   world, programs, tmp_path, monkeypatch, evaluated, moment, step
@@ -234,15 +235,15 @@ def test_a_kill_at_any_moment_loses_no_number(
   monkeypatch.undo()
   programs.train(evaluated_config(world), str(tmp_path))
   assert numbers(tmp_path) == numbers(evaluated)
-  assert [line["step"] for line in numbers(tmp_path)] == [0, 1, 2, 3, 4]
+  assert [line["step"] for line in numbers(tmp_path)] == list(range(8))
 
 
 def test_a_finished_or_refused_start_changes_no_file(world, programs, evaluated, caplog):
   before = snapshot(evaluated)
   with caplog.at_level("INFO", logger="absl"):
     state = programs.train(evaluated_config(world), str(evaluated))
-  assert int(state["step"]) == 4
-  assert "Nothing is left to do: the run has 4 steps" in caplog.text
+  assert int(state["step"]) == 7
+  assert "Nothing is left to do: the run has 7 steps" in caplog.text
   changed = evaluated_config(world)
   changed.student.width, changed.seed = 64, 1
   with pytest.raises(UserError, match=r"--config.seed: 0 -> 1\n  --config.student.width: 32 -> 64"):
