@@ -2,7 +2,7 @@
 
 import gc
 import os
-import tempfile
+import time
 from pathlib import Path
 
 import jaxtyping
@@ -20,12 +20,9 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# All processes of a session share one cache of compiled programs, because many tests compile the same ones.
-# It is new in every session, so that no test depends on what an earlier session left.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  cache = tempfile.TemporaryDirectory(prefix="dtm_jax_tests_", ignore_cleanup_errors=True)
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+DAYS_OF_PROGRAMS = 14
+"""Age at which a compiled program of an earlier session is removed."""
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +65,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
   config.pluginmanager.register(seconds, "seconds")
   jaxtyping.install_import_hook(_modules_with_arrays(), "beartype.beartype")
+  if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_folder_of_programs(config))
+
+
+def _folder_of_programs(config: pytest.Config) -> Path:
+  """Return the folder in which all processes of this and of later sessions keep their compiled programs.
+
+  Compilation is nearly half of the suite's time. JAX finds a program by its text, its options and the
+  versions of the libraries, so a change of the code compiles anew what it changes. `--cache-clear` removes
+  the folder.
+  """
+  from dtm_jax.training.startup import kind_of_processor
+
+  folder = config.cache.mkdir(f"programs-{kind_of_processor()}")
+  for file in folder.iterdir():
+    if time.time() - file.stat().st_mtime > DAYS_OF_PROGRAMS * 86400:
+      file.unlink(missing_ok=True)
+  return folder
 
 
 def _modules_with_arrays() -> list[str]:
