@@ -267,7 +267,9 @@ def test_the_morpher_names_every_way():
   target_BNC, images_BHW3 = clip_like_tokens(0, 4, 50), np.zeros((4, 8, 8, 3), np.float32)
   target_BNC[1, [2, 3]] = np.nan
   plain_BN, *others = (
-    jax.jit(bipartite.build(implementation=name))(jax.random.key(0), target_BNC, images_BHW3)
+    jax.jit(bipartite.build(implementation=name, split="alternate"))(
+      jax.random.key(0), target_BNC, images_BHW3
+    )
     for name in ("plain", *(implementations.IMPLEMENTATIONS.keys() - {"plain"}))
   )
   for label_BN in others:

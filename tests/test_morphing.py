@@ -10,9 +10,8 @@ import pytest
 from dtm_jax import morphing, partitions, rngs
 from dtm_jax.matching import rounds
 
-NUM_TOKENS = (1, 2, 7, 50)
-MORE_TOKENS = [pytest.param(n, marks=pytest.mark.long) for n in (16, 49, 64, 196)]
-"""Numbers close to NUM_TOKENS, of which one is odd, and to 197 and test_matching.py, which have long rows."""
+NUM_TOKENS = (1, 2, 7, 50, *(pytest.param(n, marks=pytest.mark.long) for n in (16, 49, 64, 196, 197)))
+"""The long numbers are close to 7 and 50, or to the 196 tokens of test_matching.py."""
 DECIDABLE = 3e-7
 """float32 decides differently from float64 only if two similarities are within 2e-7, as far as observed."""
 
@@ -109,12 +108,12 @@ def test_impossible_schedules_are_refused(draw):
 
 
 @pytest.mark.parametrize("protect_first", [False, True])
-@pytest.mark.parametrize("num_tokens", [*NUM_TOKENS, 197, *MORE_TOKENS])
+@pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 def test_alternate_split_equals_the_oracle(num_tokens, protect_first):
   assert_groups_equal_the_oracle(num_tokens, "alternate", protect_first, "size_weighted")
 
 
-@pytest.mark.parametrize("num_tokens", [*NUM_TOKENS, *MORE_TOKENS, pytest.param(197, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 def test_random_split_equals_the_oracle(num_tokens):
   assert_groups_equal_the_oracle(num_tokens, "random", False, "size_weighted")
 
