@@ -112,13 +112,15 @@ class Block(nn.Module):
     return x, None
 
 
-def _blocks(tower: Tower, **options) -> nn.Module:
+def _blocks(tower: Tower, initializing: bool, **options) -> nn.Module:
   """Return the blocks of a tower under `nn.scan`."""
   scan = nn.scan(
     Block,
     variable_axes={"params": 0, "intermediates": 0},
     split_rngs={"params": True},
     length=tower.depth,
+    # The check traces a block twice. Without it, a seed would give other initial parameters.
+    check_constancy_invariants=initializing,
   )
   return scan(tower, name="blocks", **options)
 
@@ -172,7 +174,8 @@ class ImageTower(nn.Module):
     cls = jnp.broadcast_to(cls + positions[0], (patches.shape[0], 1, tower.width))
     pre = norm(name="ln_pre")(jnp.concatenate([cls, patches], axis=1))
 
-    blocks = _blocks(tower, causal=False, implementation=self.attention, dtype=self.dtype)
+    options = {"causal": False, "implementation": self.attention, "dtype": self.dtype}
+    blocks = _blocks(tower, self.is_initializing(), **options)
     tokens = norm(name="ln_post")(blocks(pre.astype(self.stream_dtype), None)[0])
     outputs = {"pre": pre, "patch_tokens": tokens[:, 1:]}
     if self.embed_dim is not None:
@@ -214,7 +217,7 @@ class TextTower(nn.Module):
     positions = self.param("position_embedding", normal(0.01), (config.context_length, tower.width))
     pre = jnp.take(words, token_BT, axis=0) + positions[None, : token_BT.shape[1]]
 
-    blocks = _blocks(tower, causal=True, implementation="xla", dtype=self.dtype)
+    blocks = _blocks(tower, self.is_initializing(), causal=True, implementation="xla", dtype=self.dtype)
     tokens = FLOAT32_NORM(epsilon=tower.eps, name="ln_final")(blocks(pre, None)[0])
     end_B = end_of_text(token_BT, config.eos_token_id)
     pooled = jnp.take_along_axis(tokens, end_B[:, None, None], axis=1)[:, 0]

@@ -135,6 +135,7 @@ class FrozenViT(nn.Module):
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       length=config.tower.depth,
+      check_constancy_invariants=False,  # which would trace the block twice
     )
     stream, _ = scan(config, self.attention, self.dtype, name="blocks")(pre.astype(self.stream_dtype), None)
     normed = FLOAT32_NORM(epsilon=config.tower.eps, name="norm")(stream)

@@ -126,7 +126,7 @@ class Trunk(nn.Module):
 
   def _blocks(self, grid: tuple[int, int], train: bool, every_block: bool) -> nn.Module:
     """Return the blocks under `nn.scan`, rematerialised as `remat` says."""
-    block = Block
+    block, drops = Block, train and self.drop_path > 0
     if self.remat in REMAT_POLICIES:
       block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
     scan = nn.scan(
@@ -135,6 +135,8 @@ class Trunk(nn.Module):
       split_rngs={"params": True, "drop_path": True},
       in_axes=(0, nn.broadcast),
       length=self.depth,
+      # The check traces a block twice. Without it, a seed would give other numbers.
+      check_constancy_invariants=self.is_initializing() or drops,
       unroll=self.unroll,
     )
     return scan(
@@ -142,7 +144,7 @@ class Trunk(nn.Module):
       mlp_hidden=round(self.mlp_ratio * self.width),
       bias_grid=grid if self.rel_pos_bias else None,
       layer_scale_init=self.layer_scale_init,
-      drop_path=train and self.drop_path > 0,
+      drop_path=drops,
       remat_attention=self.remat in ("attention", "activations"),
       remat_gelu=self.remat == "activations",
       implementation=self.attention,
