@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests from a clean clone: environment, ruff, mypy, and pytest in two processes. Arguments go to pytest.
+# The first run compiles what the tests run; later runs find these programs in .pytest_cache.
 #   bash scripts/test.sh --fast                 in about a minute: ruff, and the quickest tests of every file
 #   bash scripts/test.sh tests/test_loop.py     one file
 #   bash scripts/test.sh -m long                the long tests, each of which is close to a quicker one
