@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
   config.pluginmanager.register(seconds, "seconds")
   jaxtyping.install_import_hook(_modules_with_arrays(), "beartype.beartype")
-  if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+  if "PYTEST_XDIST_WORKER" not in os.environ and hasattr(config, "cache"):  # workers inherit it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_folder_of_programs(config))
 
 

@@ -97,6 +97,18 @@ def test_round_trip_is_bit_equal(tmp_path, mesh):
   assert_same(state, make_state(3))
 
 
+def test_replicas_share_the_writing_of_large_arrays_only(tmp_path, mesh):
+  state = {"small": np.ones((8, 100), np.float32), "large": np.ones((8, 2**18), np.float32)}
+  state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+  manager = Checkpoints(str(tmp_path))
+  manager.save(1, state, {})
+  manager.close()
+  written = json.loads((tmp_path / "1" / "state" / "array_metadatas" / "process_0").read_text())
+  arrays = [entry["array_metadata"] for entry in written["array_metadatas"]]
+  shapes = {array["param_name"]: array["write_shape"] for array in arrays}
+  assert shapes == {"small": [8, 100], "large": [1, 2**18]}
+
+
 def test_a_new_folder_has_nothing_to_restore(tmp_path, mesh):
   assert restore(tmp_path / "new", mesh) is None
 

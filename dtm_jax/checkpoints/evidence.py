@@ -24,7 +24,8 @@ _FOLDERS = ("meta", "state")  # the other files of a checkpoint are never read
 _NEEDED = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
 _JSON = re.compile(r"meta/metadata|state/_METADATA|state/_sharding|state/array_metadatas/.*")
 _DATA_LOSS = re.compile(
-  r"\bDATA_LOSS\b|\bOUT_OF_RANGE\b|Error decoding|checksum verification failed|data error|corrupt",
+  r"\bDATA_LOSS\b|\bOUT_OF_RANGE\b|Error decoding|checksum verification failed|data error|corrupt"
+  r"|Truncated \w+-compressed stream",  # what TensorStore finds in place of a missing file
   re.IGNORECASE,
 )
 _MEGABYTE = 2**20

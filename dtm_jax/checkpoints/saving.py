@@ -9,7 +9,6 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint._src.metadata import array_metadata_store
 
 from dtm_jax import processes
 from dtm_jax.arrays import PyTree
@@ -21,13 +20,8 @@ _LEAST_SLICE = 2**20
 """Bytes of an array that each replica writes. Orbax compiles and writes a slice for each replica of an array;
 for the many small arrays of a transformer that costs more than one replica takes for the whole array."""
 
-ocp.type_handlers.register_type_handler(
-  jax.Array,
-  ocp.type_handlers.ArrayHandler(
-    array_metadata_store=array_metadata_store.Store(), min_slice_bytes_for_replica_parallel=_LEAST_SLICE
-  ),
-  override=True,
-)
+# Orbax's manager takes no such option for its saves, and warns if another handler is registered.
+ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = _LEAST_SLICE
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # after a save, Orbax renames <step> + this suffix to <step>
 
