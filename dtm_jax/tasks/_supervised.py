@@ -9,7 +9,6 @@ import jax
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.augment import normalize, to_float
 from dtm_jax.errors import OptionError
-from dtm_jax.models.layers import image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import Triple
@@ -59,8 +58,3 @@ class Supervised(Task):
   def _pixels(self, batch: Batch) -> Float[Array, "B H W 3"]:
     """Return the normalised images of a batch that is not augmented."""
     return normalize(to_float(batch["image"]), *self.normalization)
-
-
-def shapes_of(model: vit.Trunk, image_size: int) -> PyTree:
-  """Return the shapes of the model's parameters."""
-  return variable_shapes(model, image_shape(image_size, image_size))["params"]

@@ -11,6 +11,7 @@ import optax
 from dtm_jax import augment, device_options
 from dtm_jax.arrays import Array, Batch, Float, PyTree, RandomKey
 from dtm_jax.models.vit import classifier
+from dtm_jax.models.vit import model as vit
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import (
   Labels,
@@ -23,7 +24,7 @@ from dtm_jax.tasks import (
   build_learner,
   require_class_names,
 )
-from dtm_jax.tasks._supervised import Supervised, shapes_of
+from dtm_jax.tasks._supervised import Supervised
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,7 +129,7 @@ def build(config: Any, run: Run) -> Finetuning:
     num_classes=num_classes,
     augmentation=dict(config.augment),
     normalization=mean_and_std(config.augment.normalization),
-    learner=build_learner(config.optim, shapes_of(model, image_size), run),
+    learner=build_learner(config.optim, vit.init_shapes(model, image_size), run),
     init_from=dict(config.init_from),
     mix_options=dict(config.mix),
     label_smoothing=config.loss.label_smoothing,

@@ -9,7 +9,6 @@ import jax
 from dtm_jax import augment, device_options, masking, morphing, partitions, plugins, rngs
 from dtm_jax.arrays import Array, Batch, Bool, Float, Int, Key, PyTree, RandomKey
 from dtm_jax.errors import OptionError
-from dtm_jax.models.layers import image_shape, variable_shapes
 from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import transfer as vit_transfer
 from dtm_jax.normalizations import Triple, mean_and_std
@@ -222,7 +221,7 @@ def build(config: Any, run: Run) -> Pretraining:
   image_size = config.data.image_size
   teacher = build_teacher(config, config.student.get("patch_size", vit.Trunk.patch_size))
   student = vit.build(**config.student, out_dim=teacher.width)
-  shapes = variable_shapes(student, image_shape(image_size, image_size))["params"]
+  shapes = vit.init_shapes(student, image_size)
   return Pretraining(
     frozen=teacher.params,
     needs_labels=config.probe.lr is not None,

@@ -12,11 +12,12 @@ from dtm_jax import augment, device_options
 from dtm_jax.arrays import Array, Batch, Float, Key, PyTree, RandomKey, UInt8
 from dtm_jax.data.label_maps import IGNORE
 from dtm_jax.errors import OptionError
+from dtm_jax.models.vit import model as vit
 from dtm_jax.models.vit import segmenter
 from dtm_jax.models.vit.upernet import upsample
 from dtm_jax.normalizations import mean_and_std
 from dtm_jax.tasks import Output, Pixels, Run, Scalars, State, StepKeys, build_learner, require_class_names
-from dtm_jax.tasks._supervised import Supervised, shapes_of
+from dtm_jax.tasks._supervised import Supervised
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,7 +109,7 @@ def build(config: Any, run: Run) -> Segmentation:
     num_classes=num_classes,
     augmentation=dict(config.augment),
     normalization=mean_and_std(config.augment.normalization),
-    learner=build_learner(config.optim, shapes_of(model, image_size), run),
+    learner=build_learner(config.optim, vit.init_shapes(model, image_size), run),
     init_from=dict(config.init_from),
     auxiliary_weight=config.loss.auxiliary,
   )

@@ -26,6 +26,8 @@ from dtm_jax.models.layers import (
   Mlp,
   PatchEmbed,
   grid_of,
+  image_shape,
+  variable_shapes,
 )
 from dtm_jax.models.vit.attention import Attention, RelativePositionBias
 
@@ -271,3 +273,8 @@ def init(model: Trunk, key: RandomKey, image_size: int) -> PyTree:
   for last in (blocks["attn"]["proj"], blocks["mlp"]["fc2"]):
     last["kernel"] *= scale
   return params
+
+
+def init_shapes(model: Trunk, image_size: int) -> PyTree:
+  """Return the shapes of the parameters that `init` makes."""
+  return variable_shapes(model, image_shape(image_size, image_size))["params"]
