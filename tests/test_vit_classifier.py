@@ -1,12 +1,13 @@
 """The classifier for fine-tuning, and the transfer of parameters from a pre-trained student."""
 
 import math
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_vit import apply
 
 from dtm_jax.models import positions
 from dtm_jax.models.vit import classifier as vit_classifier
@@ -34,15 +35,6 @@ def fresh_params(model, side=20):
 
 def init(model, side):
   return jax.jit(partial(vit.init, model, image_size=side))(jax.random.key(7))
-
-
-@cache
-def compiled(model):
-  return jax.jit(model.apply)
-
-
-def apply(model, params, *args):
-  return compiled(model)({"params": params}, *args)
 
 
 def layer_norm(x, p):

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import operator
 import tempfile
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_vit import apply
 from timm_without_torchvision import import_timm
 
 from dtm_jax.models.vit import classifier as vit_classifier
@@ -46,15 +47,6 @@ def student(**options):
 
 def classifier(**options):
   return vit_classifier.Classifier(**{"num_classes": 7, **TINY, **options})
-
-
-@cache
-def compiled(model):
-  return jax.jit(model.apply)
-
-
-def apply(model, params, *args):
-  return compiled(model)({"params": params}, *args)
 
 
 def assert_same(a, b):
