@@ -148,8 +148,8 @@ def test_a_step_that_is_there_is_left_as_it_is(tmp_path, mesh):
 
 
 def test_keeps_the_newest_and_the_milestones(tmp_path, mesh):
-  save_steps(tmp_path, mesh, range(1, 7), keep=2, keep_every_steps=2)
-  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 4, 5, 6]
+  save_steps(tmp_path, mesh, range(1, 9), keep=2, keep_every_steps=3)
+  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 6, 7, 8]
 
 
 def test_parameters_are_loaded_alone(tmp_path, mesh):
@@ -178,7 +178,7 @@ def test_one_flipped_bit_falls_back_to_the_step_before(tmp_path, mesh):
   save_steps(tmp_path, mesh, [1, 2])
   generator = np.random.default_rng(0)
   names = [path.relative_to(tmp_path) for path in (tmp_path / "2" / "state").rglob("d/*")]
-  for name in names * 2:
+  for name in names * 3:
     original = (tmp_path / name).read_bytes()
     flip_bit(tmp_path / name, int(generator.integers(len(original) * 8)))
     state, meta, step = restore(tmp_path, mesh)

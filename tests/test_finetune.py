@@ -150,18 +150,17 @@ def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, mo
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
   assert int(programs.train(config, str(tmp_path / "parts"))["step"]) == 3
   monkeypatch.undo()
-  resumed = programs.train(config, str(tmp_path / "parts"))
+  resumed = loop.train(config, str(tmp_path / "parts"))  # it compiles once, as the whole run did
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(uninterrupted))
   sharded = [jax.tree.map(lambda x: str(x.sharding.spec), resumed[name]) for name in ("params", "ema")]
   assert sharded[0] == sharded[1]
   assert any("fsdp" in spec for spec in jax.tree.leaves(sharded[1]))
 
   whole, parts = (small_world.metrics(tmp_path / name) for name in ("whole", "parts"))
-  assert all(line.pop("compilations", 1) == 1 for line in whole)
-  parts[-1].pop("compilations")  # the resumed run has the programs of the whole one
   assert small_world.timeless(whole[-1]) == small_world.timeless(parts[-1])
   for output in ("logits", "logits_ema"):
     assert {f"test/{output}_{what}" for what in ("top1", "top5", "loss")} < whole[-1].keys()
+  assert all(line.get("compilations", 1) == 1 for line in whole)
 
 
 def test_a_label_that_is_no_class_stops_the_run(tmp_path):

@@ -104,7 +104,7 @@ def three_heads(world, batches):
 
 
 def test_heads_do_not_know_each_other_and_follow_momentum(world, batches, three_heads):
-  """A head equals NumPy's softmax regression with momentum, and the others equal probes of them alone."""
+  """A head equals NumPy's softmax regression with momentum, and each head equals a probe of it alone."""
   _, state = three_heads
   teacher = clip_teacher.build(str(world / "clip"))
   teach = jax.jit(lambda image: teacher.apply(teacher.params, image))
@@ -120,7 +120,7 @@ def test_heads_do_not_know_each_other_and_follow_momentum(world, batches, three_
     kernel, bias = kernel - rate * momentum[0], bias - rate * momentum[1]
   np.testing.assert_allclose(state["params"]["kernel"][1], kernel, atol=1e-5)
   np.testing.assert_allclose(state["params"]["bias"][1], bias, atol=1e-5)
-  for index, rate in ((0, 0.1), (2, 10.0)):
+  for index, rate in enumerate(probe_config(world).probe.rates):
     _, alone = trained(world, batches, (rate,))
     for name in ("kernel", "bias"):
       np.testing.assert_allclose(alone["params"][name][0], state["params"][name][index], rtol=1e-5, atol=1e-6)

@@ -26,7 +26,7 @@ from dtm_jax.options.arguments import split_arguments
 from dtm_jax.options.config_file import load_config
 from dtm_jax.options.cross_checks import num_tokens
 from dtm_jax.options.sections import get, sections
-from dtm_jax.tasks import Run, StepKeys, build_teacher
+from dtm_jax.tasks import Run, build_teacher
 from dtm_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parents[1]
@@ -201,8 +201,8 @@ def task_of(config):
   return plugins.load("tasks", config.task).build(config, run)
 
 
-def trace_step(config, functions=()):
-  """Trace the first train step with shapes alone, and these outputs of the task if it has them."""
+def trace_step(config, functions=False):
+  """Trace the first train step with shapes alone and, with `functions`, all predict functions of the task."""
   if "student" in config:
     with config.unlocked(), config.student.ignore_type():  # unroll may be "auto"
       config.student.update(depth=1, unroll=1)
@@ -214,8 +214,8 @@ def trace_step(config, functions=()):
   }
   _, measurements = jax.eval_shape(task.train_step, state, task.frozen, batch, jax.random.key(0))
   assert measurements["loss"].shape == ()
-  for name in task.outputs.keys() & functions:
-    jax.eval_shape(task.outputs[name], state, task.frozen, batch)
+  for function in task.outputs.values() if functions else ():
+    jax.eval_shape(function, state, task.frozen, batch)
 
 
 @pytest.mark.parametrize(
@@ -233,18 +233,13 @@ def test_options_of_the_first_choice_that_stay_are_seen(world, monkeypatch, sock
 # Teachers ------------------------------------------------------------------------------------------------
 
 
-OF_TEACHER = {"teacher", "features", "cls", "logits"}
-"""The outputs that depend on the teacher. The tokens are traced too, because "teacher" and "features" are
-their means."""
-
-
 @every("teachers")
 def test_another_teacher(world, name, path, choice):
   config, _ = device_options.resolve(choose(world, "teachers", name, path, choice))
   patch_size = config.student.patch_size if config.task == "pretrain" else None
   key = ("teacher", config.teacher.to_dict(), config.data.image_size, patch_size)
   once(key, lambda: trace_teacher(config, patch_size))
-  once(("task", config.task, choice), lambda: trace_step(config, OF_TEACHER))
+  once(("task", config.task, choice), lambda: trace_step(config, functions=True))
 
 
 def trace_teacher(config, patch_size):
@@ -270,7 +265,7 @@ def test_another_morpher(world, name, path, choice):
   size = config.data.image_size
   once(("morpher", section, tokens, size), lambda: trace_morpher(section, tokens, size))
   if config.task == "pretrain":
-    once(("groups", choice), lambda: trace_groups(task_of(config), size))
+    once(("step", choice), lambda: trace_step(config))
 
 
 def trace_morpher(section, tokens, size):
@@ -278,16 +273,6 @@ def trace_morpher(section, tokens, size):
   image = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
   label = jax.eval_shape(plugins.build("morphers", section), jax.random.key(0), token_BNC, image)
   assert (label.shape, label.dtype) == ((2, tokens), jnp.int32)
-
-
-def trace_groups(task, size):
-  """Trace the part of the train step that depends on the morphers."""
-  rows, columns = task.grid
-  token_BNC = jax.ShapeDtypeStruct((4, rows * columns, task.teacher.width), jnp.float32)
-  image = jax.ShapeDtypeStruct((4, size, size, 3), jnp.float32)
-  group = lambda tokens, image, key: task.group(tokens, image, StepKeys(key, 0, 4))
-  label_SBN = jax.eval_shape(group, token_BNC, image, jax.random.key(0))
-  assert {label.shape for label in label_SBN.values()} == {(task.num_schedules, 4, rows * columns)}
 
 
 # Data sets -----------------------------------------------------------------------------------------------
