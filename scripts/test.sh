@@ -10,5 +10,13 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-{studies,docs,test,test-no-deps}.txt
 ruff check .
 ruff format --check .
-case " $* " in *" --fast "*) ;; *) mypy ;; esac
-python -m pytest -n 2 --dist worksteal "$@"
+case " $* " in
+  *" --fast "*) python -m pytest -n 2 --dist worksteal "$@" ;;
+  *)
+    mypy & types=$!  # beside pytest, which waits for files and processes now and then
+    status=0
+    python -m pytest -n 2 --dist worksteal "$@" || status=$?
+    wait "$types" || { echo "mypy has found the errors above." >&2; exit 1; }
+    exit "$status"
+    ;;
+esac

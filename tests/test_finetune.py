@@ -150,7 +150,7 @@ def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, mo
   monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
   assert int(programs.train(config, str(tmp_path / "parts"))["step"]) == 3
   monkeypatch.undo()
-  resumed = loop.train(config, str(tmp_path / "parts"))  # it compiles once, as the whole run did
+  resumed = programs.train(config, str(tmp_path / "parts"))
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(uninterrupted))
   sharded = [jax.tree.map(lambda x: str(x.sharding.spec), resumed[name]) for name in ("params", "ema")]
   assert sharded[0] == sharded[1]
