@@ -2,28 +2,30 @@
 
 The test set has 37 images, which no batch and no number of devices divides. One of them is corrupt.
 
-This process has 8 devices and evaluates itself. The processes with 1 and with 4 devices are forked from one
-that has the imports. Each evaluates all configs in turn, so that JAX starts only once.
+This process evaluates on 1 and on 8 devices itself. The two processes are forked from one that has the
+imports. Each evaluates all configs in turn, so that JAX starts only once.
 """
 
+import contextlib
 import importlib
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small_world
 from PIL import Image
 
-from dtm_jax import data
+from dtm_jax import data, loop
 from dtm_jax.datasets import shapes
 from dtm_jax.datasets.cifar10 import CLASS_NAMES
+from dtm_jax.training import mesh as meshes
 from dtm_jax.training import startup
 from tests.campaign import runs
 
 pytestmark = pytest.mark.slow
 NUM_CLASSES, NUM_TRAIN, NUM_TEST, NUM_MAPS = 4, 48, 37, 9
-PLACES = ("1", "8", "2x4")
 
 
 def write_world(folder):
@@ -74,8 +76,6 @@ def configs(world):
 
 def evaluate(world, workdir):
   """Run all configs, as the command would."""
-  from dtm_jax import loop
-
   for name, config in configs(world).items():
     loop.train(config, str(workdir / name))
 
@@ -87,40 +87,68 @@ def evaluate_forked(arguments):
   evaluate(*map(Path, arguments))
 
 
+def measured(folder):
+  """Return the lines of metrics.jsonl by config."""
+  return {path.parent.name: small_world.metrics(path.parent) for path in folder.glob("*/metrics.jsonl")}
+
+
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory):
-  """The lines of metrics.jsonl, by place and config."""
-  from dtm_jax import loop
+def place(tmp_path_factory):
+  """Return a function that makes a workdir of the world, in which the probe is trained."""
+  world = tmp_path_factory.mktemp("world")
+  write_world(world)
+  with on_one_device():
+    loop.train(configs(world)["linear_probe_cifar10"], str(world / "trained"))
 
-  folder = tmp_path_factory.mktemp("world")
-  write_world(folder)
-  loop.train(configs(folder)["linear_probe_cifar10"], str(folder / "trained"))
-  for place in PLACES:
-    shutil.copytree(
-      folder / "trained" / "checkpoints", folder / place / "linear_probe_cifar10" / "checkpoints"
-    )
-  environments = [("1", small_world.environment(1)), *(("2x4", env) for env in small_world.cluster(4))]
+  def make(name):
+    shutil.copytree(world / "trained/checkpoints", world / name / "linear_probe_cifar10/checkpoints")
+    return world, world / name
+
+  return make
+
+
+@contextlib.contextmanager
+def on_one_device():
+  alone = meshes.make_mesh(devices=jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(meshes, "make_mesh", lambda *sizes: alone)
+    yield
+
+
+@pytest.fixture(scope="module")
+def one(place):
+  """The lines of metrics.jsonl by config, on one device."""
+  world, workdir = place("1")
+  with on_one_device():
+    evaluate(world, workdir)
+  return measured(workdir)
+
+
+# The two processes have eight devices too.
+@pytest.fixture(scope="module", params=["2x4", pytest.param("8", marks=pytest.mark.long)])
+def many(request, place):
+  """The same on eight devices."""
+  world, workdir = place(request.param)
+  if request.param == "8":
+    evaluate(world, workdir)
+    return measured(workdir)
   started = [
-    runs.Process([str(folder), str(folder / place)], folder / f"{index}.log", env=env, run=evaluate_forked)
-    for index, (place, env) in enumerate(environments)
+    runs.Process([str(world), str(workdir)], world / f"{index}.log", env=env, run=evaluate_forked)
+    for index, env in enumerate(small_world.cluster(4))
   ]
-  evaluate(folder, folder / "8")
   codes = [process.wait(timeout=600) for process in started]
-  assert codes == [0] * len(started), "\n".join(process.text()[-2000:] for process in started)
-  return {
-    place: {name: small_world.metrics(folder / place / name) for name in configs(folder)} for place in PLACES
-  }
+  assert codes == [0, 0], "\n".join(process.text()[-2000:] for process in started)
+  return measured(workdir)
 
 
-def test_every_image_counts_once_on_any_number_of_devices_and_processes(lines):
+def test_every_image_counts_once_on_any_number_of_devices_and_processes(one, many):
   numbers = {}
   for task in ("zeroshot_cifar10", "finetune_cifar10", "linear_probe_cifar10"):
-    one, eight, two = (dict(lines[place][task][-1]) for place in PLACES)
+    alone, together = dict(one[task][-1]), dict(many[task][-1])
     for loss in ("test/logits_loss", "test/logits_ema_loss"):  # the only sums that are not counts
-      values = [line.pop(loss, 0.0) for line in (one, eight, two)]
-      np.testing.assert_allclose(values[1:], values[0], rtol=1e-5)
-    assert one == eight == two
-    numbers |= one
+      np.testing.assert_allclose(together.pop(loss, 0.0), alone.pop(loss, 0.0), rtol=1e-5)
+    assert alone == together
+    numbers |= alone
   counted = {
     "zeroshot/accuracy", "zeroshot/top5", "test/logits_top1", "test/logits_ema_top1", "test/accuracy",
     "knn/features_accuracy_k1", "knn/features_accuracy_k5", "knn/features_accuracy_k20",
@@ -130,11 +158,10 @@ def test_every_image_counts_once_on_any_number_of_devices_and_processes(lines):
     assert (NUM_TEST - 1) * numbers[name] == pytest.approx(round((NUM_TEST - 1) * numbers[name]), abs=1e-4)
 
 
-def test_every_labelled_pixel_counts_once_on_any_number_of_devices_and_processes(lines):
-  one, eight, two = (lines[place]["seg_debug"] for place in PLACES)
-  assert one == eight == two
+def test_every_labelled_pixel_counts_once_on_any_number_of_devices_and_processes(one, many):
+  assert one["seg_debug"] == many["seg_debug"]
   dataset = shapes.build("val", num_examples=NUM_MAPS)
   labelled = sum(label_map.size for _, label_map in data.whole_examples(dataset))
-  accuracy = one[0]["val/pixel_accuracy"]  # metrics.jsonl has six digits; a pixel is worth more
+  accuracy = one["seg_debug"][0]["val/pixel_accuracy"]  # metrics.jsonl has six digits; a pixel is worth more
   assert labelled < 100_000
   assert round(round(accuracy * labelled) / labelled, 6) == accuracy
