@@ -27,7 +27,7 @@ from dtm_jax.options.arguments import split_arguments
 from dtm_jax.options.config_file import load_config
 from dtm_jax.options.overrides import apply
 found = {"import": heavy()}
-config = load_config("configs/debug.py")
+config = load_config("configs/linear_probe_cifar10.py")
 assert not apply(config, split_arguments(["main", *sys.argv[2:]]).typed)
 begin = loop.begin
 def begin_and_look(setup):
@@ -72,7 +72,7 @@ def test_a_run_on_a_folder_imports_tensorflow_for_its_writers_alone(world, tmp_p
   found = modules_of(
     RUN, tmp_path / "run", "--config.total_steps=1", "--config.evals={}",
     "--config.data.dataset.name=folder", f"--config.data.dataset.data_dir={tmp_path / 'photos'}",
-    f"--config.teacher.path={world / 'clip'}", "--config.teacher.tokens=projected",
+    "--config.teacher.name=clip", f"--config.teacher.path={world / 'clip'}", "--config.batch_size=16",
     **small_world.environment(1),
   )  # fmt: skip
   assert set(found["import"]) <= {"orbax"}
