@@ -83,7 +83,7 @@ def test_a_run_on_a_folder_imports_tensorflow_for_its_writers_alone(world, tmp_p
 
 def test_a_failing_import_of_the_writers_is_raised_before_the_second_step():
   body = """
-sys.modules["clu"] = None  # its import fails
+sys.modules["tensorflow"] = None  # its import fails
 from dtm_jax.records import reporting
 reporting.import_writers_meanwhile()
 for thread in threading.enumerate():
@@ -93,4 +93,4 @@ try:
 except ImportError as error:
   found = str(error)
 """
-  assert "clu" in modules_of(body)
+  assert "tensorflow" in modules_of(body)
