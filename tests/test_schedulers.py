@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,22 @@ def test_the_options_of_the_job_are_those_of_the_text():
   assert {"--signal=TERM@300", "--requeue", "--open-mode=append"} <= {*options}
 
 
+def test_jax_finds_the_other_task_by_the_variables_of_slurm(slurm, tmp_path):
+  program = """
+from dtm_jax.training import startup
+startup.start_distributed()
+import jax, os
+os.write(1, f"RESULT {jax.process_index()} {jax.process_count()} {jax.device_count()}\\n".encode())
+startup.leave_distributed()
+"""
+  launch = f"cd {ROOT}; exec {sys.executable} -c {shlex.quote(program)}"
+  done = slurm(checkout=checkout_with(tmp_path, launch))
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert sorted(re.findall(r"RESULT (.*)", done.stdout)) == ["0 2 2", "1 2 2"]
+
+
 @pytest.mark.slow
+@pytest.mark.long  # the tasks join above, test_loop.py has two processes, test_checkpoints.py the signal
 def test_two_tasks_train_together_and_stop_before_the_time_limit(slurm, world, tmp_path):
   """JAX finds the processes by SLURM's variables. After SIGTERM the run has saved and is queued again.
 

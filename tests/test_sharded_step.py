@@ -31,5 +31,5 @@ print("steps:", state["step"])
 
 
 def test_a_sharded_step_runs_without_clu_and_tensorflow(world):
-  """It imports every task, and takes two steps of the linear probe on a mesh of 4 x 2 devices, with two seeds and one program."""
+  """It imports every task. The linear probe takes two steps on 4 x 2 devices: two seeds, one program."""
   assert without_clu.run(STEPS, str(world / "clip")) == "steps: 2\n"
