@@ -1,6 +1,8 @@
 """The pre-training step equals the paper's figure put together by hand, and compiles once for all draws."""
 
+import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,36 +31,53 @@ def make_task(world, **changes):
   return pretrain.build(config, Run(2000, 20.0, BATCH)), config
 
 
-def test_hundreds_of_steps_are_traced_once(world, batch):
+@dataclasses.dataclass
+class Compiled:
+  """A task with its jitted functions, and how often its step was traced."""
+
+  task: pretrain.Pretraining
+  config: Any
+  traces: int = 0
+
+  def __post_init__(self):
+    self.init = jax.jit(self.task.init)
+    self.step = jax.jit(self._train_step)
+    self.frozen = jax.device_put(self.task.frozen)
+
+  def _train_step(self, *arguments):
+    self.traces += 1
+    return self.task.train_step(*arguments)
+
+
+@pytest.fixture(scope="module")
+def compiled(world):
+  """The task of most tests below. A second morpher of its loss leaves every token a group of its own."""
+  return Compiled(*make_task(world, morphers__tokens__weight=0.5))
+
+
+def test_a_hundred_steps_are_traced_once(compiled, batch):
   """The jitted step draws n̄ and k anew each time and for each seed, through one trace and one compilation."""
-  task, _ = make_task(world)
-  traces = []
-
-  def train_step(*arguments):
-    traces.append(1)
-    return task.train_step(*arguments)
-
-  step = jax.jit(train_step, donate_argnums=0)
-  state, frozen = jax.jit(task.init)(jax.random.key(0)), jax.device_put(task.frozen)
+  state = compiled.init(jax.random.key(0))
   groups = []
-  for seed in range(300):
-    state, measurements = step(state, frozen, batch, jax.random.key(seed))
+  for seed in range(100):
+    state, measurements = compiled.step(state, compiled.frozen, batch, jax.random.key(seed))
     groups.append(measurements["groups_dtm"])
-  assert len(traces) == 1
-  assert step._cache_size() == 1
+  assert compiled.traces == 1
+  assert compiled.step._cache_size() == 1
   groups = np.array(groups)
-  assert len(np.unique(groups)) > 100  # the mean over 8 draws a step, out of 1..64
+  assert len(np.unique(groups)) > 60  # the mean over 8 draws a step, out of 1..64
   assert 30 < groups.mean() < 40
 
 
 @pytest.mark.parametrize("normalize_target", [False, True])
-def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
+def test_the_loss_is_that_of_the_papers_figure(world, compiled, batch, normalize_target):
   """The test calls teacher, mask, student, labels and loss one after the other."""
-  task, config = make_task(world, loss__normalize_target=normalize_target)
-  config, _ = device_options.resolve(config)
+  if normalize_target != compiled.config.loss.normalize_target:
+    compiled = Compiled(*make_task(world, loss__normalize_target=normalize_target))
+  config, _ = device_options.resolve(compiled.config)
   key = jax.random.key(config.seed)
-  state = jax.jit(task.init)(key)
-  _, measurements = jax.jit(task.train_step)(state, task.frozen, batch, key)
+  state = compiled.init(key)
+  _, measurements = compiled.step(state, compiled.frozen, batch, key)
 
   each = lambda name: rngs.per_example(rngs.stream(key, name, 0), BATCH)
   image = augment(each("augment"), batch["image"], flip=0.5, color_jitter=0.0)
@@ -84,12 +103,12 @@ def test_the_loss_is_that_of_the_papers_figure(world, batch, normalize_target):
         error = np.abs(u - v)
         distance = np.where(error < 2, error**2 / 4, error - 1).mean()
         losses.append(members.sum() / 64 * distance / BATCH / 2)
-  np.testing.assert_allclose(measurements["loss"], sum(losses), rtol=1e-5)
+  np.testing.assert_allclose(measurements["loss_dtm"], sum(losses), rtol=1e-5)
 
 
-def test_noise_of_the_teacher(world, batch):
+def test_noise_of_the_teacher(world, compiled, batch):
   """It has the strength that the option names, depends on (seed, step, image), and spares evaluations."""
-  clean, noisy = (make_task(world, teacher__noise=noise)[0] for noise in (0.0, 0.5))
+  clean, noisy = compiled.task, make_task(world, teacher__noise=0.5, morphers__tokens__weight=0.5)[0]
   images = {"image": np.tile(batch["image"], (16, 1, 1, 1))}
   outputs = [jax.jit(task.outputs["teacher_tokens"])({}, task.frozen, images) for task in (clean, noisy)]
   np.testing.assert_array_equal(*outputs)
@@ -106,31 +125,27 @@ def test_noise_of_the_teacher(world, batch):
     assert np.abs(other - drawn).mean() > 0.1 * np.std(target_BNC)
 
   key = jax.random.key(0)
-  state = jax.jit(clean.init)(key)
-  losses = [
-    float(jax.jit(task.train_step)(state, task.frozen, batch, key)[1]["loss"]) for task in (clean, noisy)
-  ]
+  arguments = compiled.init(key), compiled.frozen, batch, key
+  losses = [step(*arguments)[1]["loss"] for step in (compiled.step, jax.jit(noisy.train_step))]
   assert losses[1] > losses[0]
 
 
-def test_only_the_student_learns(world, batch):
-  task, _ = make_task(world)
-  state = jax.jit(task.init)(jax.random.key(0))
+def test_only_the_student_learns(compiled, batch):
+  state = compiled.init(jax.random.key(0))
   assert set(state["params"]) == {
     "blocks", "cls_token", "head", "mask_token", "norm", "patch_embed", "rel_pos_bias",
   }  # fmt: skip
 
   def loss(frozen):
-    return task.train_step(state, frozen, batch, jax.random.key(0))[1]["loss"]
+    return compiled.task.train_step(state, frozen, batch, jax.random.key(0))[1]["loss"]
 
-  grads = jax.jit(jax.grad(loss))(jax.device_put(task.frozen))
+  grads = jax.jit(jax.grad(loss))(compiled.frozen)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
-def test_several_morphers_add_up_with_their_weights(world, batch):
-  task, _ = make_task(world, morphers__tokens__weight=0.5)
+def test_several_morphers_add_up_with_their_weights(compiled, batch):
   key = jax.random.key(0)
-  _, measured = jax.jit(task.train_step)(jax.jit(task.init)(key), task.frozen, batch, key)
+  _, measured = compiled.step(compiled.init(key), compiled.frozen, batch, key)
   total = measured["loss_dtm"] + 0.5 * measured["loss_tokens"]
   np.testing.assert_allclose(measured["loss"], total, rtol=1e-6)
   assert measured["groups_tokens"] == 64
@@ -141,13 +156,12 @@ def test_a_grid_that_is_not_the_teachers_is_refused(world):
     make_task(world, student__patch_size=8, teacher__image_size=32)
 
 
-def test_predictions_hide_nothing(world, batch):
-  task, config = make_task(world)
-  state = jax.jit(task.init)(jax.random.key(0))
-  student = vit.build(**config.student, out_dim=32)
+def test_predictions_hide_nothing(compiled, batch):
+  state = compiled.init(jax.random.key(0))
+  student = vit.build(**compiled.config.student, out_dim=32)
   pixels = normalize(jnp.asarray(batch["image"], jnp.float32) / 255, *NORMALIZATIONS["imagenet"])
   expected = jax.jit(student.apply)({"params": state["params"]}, pixels)["patches"].mean(axis=1)
-  features = task.outputs["student"](state, task.frozen, batch)
+  features = compiled.task.outputs["student"](state, compiled.frozen, batch)
   np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
