@@ -138,11 +138,11 @@ def test_a_limited_number_of_images_and_a_task_without_text(world, one):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_it_runs_during_pre_training(world, tmp_path):
-  """Measures the student's predictions and the teacher's tokens in the debug config."""
+def test_it_runs_in_pre_training(world, tmp_path):
+  """Measures the student's predictions and the teacher's tokens before the first step of the debug config."""
   from dtm_jax import loop
 
-  config = small_world.debug_config(world, total_steps=1, student__width=16, student__depth=1)
+  config = small_world.debug_config(world, total_steps=0, student__width=16, student__depth=1)
   section = importlib.import_module("configs.consistency").get_config().evals.consistency
   section.dataset.data_dir = str(world)
   section.update(prompts=None, batch_size=32, max_fit=32)
