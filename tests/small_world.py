@@ -94,6 +94,17 @@ def arguments(world: Path, workdir: Path | str, *more: str) -> list[str]:
   ]  # fmt: skip
 
 
+def probe_arguments(world: Path, workdir: Path | str) -> list[str]:
+  """Return the command line of `probe_config`."""
+  options = [
+    "teacher.name=clip", f"teacher.path={world / 'clip'}", f"data.dataset.data_dir={world}",
+    f"evals.test.dataset.data_dir={world}", "batch_size=16", "total_steps=6", "checkpoint.save_steps=3",
+    "log.log_steps=2", "evals.test.batch_size=32",
+  ]  # fmt: skip
+  flags = [f"--config.{option}" for option in options]
+  return ["--config=configs/linear_probe_cifar10.py", f"--workdir={workdir}", *flags]
+
+
 def environment(devices: int, **more: str) -> dict[str, str]:
   """Return the environment of a process with this number of CPU devices, which shares our compiled programs.
 
