@@ -12,7 +12,7 @@ from shared_programs import SharedPrograms
 from dtm_jax import loop, report
 from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
-from dtm_jax.evaluators import Evaluators, knn
+from dtm_jax.evaluators import Evaluators, best_head
 from dtm_jax.models.vit import weights as vit_weights
 from dtm_jax.training import mesh as meshes
 from tests.campaign import runs
@@ -136,9 +136,9 @@ def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninter
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(world, one_device, tmp_path):
-  config = small_world.debug_config(world, total_steps=6, evals={}, optim__lr=1e30, optim__clip_norm=0.0)
-  config.optim.warmup_steps = 0
-  config.checkpoint.save_steps = 6
+  config = small_world.probe_config(
+    world, evals={}, optim__lr=1e30, probe__rates=(1e30,), checkpoint__save_steps=6
+  )
   with pytest.raises(FloatingPointError, match=r"within steps \[\d, \d\]"):
     loop.train(config, str(tmp_path))
   assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
@@ -193,9 +193,9 @@ def evaluated(world, programs, tmp_path_factory):
 
 
 def evaluated_config(world):
-  return small_world.debug_config(
-    world, total_steps=7, checkpoint__save_steps=3, log__log_steps=1, evals__knn__every_steps=3,
-    evals__knn__at_start=True,
+  return small_world.probe_config(
+    world, total_steps=7, checkpoint__save_steps=3, log__log_steps=1, evals__test__every_steps=3,
+    evals__test__at_start=True,
   )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_a_kill_at_any_moment_loses_no_number(
   world, programs, tmp_path, monkeypatch, evaluated, moment, step
 ):
   owner, name = {
-    "evaluation": (knn.Evaluator, "run"),
+    "evaluation": (best_head.Evaluator, "run"),
     "before the save": (Checkpoints, "save"),
     "after the save": (Evaluators, "due"),
   }[moment]
@@ -245,8 +245,8 @@ def test_a_finished_or_refused_start_changes_no_file(world, programs, evaluated,
   assert int(state["step"]) == 7
   assert "Nothing is left to do: the run has 7 steps" in caplog.text
   changed = evaluated_config(world)
-  changed.student.width, changed.seed = 64, 1
-  with pytest.raises(UserError, match=r"--config.seed: 0 -> 1\n  --config.student.width: 32 -> 64"):
+  changed.data.image_size, changed.seed = 16, 1
+  with pytest.raises(UserError, match=r"--config.data.image_size: 32 -> 16\n  --config.seed: 0 -> 1"):
     loop.train(changed, str(evaluated))
   assert snapshot(evaluated) == before
   written = json.loads((evaluated / "config.json").read_text())
@@ -267,8 +267,9 @@ def test_another_batch_size_sees_every_example_once_and_ends_at_the_same_number(
       yield batch
 
   monkeypatch.setattr(loop.data, "train_batches", recorded)
-  config = small_world.debug_config(world, total_steps=None, evals={}, log__log_steps=1)
-  config.total_epochs = 2.0
+  config = small_world.probe_config(
+    world, data__split="train", total_steps=None, total_epochs=2.0, evals={}, log__log_steps=1
+  )
   with monkeypatch.context() as context:
     context.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 2)
     loop.train(config, str(tmp_path))
