@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_world
@@ -14,6 +15,7 @@ from dtm_jax.checkpoints.manager import Checkpoints
 from dtm_jax.errors import UserError
 from dtm_jax.evaluators import Evaluators, best_head
 from dtm_jax.models.vit import weights as vit_weights
+from dtm_jax.tasks import pretrain
 from dtm_jax.training import mesh as meshes
 from tests.campaign import runs
 
@@ -155,9 +157,12 @@ def test_zero_steps_only_evaluate(world, tmp_path):
 
 
 def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(
-  world, programs, tmp_path, uninterrupted
+  world, programs, tmp_path, uninterrupted, monkeypatch
 ):
-  """The other run's workdir (in shards) or exported weights start a run. Later its own checkpoint counts."""
+  """The other run's workdir (in shards) or exported weights start a run. Later its own checkpoint counts.
+
+  The steps change no parameter, so they compile at once.
+  """
   earlier, workdir = uninterrupted
   config = small_world.debug_config(
     world, total_steps=0, evals={}, init_from__path=str(workdir), mesh__data=4, mesh__fsdp=2
@@ -166,15 +171,18 @@ def test_a_run_starts_from_another_ones_parameters_and_resumes_its_own(
 
   vit_weights.save(tmp_path / "weights", jax.device_get(earlier["params"]), "authors")
   config = small_world.debug_config(world, total_steps=7, evals={}, init_from__path=str(tmp_path / "weights"))
-  state = programs.train(config, str(tmp_path / "run"))
+  step = lambda self, state, *_: (state | {"step": state["step"] + 1}, {"loss": jnp.float32(1.0)})
+  monkeypatch.setattr(pretrain.Pretraining, "train_step", step)
+  state = loop.train(config, str(tmp_path / "run"))
   assert int(state["step"]) == 7
+  assert_same(state["params"], earlier["params"])
   config.init_from.path = "nowhere/at_all"
   with pytest.raises(UserError, match=r"--config.init_from.path: .*/weights' -> 'nowhere/at_all'"):
-    programs.train(config, str(tmp_path / "run"))
+    loop.train(config, str(tmp_path / "run"))
   config.resume = "force"
-  assert_same(programs.train(config, str(tmp_path / "run")), state)
+  assert_same(loop.train(config, str(tmp_path / "run")), state)
   with pytest.raises(FileNotFoundError, match="nowhere/at_all"):
-    programs.train(config, str(tmp_path / "new"))
+    loop.train(config, str(tmp_path / "new"))
 
 
 # Records, stops at every point, another batch size -------------------------------------------------------
