@@ -1,5 +1,6 @@
 """Test that a saved state is restored bit by bit or not at all, and that a broken one is moved aside."""
 
+import functools
 import json
 import os
 import pathlib
@@ -38,10 +39,12 @@ def make_state(seed=0, width=32):
   return {"params": params, "opt_state": OPTIMIZER.init(params), "step": jnp.int32(seed)}
 
 
+@functools.cache
 def shardings_of(mesh, make=make_state):
   return meshes.param_shardings(mesh, jax.eval_shape(make), RULES, min_size=1)
 
 
+@functools.cache
 def abstract(mesh, make=make_state):
   shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(shape, jax.eval_shape(make), shardings_of(mesh, make))
