@@ -72,7 +72,14 @@ def test_stops_when_told_and_resumes_to_the_bit(world, programs, tmp_path, monke
   assert small_world.losses(tmp_path)[7] == small_world.losses(uninterrupted[1])[7]
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=["data8", "data4xfsdp2"])
+@pytest.mark.parametrize(
+  "shape",
+  [
+    pytest.param((8, 1), id="data8"),
+    # The two processes below have data=2 and fsdp=2.
+    pytest.param((4, 2), id="data4xfsdp2", marks=pytest.mark.long),
+  ],
+)
 def test_the_mesh_does_not_change_the_losses(world, programs, tmp_path, uninterrupted, shape):
   """The fixture runs on data=8."""
   mesh = {"mesh__data": shape[0], "mesh__fsdp": shape[1]}
@@ -86,7 +93,7 @@ def test_the_mesh_does_not_change_the_losses(world, programs, tmp_path, uninterr
 
 
 @pytest.mark.slow
-@pytest.mark.long  # the mesh above changes the loss neither, and test_scaling.py compares with one device
+@pytest.mark.long  # the two processes below have four devices, and test_scaling.py compares with one
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_number_of_devices_does_not_change_the_losses(world, tmp_path, monkeypatch, uninterrupted, count):
   """The fixture runs on eight devices."""
@@ -112,9 +119,11 @@ def get_config():
 
 @pytest.mark.slow
 def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninterrupted):
+  """Each process has two devices, over which the parameters are split. The fixture splits none."""
   config = tmp_path.with_suffix(".py")
   config.write_text(DEBUG_WITH_SNAPSHOTS)
-  flags = small_world.arguments(world, tmp_path, "--config.total_steps=7")
+  mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+  flags = small_world.arguments(world, tmp_path, "--config.total_steps=7", *mesh)
   flags[0] = f"--config={config}"
   processes = [
     runs.Process(flags, tmp_path.with_suffix(f".log{index}"), env=env | {"DTM_JAX_STOPPED_CODE": "75"})
@@ -130,6 +139,8 @@ def test_two_processes_see_the_same_examples_and_losses(world, tmp_path, uninter
   ]
   assert last[0]["knn/teacher_accuracy"] == last[1]["knn/teacher_accuracy"]
   assert last[0]["snapshots/student_patches_rank"] > 1
+  shardings = json.loads((tmp_path / "checkpoints" / "7" / "state" / "_sharding").read_text())
+  assert [None, None, "fsdp"] in [json.loads(each)["partition_spec"] for each in shardings.values()]
   names = ["images.npz", "step_00000000.npz", "step_00000007.npz"]  # process 0 alone writes them
   assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == names
   (run,) = report.read_runs([tmp_path])
