@@ -1,5 +1,6 @@
 """Seeds that train at once equal separate runs, have their workdirs, and stop and resume together."""
 
+import functools
 import os
 import signal
 from types import SimpleNamespace
@@ -18,13 +19,17 @@ STEPS = 4
 SEEDS = (0, 3)
 
 
-def config_of(world, **changes):
-  small = dict(
-    batch_size=8, total_steps=STEPS, student__depth=1, log__log_steps=2, checkpoint__save_steps=2,
-    mesh__data=1, log__report=False, teacher__noise=0.5, evals__knn__features=("student",),
-    data__device_resident=True, train__steps_per_call=2,
+PROBE = pytest.param(small_world.probe_config, id="linear_probe")
+PRETRAIN = pytest.param(small_world.debug_config, id="pretrain", marks=pytest.mark.long)  # trains likewise
+
+
+@pytest.fixture(scope="module", params=[PROBE, PRETRAIN])
+def config_of(request, world):
+  """Return a function that makes the config of a run from its changes."""
+  return functools.partial(
+    request.param, world, batch_size=8, total_steps=STEPS, log__log_steps=2, checkpoint__save_steps=2,
+    mesh__data=1, log__report=False, data__device_resident=True, train__steps_per_call=2,
   )  # fmt: skip
-  return small_world.debug_config(world, **(small | changes))
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +44,11 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
-def separate(world, programs, one_device, tmp_path_factory):
+def separate(config_of, programs, one_device, tmp_path_factory):
   """Return the workdirs of separate runs by seed."""
   folder = tmp_path_factory.mktemp("separate")
   for seed in SEEDS:
-    programs.train(config_of(world, seed=seed), str(folder / str(seed)))
+    programs.train(config_of(seed=seed), str(folder / str(seed)))
   return {seed: folder / str(seed) for seed in SEEDS}
 
 
@@ -70,21 +75,21 @@ def assert_equal_runs(one, other, rtol=1e-5):
 
 
 @pytest.mark.slow
-def test_seeds_at_once_equal_separate_runs(world, programs, separate, tmp_path):
+def test_seeds_at_once_equal_separate_runs(config_of, programs, separate, tmp_path):
   workdirs = folders(tmp_path)
-  assert run(config_of(world), workdirs)
+  assert run(config_of(), workdirs)
   for seed in SEEDS:
     assert_equal_runs(separate[seed], workdirs[seed])
   assert small_world.losses(workdirs[0]) != small_world.losses(workdirs[3])
   written = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
-  assert run(config_of(world), workdirs)  # nothing is left to do
-  programs.train(config_of(world, seed=3), str(workdirs[3]))  # a separate run agrees
+  assert run(config_of(), workdirs)  # nothing is left to do
+  programs.train(config_of(seed=3), str(workdirs[3]))  # a separate run agrees
   assert written == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
 
 
 @pytest.mark.slow
 @pytest.mark.long  # test_steps_per_call.py stops one seed, and the seeds at once are compared above
-def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(world, separate, tmp_path, monkeypatch):
+def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(config_of, separate, tmp_path, monkeypatch):
   workdirs, open_feed = folders(tmp_path), loop.open_feed
 
   def stopping(*args, **options):
@@ -104,14 +109,14 @@ def test_a_stop_saves_all_seeds_and_the_same_command_goes_on(world, separate, tm
   with monkeypatch.context() as patch:
     patch.setattr(loop, "open_feed", stopping)
     patch.setattr(os, "kill", lambda *args, kill=os.kill, sent=[]: sent or (sent.append(1), kill(*args)))
-    assert not run(config_of(world), workdirs)
+    assert not run(config_of(), workdirs)
   assert {small_world.metrics(folder)[-1]["step"] for folder in workdirs.values()} == {2}
-  assert run(config_of(world), workdirs)
+  assert run(config_of(), workdirs)
   for seed in SEEDS:
     assert_equal_runs(separate[seed], workdirs[seed])
 
 
-def test_seeds_at_different_steps_train_in_groups(world, tmp_path, monkeypatch):
+def test_seeds_at_different_steps_train_in_groups(config_of, tmp_path, monkeypatch):
   """A kill between two saves leaves them so."""
   steps, groups = {0: 2, 1: 0, 2: 2, 3: STEPS}, []
 
@@ -126,18 +131,18 @@ def test_seeds_at_different_steps_train_in_groups(world, tmp_path, monkeypatch):
   monkeypatch.setattr(loop, "begin", lambda setup: setup.course.step < STEPS)
   monkeypatch.setattr(seeds, "_train", train)
   monkeypatch.setattr(seeds, "_write_report", lambda setup: None)
-  assert run(config_of(world), {seed: tmp_path / str(seed) for seed in steps})
+  assert run(config_of(), {seed: tmp_path / str(seed) for seed in steps})
   assert groups == [[1], [0, 2]]
 
 
-def test_what_is_not_supported_is_refused(world, tmp_path, monkeypatch):
+def test_what_is_not_supported_is_refused(config_of, tmp_path, monkeypatch):
   with pytest.raises(OptionError, match=r"--config\.log\.profile_step=2 must be None"):
-    run(config_of(world, log__profile_step=2), folders(tmp_path))
+    run(config_of(log__profile_step=2), folders(tmp_path))
   with pytest.raises(OptionError, match=r"--config\.replay=x must be None"):
-    run(config_of(world, replay="x"), folders(tmp_path))
+    run(config_of(replay="x"), folders(tmp_path))
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(OptionError, match="one process only, not in 2"):
-    run(config_of(world), folders(tmp_path))
+    run(config_of(), folders(tmp_path))
 
 
 @pytest.mark.parametrize(
