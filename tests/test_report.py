@@ -225,7 +225,7 @@ def test_the_command_refuses_places_that_cannot_be_written(tmp_path, option, mes
 def test_a_run_ends_with_its_report_and_never_fails_because_of_it(
   world, programs, tmp_path, monkeypatch, caplog
 ):
-  config = small_world.debug_config(world, total_steps=2, evals={})
+  config = small_world.probe_config(world, evals={})
   path = tmp_path / "report.html"
   programs.train(config, str(tmp_path))
   assert "Loss" in check(path.read_text()).words
@@ -234,10 +234,10 @@ def test_a_run_ends_with_its_report_and_never_fails_because_of_it(
   assert not path.exists()
   config.log.report = False
   programs.train(config, str(tmp_path / "without"))
-  assert small_world.metrics(tmp_path / "without")[-1]["step"] == 2
+  assert small_world.metrics(tmp_path / "without")[-1]["step"] == 6
   assert not (tmp_path / "without" / "report.html").exists()
   config.log.report = True
   monkeypatch.setattr(page, "make", lambda runs: 1 / 0)
   programs.train(config, str(tmp_path / "broken"))
   assert "could not be written: ZeroDivisionError" in caplog.text
-  assert small_world.metrics(tmp_path / "broken")[-1]["step"] == 2
+  assert small_world.metrics(tmp_path / "broken")[-1]["step"] == 6

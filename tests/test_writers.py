@@ -111,15 +111,15 @@ def test_writers_are_typed_with_commas():
 def test_a_run_sends_its_numbers_and_continues_them(world, programs, monkeypatch, tmp_path):
   recorder, seen = Recorder(), []
   fake_service(monkeypatch, lambda workdir, config: seen.append(config) or recorder)
-  config = small_world.debug_config(world, total_steps=2, evals={}, log__writers=("wandb",))
+  config = small_world.probe_config(world, total_steps=2, evals={}, log__writers=("wandb",))
   programs.train(config, str(tmp_path))
-  config.total_steps = 4
+  config.total_steps = 6
   programs.train(config, str(tmp_path))
-  assert [step for step, _ in recorder.got] == [2, 3, 4]
+  assert [step for step, _ in recorder.got] == [2, 3, 4, 6]
   lines = {line["step"]: line for line in small_world.metrics(tmp_path)}
   for step, scalars in recorder.got:
     assert scalars["loss"] == pytest.approx(lines[step]["loss"], rel=1e-5)
-  assert [each["total_steps"] for each in seen] == [2, 4]
+  assert [each["total_steps"] for each in seen] == [2, 6]
   assert recorder.closed == 2
 
 
