@@ -1,5 +1,6 @@
 """Test what happens if a loss, gradient or state is not finite: the message, the recording, the replay."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,6 +18,7 @@ from dtm_jax.errors import NotThereError, UserError
 from dtm_jax.models.vit import model as vit
 from dtm_jax.records.flight_recorder import FlightRecorder, NonFiniteError
 from dtm_jax.records.recording import read_recording
+from dtm_jax.tasks import linear_probe
 from dtm_jax.training import finiteness
 
 CONFIG = ConfigDict({"seed": 3, "log": {"flight_recorder": True}, "replay": None})
@@ -133,17 +135,10 @@ def test_the_watch_names_module_and_layer():
   assert finiteness.nonfinite({"params": bad}) == [finiteness.Place("params/blocks/mlp/fc1/kernel", 1)]
 
 
-def token_wise_config(world, **changes):
-  """Return the debug config without evaluations, and with the morpher that compiles the fastest."""
-  config = small_world.debug_config(world, evals={}, **changes)
-  config.morphers = {"tokens": {"name": "identity", "weight": 1.0}}
-  return config
-
-
 def test_the_recorder_changes_no_number_and_compiles_nothing_more(world, tmp_path):
   programs = SharedPrograms()
   for name in ("with", "without"):
-    config = token_wise_config(world, total_steps=4, log__flight_recorder=name == "with")
+    config = small_world.probe_config(world, evals={}, log__flight_recorder=name == "with")
     programs.train(config, str(tmp_path / name))
   assert small_world.losses(tmp_path / "with") == small_world.losses(tmp_path / "without")
   assert {line["compilations"] for line in small_world.metrics(tmp_path / "with")} == {1}
@@ -151,11 +146,12 @@ def test_the_recorder_changes_no_number_and_compiles_nothing_more(world, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_huge_rate_is_replayed_and_nothing_bad_is_saved(world, tmp_path):
+def test_a_huge_rate_is_replayed_and_nothing_bad_is_saved(world, tmp_path, monkeypatch):
   """The update of step 1 breaks the state, and the replay says so."""
-  config = token_wise_config(world, total_steps=6, optim__lr=3e38, optim__clip_norm=0.0)
-  config.optim.warmup_steps = 0
-  config.optim.weight_decay = 100.0
+  build = linear_probe.build
+  strict = lambda *args: dataclasses.replace(build(*args), may_diverge=None)
+  monkeypatch.setattr(linear_probe, "build", strict)
+  config = small_world.probe_config(world, evals={}, optim__lr=3e38, optim__warmup_steps=0)
   config.checkpoint.save_steps = 1
   with pytest.raises(NonFiniteError, match=r"After step 1 the state is not finite"):
     loop.train(config, str(tmp_path))
@@ -169,7 +165,7 @@ def test_a_huge_rate_is_replayed_and_nothing_bad_is_saved(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bad_parameter_is_traced_to_its_module(world, tmp_path, monkeypatch):
+def test_a_bad_parameter_is_traced_to_its_module(world, one_device, tmp_path, monkeypatch):
   original = vit.init
 
   def broken(model, key, image_size):
@@ -181,13 +177,14 @@ def test_a_bad_parameter_is_traced_to_its_module(world, tmp_path, monkeypatch):
     }
 
   monkeypatch.setattr(vit, "init", broken)
-  config = token_wise_config(world, total_steps=4)
+  config = small_world.debug_config(world, evals={})
+  config.morphers = {"tokens": {"name": "identity", "weight": 1.0}}  # it compiles the fastest
   with pytest.raises(NonFiniteError, match="loss became nan at step 1"):
     loop.train(config, str(tmp_path))
   config.replay = str(tmp_path / "flight" / "1")
   finding = loop.replay(config)
   assert (finding.kind, str(finding.place)) == ("module", "VisionTransformer/blocks/attn/qkv, layer 1")
   assert "params/blocks/attn/qkv/kernel, layer 1" in finding.text
-  other = token_wise_config(world, total_steps=4, seed=5, replay=config.replay)
+  config.seed = 5
   with pytest.raises(UserError, match="other examples"):
-    loop.replay(other)
+    loop.replay(config)
