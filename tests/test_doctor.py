@@ -48,19 +48,20 @@ def text_of(findings, title: str, status: str) -> str:
 
 @pytest.mark.slow
 def test_a_good_set_up_has_no_failure_and_leaves_no_file(world, tmp_path):
-  findings, examination = diagnose(small_world.debug_config(world), tmp_path / "new" / "run")
+  findings, examination = diagnose(small_world.probe_config(world), tmp_path / "new" / "run")
   found = statuses(findings)
   assert set(found) == {
     "hosts", "devices", "workdir", "data", "teacher", "records", "step", "input", "disk", "estimate",
   }  # fmt: skip
   assert all(FAILURE not in each for each in found.values()), findings
-  assert "80 images; 64 of them were decoded" in text_of(findings, "data", OK)
-  assert "64 tokens of 32 numbers on 8 photos" in text_of(findings, "teacher", OK)
+  assert "72 images; 64 of them were decoded" in text_of(findings, "data", OK)
+  assert "64 tokens of 16 numbers on 8 photos" in text_of(findings, "teacher", OK)
   assert "mesh data=8, fsdp=1; 2 images a device" in text_of(findings, "devices", OK)
-  assert "6 steps of 16 images, 1.2 epochs" in text_of(findings, "estimate", OK)
+  assert "6 steps of 16 images, 1.3 epochs" in text_of(findings, "estimate", OK)
   assert examination.step_seconds > 0
   assert examination.host_rate > 0
-  assert examination.state_bytes > 4 * 10_000
+  heads = 9 * (16 * 10 + 10)
+  assert examination.state_bytes > 4 * 2 * heads  # with their momentum
   assert not list(tmp_path.iterdir())
 
 
