@@ -72,7 +72,7 @@ def transfer_config(name, data_dir):
   return config
 
 
-def test_a_folder_trains_by_its_name_alone(tmp_path):
+def test_a_folder_trains_by_its_name_alone(one_device, tmp_path):
   config = transfer_config("folder", write_folder(tmp_path / "squares", train=6, validation=5))
   config.augment.normalization = "dataset"
   state = loop.train(config, str(tmp_path / "run"))
