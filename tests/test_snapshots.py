@@ -14,8 +14,8 @@ from dtm_jax.records import snapshots
 
 
 def config_with_snapshots(world, **changes):
-  config = small_world.debug_config(world, total_steps=4, **changes)
-  section = common.snapshots(steps=2) | dict(max_images=32, images=5)
+  config = small_world.debug_config(world, **changes)
+  section = common.snapshots(steps=3) | dict(max_images=32, images=5)
   config.evals = dict(snapshots=section)
   return config
 
@@ -50,7 +50,7 @@ def test_the_agreement_of_partitions():
 def test_a_run_records_the_same_images_at_every_time(run):
   lines = {line["step"]: line for line in small_world.metrics(run)}
   found = snapshots.read(epath.Path(run))
-  assert sorted(found.groups) == [0, 2, 4]
+  assert sorted(found.groups) == [0, 3, 6]
   assert found.image.shape == (5, 32, 32, 3)
   assert len({*found.index_B.tolist()}) == 5
   assert np.all(found.label_B == found.index_B % 10)  # as `small_world` labels them
@@ -66,8 +66,8 @@ def test_a_run_records_the_same_images_at_every_time(run):
       for pair in zip(groups["student_patches"], groups["teacher_tokens"], strict=True)
     ]
     assert lines[step]["snapshots/teacher_tokens_agreement"] == pytest.approx(np.mean(agreement), rel=1e-4)
-  assert lines[4]["snapshots/student_patches_cosine"] != lines[0]["snapshots/student_patches_cosine"]
-  assert lines[4]["snapshots/teacher_tokens_rank"] == lines[0]["snapshots/teacher_tokens_rank"]
+  assert lines[6]["snapshots/student_patches_cosine"] != lines[0]["snapshots/student_patches_cosine"]
+  assert lines[6]["snapshots/teacher_tokens_rank"] == lines[0]["snapshots/teacher_tokens_rank"]
 
 
 @pytest.mark.slow
@@ -76,16 +76,16 @@ def test_snapshots_change_no_loss_and_a_resumed_run_continues_them(
 ):
   config = config_with_snapshots(world)
   with monkeypatch.context() as stopped:
-    stopped.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 2)
+    stopped.setattr(Checkpoints, "reached_preemption", lambda self, step: step == 3)
     programs.run(config, str(tmp_path))
   programs.train(config, str(tmp_path))
   assert small_world.losses(tmp_path) == small_world.losses(run)
   resumed, whole = (snapshots.read(epath.Path(folder)) for folder in (tmp_path, run))
-  assert sorted(resumed.groups) == [0, 2, 4]
+  assert sorted(resumed.groups) == [0, 3, 6]
   for step, groups in whole.groups.items():
     for name, label_BN in groups.items():
       np.testing.assert_array_equal(resumed.groups[step][name], label_BN)
-  config = small_world.debug_config(world, total_steps=4, evals={})
+  config = small_world.debug_config(world, evals={})
   programs.train(config, str(tmp_path / "without"))
   assert small_world.losses(tmp_path / "without") == small_world.losses(run)
 
