@@ -18,7 +18,7 @@ from dtm_jax.errors import NotThereError, UserError
 from dtm_jax.models.vit import model as vit
 from dtm_jax.records.flight_recorder import FlightRecorder, NonFiniteError
 from dtm_jax.records.recording import read_recording
-from dtm_jax.tasks import linear_probe
+from dtm_jax.tasks import linear_probe, pretrain
 from dtm_jax.training import finiteness
 
 CONFIG = ConfigDict({"seed": 3, "log": {"flight_recorder": True}, "replay": None})
@@ -166,6 +166,7 @@ def test_a_huge_rate_is_replayed_and_nothing_bad_is_saved(world, tmp_path, monke
 
 @pytest.mark.slow
 def test_a_bad_parameter_is_traced_to_its_module(world, one_device, tmp_path, monkeypatch):
+  """The run only says that its loss is bad. The replay makes the step, and finds why."""
   original = vit.init
 
   def broken(model, key, image_size):
@@ -179,8 +180,11 @@ def test_a_bad_parameter_is_traced_to_its_module(world, one_device, tmp_path, mo
   monkeypatch.setattr(vit, "init", broken)
   config = small_world.debug_config(world, evals={})
   config.morphers = {"tokens": {"name": "identity", "weight": 1.0}}  # it compiles the fastest
-  with pytest.raises(NonFiniteError, match="loss became nan at step 1"):
-    loop.train(config, str(tmp_path))
+  bad = lambda self, state, *_: (state | {"step": state["step"] + 1}, {"loss": jnp.float32(jnp.nan)})
+  with monkeypatch.context() as patch:
+    patch.setattr(pretrain.Pretraining, "train_step", bad)
+    with pytest.raises(NonFiniteError, match="loss became nan at step 1"):
+      loop.train(config, str(tmp_path))
   config.replay = str(tmp_path / "flight" / "1")
   finding = loop.replay(config)
   assert (finding.kind, str(finding.place)) == ("module", "VisionTransformer/blocks/attn/qkv, layer 1")
