@@ -453,11 +453,8 @@ def test_a_bucket_that_does_not_exist_is_refused_at_once(bucket, world):
 @pytest.fixture(scope="module")
 def student_run(world, tmp_path_factory):
   """Return the workdir of a pre-training run with a checkpoint of random parameters."""
-  workdir, rng, config = (
-    tmp_path_factory.mktemp("student"),
-    np.random.default_rng(0),
-    small_world.debug_config(world),
-  )
+  workdir, rng = tmp_path_factory.mktemp("student"), np.random.default_rng(0)
+  config = small_world.debug_config(world)
   (workdir / "config.json").write_text(config.to_json_best_effort())
   shapes = vit_config.param_shapes(vit.build(**config.student), (8, 8))
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
