@@ -239,6 +239,7 @@ def damage(checkpoint) -> None:
   largest.write_bytes(content)
 
 
+@pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
 def test_a_damaged_checkpoint_moves_aside_and_stays_there(bucket):
   folder = paths.resolve(bucket) / "checkpoints"
   checkpoints = save(os.fspath(folder), 1, 2)

@@ -171,6 +171,7 @@ def test_a_run_moves_from_one_device_to_another(world, one_device, tmp_path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_vit.py and test_clip.py compare the towers, and the norms are below
 def test_bfloat16_streams_stay_near_float32(world):
   """The loss and the gradient norm of ten steps: everything in float32, and as on a GPU."""
 

@@ -69,7 +69,10 @@ def test_a_hundred_steps_are_traced_once(compiled, batch):
   assert 30 < groups.mean() < 40
 
 
-@pytest.mark.parametrize("normalize_target", [False, True])
+NORMALIZED = pytest.param(True, marks=pytest.mark.long)  # test_morphing.py has the normalized loss
+
+
+@pytest.mark.parametrize("normalize_target", [False, NORMALIZED])
 def test_the_loss_is_that_of_the_papers_figure(world, compiled, batch, normalize_target):
   """The test calls teacher, mask, student, labels and loss one after the other."""
   if normalize_target != compiled.config.loss.normalize_target:
