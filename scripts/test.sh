@@ -13,10 +13,12 @@ ruff format --check .
 case " $* " in
   *" --fast "*) python -m pytest -n 2 --dist worksteal "$@" ;;
   *)
-    mypy & types=$!  # beside pytest, which waits for files and processes now and then
+    report=$(mktemp)
+    mypy > "$report" 2>&1 & types=$!  # beside pytest, which waits for files and processes now and then
+    trap 'kill "$types" 2> /dev/null || true; rm -f "$report"' EXIT
     status=0
     python -m pytest -n 2 --dist worksteal "$@" || status=$?
-    wait "$types" || { echo "mypy has found the errors above." >&2; exit 1; }
+    wait "$types" || { cat "$report" >&2; exit 1; }
     exit "$status"
     ;;
 esac
