@@ -1,6 +1,7 @@
 """Test the options that users type: read in order, and checked in one message before anything is loaded."""
 
 import ast
+import contextlib
 import inspect
 import itertools
 import re
@@ -12,7 +13,7 @@ import pytest
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_dict
 
-from dtm_jax import main, plugins, signatures
+from dtm_jax import loop, main, plugins, signatures
 from dtm_jax.data import pools  # noqa: F401  (it sets a flag, and tests replace absl's flags)
 from dtm_jax.errors import NotThereError, OptionError, concerning
 from dtm_jax.options import command_line, help_text, reference, run_options, validation
@@ -650,6 +651,18 @@ def test_main_refuses_with_one_message_and_exit_code_2(flags, hints, capsys):
   text = capsys.readouterr().err
   assert all(hint in text for hint in hints)
   assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_that_was_stopped_ends_with_the_code_of_the_environment(monkeypatch, complete):
+  for name in ("quiet_orbax", "start_distributed", "keep_compiled_programs", "leave_distributed"):
+    monkeypatch.setattr(startup, name, lambda: None)
+  monkeypatch.setattr(main, "_run", {"config": ConfigDict({"task": "pretrain"}), "workdir": "x"})
+  monkeypatch.setattr(loop, "run", lambda config, workdir: (None, complete))
+  monkeypatch.setenv("DTM_JAX_STOPPED_CODE", "75")
+  with pytest.raises(SystemExit) if not complete else contextlib.nullcontext() as caught:
+    main.main([])
+  assert complete or caught.value.code == 75
 
 
 @pytest.mark.parametrize(
