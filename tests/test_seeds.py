@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 import small_world
+from shared_programs import SharedPrograms
 
 from dtm_jax import loop, seeds
 from dtm_jax.checkpoints.contents import load_params
 from dtm_jax.errors import OptionError, UserError
+from dtm_jax.tasks import Run, linear_probe, pretrain
 from scripts.studies import train_seeds
 
 STEPS = 4
@@ -20,7 +22,8 @@ SEEDS = (0, 3)
 
 
 PROBE = pytest.param(small_world.probe_config, id="linear_probe")
-PRETRAIN = pytest.param(small_world.debug_config, id="pretrain", marks=pytest.mark.long)  # trains likewise
+# Its states differ by seed as those of the probe below, and its step is traced for all seeds.
+PRETRAIN = pytest.param(small_world.debug_config, id="pretrain", marks=pytest.mark.long)
 
 
 @pytest.fixture(scope="module", params=[PROBE, PRETRAIN])
@@ -30,6 +33,26 @@ def config_of(request, world):
     request.param, world, batch_size=8, total_steps=STEPS, log__log_steps=2, checkpoint__save_steps=2,
     mesh__data=1, log__report=False, data__device_resident=True, train__steps_per_call=2,
   )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_heads():
+  """Heads of the probe start from draws of the seed, as the parameters of other tasks, and not from zeros."""
+  init = linear_probe.LinearProbe.init
+
+  def drawn(self, key, params=None):
+    draw = lambda x: 0.1 * jax.random.normal(key, x.shape, x.dtype)
+    return init(self, key, jax.tree.map(draw, self.shapes) if params is None else params)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(linear_probe.LinearProbe, "init", drawn)
+    yield
+
+
+@pytest.fixture(scope="module")
+def programs():
+  """Return programs of this file alone, because its probe starts from other heads."""
+  return SharedPrograms()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +108,18 @@ def test_seeds_at_once_equal_separate_runs(config_of, programs, separate, tmp_pa
   assert run(config_of(), workdirs)  # nothing is left to do
   programs.train(config_of(seed=3), str(workdirs[3]))  # a separate run agrees
   assert written == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in workdirs.values()}
+
+
+def test_the_step_of_pre_training_is_traced_for_all_seeds(world):
+  """Masks, noise and morphers draw for each seed under `jax.vmap`."""
+  task = pretrain.build(small_world.debug_config(world, teacher__noise=0.5), Run(10, 5.0, 8))
+  keys = jax.random.split(jax.random.key(0), 2)
+  states = jax.eval_shape(jax.vmap(task.init), keys)
+  rows = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)}
+  program = seeds.jit_seeds(task, lambda arrays, rows, key: rows, 2, several=False)
+  after, measured = jax.eval_shape(program, states, task.frozen, {}, [rows, rows], keys)
+  assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, states)
+  assert [each["loss"].shape for each in measured] == [(), ()]
 
 
 @pytest.mark.slow
