@@ -50,7 +50,7 @@ def probe_config(world: Path, **changes):
   """Return configs/linear_probe_cifar10.py on this world, with the steps of `debug_config`.
 
   It has the step that compiles soonest: a first run takes a fifth of the time of one of `debug_config`. It is
-  for tests of what the loop does for every task. test_loop.py does the same with the task `pretrain`.
+  for tests of what the loop does for every task. test_loop.py trains, stops and resumes `pretrain` too.
   """
   config = importlib.import_module("configs.linear_probe_cifar10").get_config()
   config.teacher = {"name": "clip", "path": str(world / "clip")}

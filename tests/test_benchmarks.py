@@ -91,7 +91,7 @@ except AssertionError:
 
 
 @pytest.mark.slow
-@pytest.mark.long  # test_sharded_step.py runs the step without CLU and TensorFlow
+@pytest.mark.long  # test_sharded_step.py trains without CLU and TensorFlow
 def test_the_parts_are_those_of_the_step_without_clu_and_tensorflow(world, tmp_path):
   """`require_same` compares loss and gradient with the step. The end of PARTS shows that it can fail."""
   argv = ["--config=configs/debug.py", "--batch=8", "--repeats=1", "--matmul=64", f"--out={tmp_path}",
@@ -131,7 +131,7 @@ def test_what_remat_keeps_falls_from_none_to_block(world, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.long  # test_pretrain.py counts the traces of hundreds of steps
+@pytest.mark.long  # test_pretrain.py counts the traces of a hundred steps
 def test_draws_compile_once(one_device):
   """Many schedules need one trace, in the bare matching at 196 tokens and in the small step."""
   matching = recompiles.count(recompiles.matching_and_loss(196, 8, 14), draws=30)

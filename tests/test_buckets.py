@@ -25,6 +25,7 @@ from dtm_jax.models.clip import weights as clip_weights
 from dtm_jax.models.files import weight_files
 from dtm_jax.models.vit import config as vit_config
 from dtm_jax.models.vit import model as vit
+from dtm_jax.records import snapshots
 from dtm_jax.storage import local_copies, paths, writing
 from dtm_jax.storage.mirror import Mirror
 from dtm_jax.training import pretrained, startup
@@ -417,12 +418,21 @@ def test_two_processes_resume_in_a_bucket(bucket, world, programs, whole_run, mo
   assert_same_run(workdir, whole_run, rtol=1e-5)
 
 
+def test_snapshots_are_written_to_a_bucket(bucket):
+  root, index_B = paths.resolve(bucket), np.arange(2)
+  snapshots.write_images(root, np.zeros((2, 4, 4, 3), np.uint8), index_B, index_B)
+  snapshots.write_groups(root, 5, index_B, {"tokens": np.arange(8).reshape(2, 4)})
+  np.testing.assert_array_equal(snapshots.read(root).groups[5]["tokens"], np.arange(8).reshape(2, 4))
+
+
+def test_the_pod_command_stands_in_the_docs():
+  assert "--config=configs/vitb16.py --workdir=gs://BUCKET/vitb16" in (ROOT / "docs/imagenet.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.long  # two processes train in a bucket above, and test_configs.py traces this config
-def test_the_pod_command_of_the_docs(stores, world, tmp_path):
-  """Two hosts run what tpu_pod.sh starts by docs/imagenet.md. The options after it only make it quick."""
-  command = "--config=configs/vitb16.py --workdir=gs://BUCKET/vitb16"
-  assert command in (ROOT / "docs/imagenet.md").read_text()
+def test_the_pod_command_runs_on_two_hosts(stores, world, tmp_path):
+  """It is what tpu_pod.sh starts by docs/imagenet.md. The options after it only make it quick."""
   workdir = f"gs://{emulators.BUCKET}/vitb16"
   small = [
     "data.dataset.name=cifar10", f"data.dataset.data_dir={world}", "data.image_size=32",

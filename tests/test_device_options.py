@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 from small_world import debug_config, losses
 
@@ -171,7 +172,7 @@ def test_a_run_moves_from_one_device_to_another(world, one_device, tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.long  # test_vit.py and test_clip.py compare the towers, and the norms are below
+@pytest.mark.long  # the test below compares outputs and gradients of such a tower
 def test_bfloat16_streams_stay_near_float32(world):
   """The loss and the gradient norm of ten steps: everything in float32, and as on a GPU."""
 
@@ -206,5 +207,11 @@ def test_layer_norm_statistics_and_outputs_are_float32():
   params["cls_token"] += 100.0
   outputs = jax.jit(model.apply)({"params": params}, image)
   assert all(each.dtype == np.float32 for each in outputs.values())
-  exact = jax.jit(vit.VisionTransformer(**sizes).apply)({"params": params}, image)
+  float32 = vit.VisionTransformer(**sizes)
+  exact = jax.jit(float32.apply)({"params": params}, image)
   np.testing.assert_allclose(outputs["patches"], exact["patches"], atol=0.1)
+
+  weight = jax.random.normal(jax.random.key(2), exact["patches"].shape)
+  loss = lambda params, each: (weight * each.apply({"params": params}, image)["patches"]).sum()
+  norm = jax.jit(lambda params, each: optax.global_norm(jax.grad(loss)(params, each)), static_argnums=1)
+  np.testing.assert_allclose(norm(params, model), norm(params, float32), rtol=0.05)

@@ -85,7 +85,7 @@ def test_the_step_is_its_parts(world, batch):
   np.testing.assert_allclose(measurements["loss"], -(target * log_softmax).sum(1).mean(), rtol=1e-5)
 
 
-ONE = pytest.param(1, marks=pytest.mark.long)  # every second step is every update of two steps
+ONE = pytest.param(1, marks=pytest.mark.long)  # with 2, the average skips the steps without an update too
 
 
 @pytest.mark.parametrize("accumulate", [ONE, 2])
@@ -163,7 +163,8 @@ def test_a_run_stops_and_resumes_to_the_bit(world, student_weights, tmp_path, mo
   assert any("fsdp" in spec for spec in jax.tree.leaves(sharded[1]))
 
   whole, parts = (small_world.metrics(tmp_path / name) for name in ("whole", "parts"))
-  assert small_world.timeless(whole[-1]) == small_world.timeless(parts[-1] | {"compilations": 1})
+  found = small_world.timeless(whole[-1] | {"compilations": 0})  # the resumed run shares the program
+  assert small_world.timeless(parts[-1]) == found
   for output in ("logits", "logits_ema"):
     assert {f"test/{output}_{what}" for what in ("top1", "top5", "loss")} < whole[-1].keys()
   assert all(line.get("compilations", 1) == 1 for line in whole)

@@ -83,7 +83,6 @@ def test_every_notebook_is_run_by_a_test_and_described_in_the_documentation():
 
 
 @pytest.mark.slow
-@pytest.mark.long  # test_library.py runs these calls, and the notebook below runs always
 def test_use_as_a_library(world, monkeypatch):
   notebook = read("use_as_a_library")
   text = "".join(execute(notebook, world, monkeypatch))

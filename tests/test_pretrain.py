@@ -69,7 +69,7 @@ def test_a_hundred_steps_are_traced_once(compiled, batch):
   assert 30 < groups.mean() < 40
 
 
-NORMALIZED = pytest.param(True, marks=pytest.mark.long)  # test_morphing.py has the normalized loss
+NORMALIZED = pytest.param(True, marks=pytest.mark.long)  # test_morphing.py has this loss
 
 
 @pytest.mark.parametrize("normalize_target", [False, NORMALIZED])
@@ -107,6 +107,11 @@ def test_the_loss_is_that_of_the_papers_figure(world, compiled, batch, normalize
         distance = np.where(error < 2, error**2 / 4, error - 1).mean()
         losses.append(members.sum() / 64 * distance / BATCH / 2)
   np.testing.assert_allclose(measurements["loss_dtm"], sum(losses), rtol=1e-5)
+
+
+def test_the_option_of_a_normalized_target_reaches_the_loss(world, compiled):
+  assert not compiled.task.distance["normalize_target"]
+  assert make_task(world, loss__normalize_target=True)[0].distance["normalize_target"]
 
 
 def test_noise_of_the_teacher(world, compiled, batch):

@@ -51,7 +51,7 @@ def run(world):
   "shape",
   [
     pytest.param((1, 8), id="fsdp 8"),
-    pytest.param((8, 1), id="data 8", marks=pytest.mark.long),  # test_loop.py has data=8
+    pytest.param((8, 1), id="data 8", marks=pytest.mark.long),  # fsdp=8 splits the batch too
     pytest.param((2, 1), id="data 2", marks=pytest.mark.long),
   ],
 )

@@ -63,7 +63,8 @@ def cross_entropy(logits, label_map):
   return -np.take_along_axis(log_softmax, label[..., None].astype(int), axis=-1)[..., 0][valid].mean()
 
 
-LINEAR = pytest.param("linear", 0.0, marks=pytest.mark.long)  # upernet has a loss more, and a mirror
+# The other head has one loss more and mirrors the images. The test of frozen parameters takes a linear step.
+LINEAR = pytest.param("linear", 0.0, marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(("head", "flip"), [LINEAR, ("upernet", 1.0)])
@@ -127,7 +128,8 @@ def test_a_run_stops_and_resumes_to_the_bit(tmp_path, monkeypatch):
   resumed = programs.train(config, str(tmp_path / "parts"))
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(uninterrupted))
   whole, parts = (small_world.metrics(tmp_path / name) for name in ("whole", "parts"))
-  assert small_world.timeless(whole[-1]) == small_world.timeless(parts[-1] | {"compilations": 1})
+  found = small_world.timeless(whole[-1] | {"compilations": 0})  # the resumed run shares the program
+  assert small_world.timeless(parts[-1]) == found
   assert {"val/miou", "val/pixel_accuracy", "val/mean_accuracy"} < whole[-1].keys()
   assert all(line.get("compilations", 1) == 1 for line in whole)
 
