@@ -71,6 +71,11 @@ def _changed(config, changes):
   return config
 
 
+def counting_step(loss: float = 0.0):
+  """Return a method that takes the place of a task's `train_step`: it only counts, and measures this loss."""
+  return lambda self, state, *_: (state | {"step": state["step"] + 1}, {"loss": jnp.float32(loss)})
+
+
 def metrics(workdir: Path) -> list[dict]:
   """Return the lines of metrics.jsonl."""
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
