@@ -10,15 +10,12 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-{studies,docs,test,test-no-deps}.txt
 ruff check .
 ruff format --check .
-case " $* " in
-  *" --fast "*) python -m pytest -n 2 --dist worksteal "$@" ;;
-  *)
-    report=$(mktemp)
-    mypy > "$report" 2>&1 & types=$!  # beside pytest, which waits for files and processes now and then
-    trap 'kill "$types" 2> /dev/null || true; rm -f "$report"' EXIT
-    status=0
-    python -m pytest -n 2 --dist worksteal "$@" || status=$?
-    wait "$types" || { cat "$report" >&2; exit 1; }
-    exit "$status"
-    ;;
-esac
+check_types=mypy
+case " $* " in *" --fast "*) check_types=true ;; esac
+report=$(mktemp)
+$check_types > "$report" 2>&1 & types=$!  # beside pytest, which waits for files and processes now and then
+trap 'kill "$types" 2> /dev/null || true; rm -f "$report"' EXIT
+status=0
+python -m pytest -n 2 --dist worksteal "$@" || status=$?
+wait "$types" || { cat "$report" >&2; exit 1; }
+exit "$status"
